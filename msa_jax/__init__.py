@@ -1,0 +1,1 @@
+"""Multimodal sentiment analysis and emotion recognition in JAX and Flax."""

@@ -1,0 +1,5 @@
+"""The table of systems. Adding one touches its file, one line here and its config."""
+
+from msa_jax.models.base import System
+
+SYSTEMS: dict[str, System] = {}
