@@ -1,0 +1,71 @@
+"""Masked arithmetic: a masked entry has exactly zero influence, and a row without a
+valid entry gives zeros, never NaN, in the value and in the gradient."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from msa_jax.typing import Batch, Modality
+
+
+def masked_softmax(
+  logits: Float[Array, "..."], mask: Bool[Array, "..."], axis: int = -1
+) -> Float[Array, "..."]:
+  """Softmax over the valid entries, in float32.
+
+  Args:
+    logits: scores of any shape.
+    mask: True = valid; broadcasts to `logits` (same rank).
+    axis: axis to normalise over.
+
+  Returns:
+    float32 probabilities, exactly zero where masked; a row without a valid entry
+    is all zeros.
+  """
+  logits = jnp.where(mask, logits.astype(jnp.float32), -1e9)
+  shifted = logits - jnp.max(logits, axis=axis, keepdims=True)
+  weights = jnp.where(mask, jnp.exp(shifted), 0.0)
+  return weights / jnp.maximum(jnp.sum(weights, axis=axis, keepdims=True), 1e-9)
+
+
+def masked_mean(
+  values: Float[Array, "..."], mask: Bool[Array, "..."], axis: int | tuple[int, ...]
+) -> Float[Array, "..."]:
+  """Mean over the valid entries of `axis`; zero where there is none.
+
+  Args:
+    values: any shape.
+    mask: True = valid; same rank as `values`, broadcasting to it.
+    axis: axis or axes to average over. `mask` must have full size along it.
+  """
+  total = jnp.sum(jnp.where(mask, values, 0.0), axis=axis)
+  count = jnp.sum(mask, axis=axis).astype(values.dtype)
+  return total / jnp.maximum(count, 1.0)
+
+
+def hide_unavailable(batch: Batch, keep_lost: bool = False) -> Batch:
+  """Makes absent content absent for the model, in one place.
+
+  Unavailable modalities and filler rows lose all their steps, lost steps their
+  content, and features at masked steps become zero, whatever they held (NaN
+  included). Every model calls this first.
+
+  Args:
+    batch: any batch of utterances ([b m] availability) or dialogues ([b t m]).
+    keep_lost: True = lost steps stay valid steps with zero content, for models that
+      embed them; False = they are masked like padding.
+  """
+  modalities = {}
+  for column, name in enumerate(batch.order):
+    modality = batch.modalities[name]
+    present = batch.available[..., column]  # [b] or [b t]
+    present = present.reshape(*present.shape, *[1] * (2 - present.ndim))
+    mask = modality.mask & present & batch.sample_mask[:, None]  # [b t]
+    lost = modality.lost & mask
+    visible = mask & ~lost
+    modalities[name] = Modality(
+      features=jnp.where(visible[..., None], modality.features, 0.0),
+      mask=mask if keep_lost else visible,
+      lost=lost if keep_lost else jnp.zeros_like(lost),
+      ids=modality.ids,
+    )
+  return batch.replace(modalities=modalities)
