@@ -1,0 +1,227 @@
+"""Configs: the options every system shares, and what is checked before a run starts.
+
+A config is a locked `ConfigDict` made by plain Python (`configs/*.py`). Resolving it
+against a corpus fills `config.spec`; from then on it describes the whole program, and
+that is what a run directory keeps.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from msa_jax.typing import Corpus, UserError
+
+
+def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Returns the shared defaults around the options of one model.
+
+  Args:
+    model: options of the system, with its `name`.
+
+  Returns:
+    Unlocked config; `finish` locks it.
+  """
+  config = ml_collections.ConfigDict()
+  config.model = model
+  config.data = {
+    "path": "",  # "" = the synthetic corpus
+    "format": "auto",
+    "modalities": (),  # () = every modality of the corpus
+    # MMSA's separate feature files that replace one modality of the main file.
+    "features": {"text": "", "audio": "", "vision": ""},
+    "task": "regression",  # or cls2, cls7: classes made from a sentiment label
+    "standardize": ("audio", "vision"),
+    "align": "none",  # pool: audio and vision at the text's steps
+    "max_steps": 0,  # longest sequence kept, in steps; 0 = as long as the corpus
+    "codes": 0,  # number of k-means codes of audio and vision frames; 0 = none
+    "synthetic": {"seed": 0},
+    "device_budget_mib": 4096,  # larger splits are streamed from the host
+  }
+  config.loss = {"task": "l1", "aux_warmup": 0.0}
+  config.optim = {
+    "name": "adam",
+    "lr_new": 1e-3,
+    "warmup": 0.1,  # share of all steps
+    "schedule": "linear",
+    "clip": 2.0,
+    "weight_decay": 0.0,
+    "momentum": 0.0,
+    "epochs": 40,
+    "batch": 32,
+    "patience": 10,  # epochs without improvement on validation; None = never stop
+  }
+  config.train = {
+    "modality_dropout": 0.0,
+    "select": "auto",  # validation metric that picks the epoch; auto = by task
+    "eval_batch": 128,
+    "checkpoint_every_seconds": 30.0,
+    "steps_per_call": 100,
+  }
+  config.replicas = {"seeds": (0,)}
+  config.spec = {
+    "widths": {},
+    "lengths": {},
+    "ids": {},
+    "tasks": {},
+    "train_size": 0,
+  }
+  return config
+
+
+def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Locks a config, so that unknown keys are errors from here on."""
+  # None is a legal value of these, so their type must stay open.
+  for section, key, kind in (("optim", "clip", float), ("optim", "patience", int)):
+    value = config[section][key]
+    config[section][key] = ml_collections.config_dict.placeholder(kind)
+    config[section][key] = value
+  return config.lock()
+
+
+def resolve(
+  config: ml_collections.ConfigDict, corpus: Corpus
+) -> ml_collections.ConfigDict:
+  """Returns a locked copy of `config`, `spec` read off the preprocessed corpus."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.spec = spec_of(corpus)
+  return config.lock()
+
+
+def check_trainable(corpus: Corpus) -> None:
+  """Checks that a corpus can be trained on.
+
+  Raises:
+    UserError: the corpus has no training split, or no labels.
+  """
+  if "train" not in corpus.splits:
+    raise UserError(
+      f"{corpus.name!r} has no split 'train' (splits: {sorted(corpus.splits)})."
+    )
+  if not corpus.tasks:
+    raise UserError(f"{corpus.name!r} has no labels to train on.")
+
+
+def spec_of(corpus: Corpus) -> dict[str, Any]:
+  """Shapes and meanings of a corpus: all that building a model needs to know."""
+  train = corpus.splits["train"]
+  names = sorted(train.modalities)
+  return {
+    "widths": {n: int(train.modalities[n].features.shape[-1]) for n in names},
+    "lengths": {
+      n: max(int(s.modalities[n].features.shape[1]) for s in corpus.splits.values())
+      for n in names
+    },
+    "ids": {n: tuple(sorted(train.modalities[n].ids)) for n in names},
+    "tasks": {
+      name: {
+        "kind": task.kind,
+        "low": task.low,
+        "high": task.high,
+        "classes": tuple(task.classes),
+        "protocol": task.protocol,
+      }
+      for name, task in corpus.tasks.items()
+    },
+    "train_size": len(train),
+  }
+
+
+_POSITIVE = (
+  "optim.epochs",
+  "optim.batch",
+  "train.eval_batch",
+  "train.steps_per_call",
+  "train.checkpoint_every_seconds",
+)
+_SHARES = ("optim.warmup", "loss.aux_warmup", "train.modality_dropout")
+
+
+def get(config: ml_collections.ConfigDict, path: str) -> Any:
+  """Reads a dotted path, e.g. `optim.batch`."""
+  for key in path.split("."):
+    config = config[key]
+  return config
+
+
+def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> None:
+  """Checks what types cannot: ranges, names and contradictions.
+
+  Args:
+    config: config of a run, resolved or not.
+    systems: the known systems by name.
+
+  Raises:
+    UserError: naming the value, the rule and the choices.
+  """
+  if config.model.name not in systems:
+    raise UserError(
+      f"config.model.name={config.model.name!r} must be one of {sorted(systems)}."
+    )
+  for path in _POSITIVE:
+    if get(config, path) <= 0:
+      raise UserError(f"config.{path}={get(config, path)} must be positive.")
+  for path in _SHARES:
+    if not 0.0 <= get(config, path) <= 1.0:
+      raise UserError(f"config.{path}={get(config, path)} must be in [0, 1].")
+  if config.optim.patience is not None and config.optim.patience <= 0:
+    raise UserError(
+      f"config.optim.patience={config.optim.patience} must be positive, or None to"
+      " never stop early."
+    )
+  seeds = config.replicas.seeds
+  if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+    raise UserError(
+      f"config.replicas.seeds={seeds} must be distinct non-negative integers, at"
+      " least one."
+    )
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+  """Serialises a config; `from_json` gives an equal one back."""
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _tuples(entry) for key, entry in value.items()}
+  return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+  """Reads a config written by `to_json`.
+
+  Raises:
+    UserError: the text is not such a config.
+  """
+  try:
+    return ml_collections.ConfigDict(_tuples(json.loads(text))).lock()
+  except (ValueError, TypeError) as error:
+    raise UserError(f"config.json is damaged: {error}.") from error
+
+
+def differences(
+  ours: ml_collections.ConfigDict,
+  theirs: ml_collections.ConfigDict,
+  ignore: tuple[str, ...] = (),
+) -> list[str]:
+  """Lists the dotted keys whose values differ, as `key: a here, b there`."""
+  flat_ours, flat_theirs = _flatten(ours.to_dict()), _flatten(theirs.to_dict())
+  lines = []
+  for key in sorted(flat_ours.keys() | flat_theirs.keys()):
+    a, b = flat_ours.get(key, "absent"), flat_theirs.get(key, "absent")
+    if a != b and key not in ignore:
+      lines.append(f"{key}: {a} here, {b} there")
+  return lines
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      flat.update(_flatten(value, f"{prefix}{key}."))
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat

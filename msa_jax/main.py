@@ -1,0 +1,84 @@
+"""`python -m msa_jax.main`: trains, evaluates or predicts from the command line."""
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from msa_jax.typing import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, e.g. configs/hgem.py or configs/hgem.py:mosi."
+)
+_MODE = flags.DEFINE_enum(
+  "mode", "train", ["train", "evaluate", "predict"], "What to do."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Run directory. Training makes one under runs/ if none is given."
+)
+_INPUT = flags.DEFINE_string("input", "", "File to predict or evaluate.")
+_OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes.")
+
+
+def main(_) -> None:
+  # Imported here: a wrong flag is answered before JAX starts.
+  from msa_jax.report import terminal
+  from msa_jax.train import loop, run
+  from msa_jax.train.compilation import use_cache
+
+  use_cache()
+  try:
+    if _MODE.value == "train":
+      if _CONFIG.value is None:
+        raise UserError("--mode=train needs --config=configs/<system>.py[:variant].")
+      workdir = _WORKDIR.value or run.default_workdir(_CONFIG.value)
+      summary = run.train(_CONFIG.value, workdir)
+      print(terminal.training(summary, workdir))
+      return
+    if _WORKDIR.value is None:
+      raise UserError(f"--mode={_MODE.value} needs --workdir, the folder of a run.")
+    if _MODE.value == "evaluate":
+      print(terminal.evaluation(run.evaluate(_WORKDIR.value, _INPUT.value)))
+      return
+    if not _INPUT.value:
+      raise UserError("--mode=predict needs --input, the file to predict.")
+    written = run.predict(_WORKDIR.value, _INPUT.value, pathlib.Path(_OUTPUT.value))
+    print(f"predictions: {written}")
+  except loop.Interrupted as interruption:
+    print(interruption, file=sys.stderr)
+  except UserError as error:
+    _fail(error)
+
+
+def _fail(error: Exception) -> None:
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  sys.exit(2)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+  """Parses flags; whatever is wrong with them or with the config is one line."""
+  try:
+    return app.parse_flags_with_usage(arguments)
+  except (
+    flags.Error,
+    UserError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+    SyntaxError,
+  ) as error:
+    _fail(error)
+
+
+def run_main() -> None:
+  """Entry point."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+  run_main()

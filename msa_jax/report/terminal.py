@@ -1,0 +1,61 @@
+"""Results as plain text tables."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+# Figures that a table shows, in this order; the rest is in the JSON files.
+_SHOWN = (
+  "mae", "corr", "acc2_has0", "acc2_non0", "f1_non0", "acc5", "acc7",
+  "mae_sims", "corr_sims", "acc2_sims", "f1_sims", "acc3_sims", "acc5_sims",
+  "wa", "ua", "f1_weighted", "f1_macro", "acc", "f1", "wacc",
+)  # fmt: skip
+
+
+def _figure(figure: Mapping[str, Any]) -> str:
+  if figure["mean"] is None:
+    return "-"
+  spread = "" if figure["std"] is None else f" ± {figure['std']:.3f}"
+  return f"{figure['mean']:.3f}{spread}"
+
+
+def evaluation(splits: Mapping[str, Any]) -> str:
+  """One line per split and task: the named figures, mean ± standard deviation."""
+  lines = []
+  for split, tasks in splits.items():
+    for task, figures in tasks.items():
+      shown = [f"{name} {_figure(figures[name])}" for name in _SHOWN if name in figures]
+      lines.append(f"{split} {task}: " + ", ".join(shown))
+  return "\n".join(lines)
+
+
+def training(summary: Mapping[str, Any], workdir: str | pathlib.Path) -> str:
+  """What a finished training run says: figures, distance from optimal, where."""
+  epochs = ", ".join(
+    f"{best} of {last}"
+    for best, last in zip(summary["selected_epoch"], summary["epochs"], strict=True)
+  )
+  lines = [
+    f"{summary['model']}: {summary['parameters']:,} parameters,"
+    f" seeds {summary['seeds']}, epoch {epochs} by {summary['selected_by']}",
+    evaluation(summary["splits"]),
+  ]
+  for split, bayes in (summary.get("bayes") or {}).items():
+    lines.append(
+      f"{split}: Bayes-optimal mae {bayes['mae']:.3f};"
+      f" this run is at {bayes['mae_ratio']:.3f} times that"
+    )
+  lines += _entropies(summary["routing"])
+  lines.append(f"run directory: {workdir}")
+  return "\n".join(lines)
+
+
+def _entropies(routing: Mapping[str, Any]) -> list[str]:
+  gates = routing.get("test") or routing.get("valid") or {}
+  figures = [
+    f"{gate} {f['router_entropy_dense_nats']['mean']:.3f}"
+    f" ({f['router_entropy_dense_normalised']['mean']:.3f})"
+    for gate, f in gates.items()
+  ]
+  title = "router entropy in nats (share of the maximum): "
+  return [title + ", ".join(figures)] if figures else []

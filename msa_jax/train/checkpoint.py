@@ -1,0 +1,107 @@
+"""Checkpoints of one seed: `last` to resume from, `best` to predict with.
+
+The only file that knows Orbax.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from msa_jax.typing import Collections, Params, UserError
+
+
+class ResumePoint:
+  """The newest full training state of one seed, replaced atomically at each save.
+
+  Attributes:
+    folder: `checkpoints/seed_<s>/last` of a run directory.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+    self._manager = ocp.CheckpointManager(
+      folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
+    )
+
+  def save(self, step: int, tree: Any, position: dict[str, Any]) -> None:
+    """Saves `tree` (arrays) and `position` (JSON) under `step`, in the background;
+    a step that is already saved is kept as it is."""
+    if step in self._manager.all_steps():
+      return
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        tree=ocp.args.StandardSave(tree), position=ocp.args.JsonSave(position)
+      ),
+    )
+
+  def restore(self, example: Any) -> tuple[Any, dict[str, Any]] | None:
+    """Returns (tree, position) of the newest save, or None where there is none.
+
+    Args:
+      example: a tree with the structure, shapes and shardings to restore into.
+
+    Raises:
+      UserError: the files on disk do not fit `example`.
+    """
+    step = self._manager.latest_step()
+    if step is None:
+      return None
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, example)
+    try:
+      saved = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          tree=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
+        ),
+      )
+    except (ValueError, KeyError, OSError) as error:
+      raise UserError(_damaged(self.folder / str(step), error)) from error
+    return saved.tree, saved.position
+
+  def close(self) -> None:
+    """Waits for saves in flight."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def save_best(folder: pathlib.Path, params: Params, collections: Collections) -> None:
+  """Writes the selected parameters of one seed."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = {"params": params, "collections": collections}
+    checkpointer.save(folder.absolute(), tree, force=True)
+
+
+def load_best(
+  folder: pathlib.Path, params: Params, collections: Collections
+) -> tuple[Params, Collections]:
+  """Reads what `save_best` wrote.
+
+  Args:
+    folder: `checkpoints/seed_<s>/best` of a run directory.
+    params, collections: trees with the expected structure and shapes (arrays or
+      `jax.ShapeDtypeStruct`s).
+
+  Raises:
+    UserError: nothing there, or it does not fit the model.
+  """
+  if not folder.is_dir():
+    raise UserError(
+      f"{folder} is not there: the run has not finished training this seed (run the"
+      " training command again to resume it)."
+    )
+  tree = {"params": params, "collections": collections}
+  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      saved = checkpointer.restore(folder.absolute(), abstract)
+  except (ValueError, KeyError, OSError) as error:
+    raise UserError(_damaged(folder, error)) from error
+  return saved["params"], saved["collections"]
+
+
+def _damaged(folder: pathlib.Path, error: Exception) -> str:
+  reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+  return f"the checkpoint {folder} is damaged or of another model: {reason}"

@@ -1,0 +1,188 @@
+"""Where batches come from during a run: the device when the split fits, a Grain
+pipeline over the host's arrays when it does not. Same order, same numbers."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from msa_jax.data import batches
+from msa_jax.train.recipe import Recipe, Seed
+from msa_jax.typing import Batch, Collections, Metrics, Params, Split, Task, TrainState
+
+
+class Feed(NamedTuple):
+  """One split, ready to be read.
+
+  Attributes:
+    size: number of samples.
+    resident: the whole split on the device, or None when it is streamed.
+    stream: (order [steps b], first step) -> iterator of batches, from the host.
+  """
+
+  size: int
+  resident: Batch | None
+  stream: Callable[[np.ndarray, int], Any]
+
+
+def make_feed(
+  split: Split,
+  tasks: Mapping[str, Task],
+  lengths: Mapping[str, int],
+  budget_bytes: int,
+) -> Feed:
+  """Puts a split on the device if it needs at most `budget_bytes` there.
+
+  Args:
+    split: host arrays.
+    tasks: the corpus's tasks.
+    lengths: static length per modality (`config.spec.lengths`).
+    budget_bytes: device memory that one split may take.
+  """
+  resident = None
+  if batches.fits(split, budget_bytes):
+    resident = jax.device_put(batches.whole(split, tasks, lengths))
+  stream = functools.partial(batches.stream, split, tasks, lengths=lengths)
+  return Feed(len(split), resident, stream)
+
+
+class Steps:
+  """Runs optimizer steps of an epoch, some at a time, compiled once.
+
+  One call is one program: a `fori_loop` whose bounds are arguments, so that a run can
+  stop after any step (signals, checkpoints) without another compilation.
+
+  Attributes:
+    recipe: gives the step.
+    capacity: most steps of one call.
+  """
+
+  def __init__(self, recipe: Recipe, capacity: int):
+    self.capacity = capacity
+    self._step = jax.jit(recipe.step, donate_argnums=0)
+    self._loop = jax.jit(
+      functools.partial(_run_resident, recipe, capacity), donate_argnums=0
+    )
+
+  def __call__(
+    self, state: TrainState, feed: Feed, order: np.ndarray, first: int, seed: Seed
+  ) -> tuple[TrainState, Mapping[str, np.ndarray]]:
+    """Runs up to `capacity` steps, starting at step `first` of the epoch.
+
+    Args:
+      state: donated.
+      feed: the training split.
+      order: [steps b] rows of each batch of the epoch.
+      first: first step to run.
+      seed: the run's seed.
+
+    Returns:
+      The new state, and metrics with one entry per step that was run.
+    """
+    last = min(first + self.capacity, len(order))
+    if feed.resident is not None:
+      state, metrics = self._loop(state, feed.resident, order, first, last, seed)
+      metrics = jax.device_get(metrics)
+      return state, {name: v[: last - first] for name, v in metrics.items()}
+    collected = []
+    stream = feed.stream(order[:last], first)
+    for batch in stream:
+      state, metrics = self._step(state, batch, seed)
+      collected.append(metrics)
+    collected = jax.device_get(collected)
+    return state, {k: np.stack([m[k] for m in collected]) for k in collected[0]}
+
+
+def _run_resident(
+  recipe: Recipe,
+  capacity: int,
+  state: TrainState,
+  data: Batch,
+  order: Int[Array, "t b"],
+  first: Int[Array, ""],
+  last: Int[Array, ""],
+  seed: Seed,
+) -> tuple[TrainState, Metrics]:
+  def step(index, carry):
+    state, buffers = carry
+    batch = batches.take(data, order[index])
+    state, metrics = recipe.step(state, batch, seed)
+    buffers = {
+      name: buffer.at[index - first].set(metrics[name])
+      for name, buffer in buffers.items()
+    }
+    return state, buffers
+
+  _, shapes = jax.eval_shape(recipe.step, state, batches.take(data, order[0]), seed)
+  buffers = {
+    name: jnp.zeros((capacity, *shape.shape), shape.dtype)
+    for name, shape in shapes.items()
+  }
+  return jax.lax.fori_loop(first, last, step, (state, buffers))
+
+
+class Predictions(NamedTuple):
+  """What a model says of a split, on the host, in the split's order.
+
+  Attributes:
+    outputs: task name -> [n ...].
+    routing: gate name -> {"probs", "combine", "logits"} -> [n e].
+  """
+
+  outputs: Mapping[str, np.ndarray]
+  routing: Mapping[str, Mapping[str, np.ndarray]]
+
+
+class Predictor:
+  """Predicts whole splits, compiled once per split size.
+
+  Attributes:
+    recipe: gives `predict`.
+    batch_size: rows per step.
+  """
+
+  def __init__(self, recipe: Recipe, batch_size: int):
+    self.batch_size = batch_size
+    self._predict = jax.jit(functools.partial(_predict_batch, recipe))
+    self._map = jax.jit(functools.partial(_predict_resident, recipe))
+
+  def __call__(
+    self, params: Params, collections: Collections, feed: Feed
+  ) -> Predictions:
+    """Predicts every sample of `feed`."""
+    size = min(self.batch_size, feed.size)
+    order = np.asarray(batches.epoch_order(0, 0, feed.size, size, shuffle=False))
+    if feed.resident is not None:
+      stacked = jax.device_get(self._map(params, collections, feed.resident, order))
+    else:
+      parts = [
+        jax.device_get(self._predict(params, collections, batch))
+        for batch in feed.stream(order, 0)
+      ]
+      stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+    rows = jax.tree.map(
+      lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: feed.size], stacked
+    )
+    return Predictions(*rows)
+
+
+def _predict_batch(recipe, params, collections, batch):
+  output = recipe.predict(params, collections, batch)
+  routing = {
+    gate: {"probs": r.probs, "combine": r.combine, "logits": r.logits}
+    for gate, r in output.routing.items()
+  }
+  return dict(output.predictions), routing
+
+
+def _predict_resident(recipe, params, collections, data, order):
+  return jax.lax.map(
+    lambda index: _predict_batch(
+      recipe, params, collections, batches.take(data, index)
+    ),
+    order,
+  )

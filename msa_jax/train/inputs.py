@@ -1,0 +1,143 @@
+"""From a config to a clean corpus with the shapes a model needs."""
+
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from msa_jax import config as config_lib
+from msa_jax.data import preprocess, reading, synthetic
+from msa_jax.models import SYSTEMS
+from msa_jax.typing import Corpus, UserError
+
+
+class Inputs(NamedTuple):
+  """A run's inputs.
+
+  Attributes:
+    config: resolved config.
+    corpus: preprocessed corpus.
+    preprocessor: what was fitted on the training split.
+    description: contents of data.json.
+  """
+
+  config: ml_collections.ConfigDict
+  corpus: Corpus
+  preprocessor: preprocess.Preprocessor
+  description: dict[str, Any]
+
+
+def load(config: ml_collections.ConfigDict) -> Corpus:
+  """Reads the corpus that `config.data` names, as it is on disk.
+
+  Raises:
+    UserError: no such file, or not readable.
+  """
+  options = config.data
+  if not options.path:
+    return synthetic.synthetic(options.synthetic)
+  features = {name: path for name, path in options.features.items() if path}
+  return reading.read(options.path, options.format, features=features)
+
+
+def prepare(config: ml_collections.ConfigDict) -> Inputs:
+  """Loads, preprocesses (fitted on the training split) and resolves.
+
+  Args:
+    config: an unresolved config.
+
+  Raises:
+    UserError: bad file, or a config that contradicts the corpus.
+  """
+  config_lib.validate(config, SYSTEMS)
+  corpus = select_modalities(load(config), config.data.modalities)
+  corpus = preprocess.derive_task(corpus, config.data.task)
+  config_lib.check_trainable(corpus)
+  preprocessor = preprocess.fit(corpus, config.data)
+  corpus = preprocess.apply(preprocessor, corpus)
+  return Inputs(
+    config_lib.resolve(config, corpus), corpus, preprocessor, describe(config, corpus)
+  )
+
+
+def reload(
+  config: ml_collections.ConfigDict, preprocessor: preprocess.Preprocessor, path: str
+) -> Corpus:
+  """Reads a corpus for a trained run: its own (`path` empty) or another file.
+
+  Args:
+    config: the run's resolved config.
+    preprocessor: the run's.
+    path: file to read in place of the run's own.
+  """
+  if path:
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+      config.data.update({"path": path, "format": "auto"})
+      config.data.features = {name: "" for name in config.data.features}
+  corpus = load(config)
+  kept = [n for n in config.spec.widths if n in _modalities(corpus)]
+  corpus = preprocess.derive_task(select_modalities(corpus, kept), config.data.task)
+  return preprocess.apply(preprocessor, corpus)
+
+
+def _modalities(corpus: Corpus) -> list[str]:
+  return sorted(next(iter(corpus.splits.values())).modalities)
+
+
+def select_modalities(corpus: Corpus, names: tuple[str, ...] | list[str]) -> Corpus:
+  """Keeps the named modalities (all if none is named).
+
+  Raises:
+    UserError: the corpus has no such modality.
+  """
+  known = _modalities(corpus)
+  unknown = set(names) - set(known)
+  if unknown:
+    raise UserError(
+      f"config.data.modalities={tuple(names)}: the corpus has no"
+      f" {', '.join(sorted(unknown))} (it has {', '.join(known)})."
+    )
+  if not names:
+    return corpus
+  splits = {
+    key: dataclasses.replace(
+      split, modalities={n: split.modalities[n] for n in known if n in names}
+    )
+    for key, split in corpus.splits.items()
+  }
+  return dataclasses.replace(corpus, splits=splits)
+
+
+def describe(config: ml_collections.ConfigDict, corpus: Corpus) -> dict[str, Any]:
+  """Contents of data.json: file hash, sizes, sign counts, what the reader noted."""
+  description: dict[str, Any] = {"name": corpus.name, "notes": dict(corpus.notes)}
+  if config.data.path:
+    path = pathlib.Path(config.data.path).expanduser()
+    with path.open("rb") as file:
+      digest = hashlib.file_digest(file, "sha256").hexdigest()
+    description |= {"file": path.name, "sha256": digest}
+  description["splits"] = {
+    key: {"samples": len(split), "labels": _label_counts(split)}
+    for key, split in corpus.splits.items()
+  }
+  return description
+
+
+def _label_counts(split) -> dict[str, dict[str, int]]:
+  counts = {}
+  for name, values in split.labels.items():
+    if values.dtype.kind == "f":
+      signs = {"negative": values < 0, "zero": values == 0, "positive": values > 0}
+      counts[name] = {sign: int(chosen.sum()) for sign, chosen in signs.items()}
+    elif values.ndim == 1:
+      counts[name] = {
+        f"class_{c}": int((values == c).sum()) for c in sorted(set(values.tolist()))
+      }
+    else:
+      counts[name] = {
+        f"yes_{c}": int((values[:, c] == 1).sum()) for c in range(values.shape[1])
+      }
+  return counts

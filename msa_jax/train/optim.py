@@ -1,0 +1,113 @@
+"""Optimizers: one schedule shape, one learning rate per parameter partition."""
+
+from collections.abc import Callable
+
+import jax
+import ml_collections
+import optax
+
+from msa_jax.typing import Params, UserError
+
+SCHEDULES = ("constant", "linear", "cosine")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+
+
+def total_steps(config: ml_collections.ConfigDict) -> int:
+  """Optimizer updates of a whole run: epochs times batches of the training split."""
+  per_epoch = -(-config.spec.train_size // config.optim.batch)
+  return max(1, per_epoch * config.optim.epochs)
+
+
+def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+  """Relative learning rate in [0, 1]: linear warm-up, then the named decay.
+
+  Args:
+    config: `optim.warmup` is a share of all steps, `optim.schedule` one of
+      `SCHEDULES`, `optim.epochs` and `optim.batch` give the number of steps.
+  """
+  steps = total_steps(config)
+  warmup = round(config.optim.warmup * steps)
+  decay = {
+    "constant": lambda: optax.constant_schedule(1.0),
+    "linear": lambda: optax.linear_schedule(1.0, 0.0, max(1, steps - warmup)),
+    "cosine": lambda: optax.cosine_decay_schedule(1.0, max(1, steps - warmup)),
+  }
+  if config.optim.schedule not in decay:
+    raise UserError(f"{config.optim.schedule=} must be one of {SCHEDULES}.")
+  after = decay[config.optim.schedule]()
+  if warmup == 0:
+    return after
+  # The first update already moves: warm-up goes through 1/warmup, 2/warmup, ...
+  ramp = optax.linear_schedule(1.0 / warmup, 1.0, max(1, warmup - 1))
+  return optax.join_schedules([ramp, after], [warmup])
+
+
+def learning_rates(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """Partition name -> learning rate, from the `optim.lr_<partition>` keys."""
+  return {
+    key.removeprefix("lr_"): value
+    for key, value in config.optim.items()
+    if key.startswith("lr_")
+  }
+
+
+def _labels(params: Params, partition: Callable, known: dict[str, float]) -> Params:
+  def label(path, _):
+    name = partition(tuple(str(getattr(key, "key", key)) for key in path))
+    if name not in known:
+      raise UserError(
+        f"no learning rate for the parameter partition {name!r}: set"
+        f" config.optim.lr_{name} (known partitions: {sorted(known)})."
+      )
+    return name
+
+  return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _decays(params: Params) -> Params:
+  # Biases, norm scales and other vectors are not decayed.
+  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _update_rule(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+  options = config.optim
+  if options.name == "sgd":
+    return optax.trace(decay=options.momentum)
+  if options.name not in OPTIMIZERS:
+    raise UserError(f"{options.name=} must be one of {OPTIMIZERS}.")
+  return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+def build(
+  config: ml_collections.ConfigDict, partition: Callable[[tuple[str, ...]], str]
+) -> optax.GradientTransformation:
+  """Builds the optimizer of a run.
+
+  Args:
+    config: reads `optim` (name, lr_*, warmup, schedule, clip, weight_decay, ...).
+    partition: parameter path -> partition name.
+
+  Returns:
+    Clip by global norm over all partitions, then the update rule, decoupled weight
+    decay on matrices (`adamw`), the schedule and each partition's learning rate.
+
+  Raises:
+    UserError: unknown optimizer or schedule, or a partition without learning rate.
+  """
+  rates = learning_rates(config)
+  relative = schedule(config)
+  rule = _update_rule(config)
+  parts = (
+    [] if config.optim.clip is None else [optax.clip_by_global_norm(config.optim.clip)]
+  )
+  parts.append(rule)
+  if config.optim.name == "adamw":
+    parts.append(optax.add_decayed_weights(config.optim.weight_decay, mask=_decays))
+  parts.append(
+    optax.multi_transform(
+      {name: optax.scale(-rate) for name, rate in rates.items()},
+      lambda params: _labels(params, partition, rates),
+    )
+  )
+  parts.append(optax.scale_by_schedule(relative))
+  return optax.chain(*parts)

@@ -1,0 +1,185 @@
+"""Whole runs: train all seeds into a run directory, evaluate it, predict with it."""
+
+import pathlib
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import ml_collections
+
+from msa_jax.data import preprocess
+from msa_jax.train import feed as feed_lib
+from msa_jax.train import inputs, loop, recipe, scoring, summary, tables
+from msa_jax.train.checkpoint import load_best
+from msa_jax.train.rundir import RunDirectory
+from msa_jax.typing import Collections, Corpus, Params, UserError
+
+_PREPROCESSING = "preprocessing.npz"
+
+
+def default_workdir(config: ml_collections.ConfigDict) -> pathlib.Path:
+  """`runs/<model>-<data>-<time>`: a fresh folder for runs nobody named."""
+  data = pathlib.Path(config.data.path).stem if config.data.path else "synthetic"
+  stamp = time.strftime("%Y%m%d-%H%M%S")
+  return pathlib.Path("runs") / f"{config.model.name}-{data}-{stamp}"
+
+
+@contextmanager
+def _stop_signal():
+  """Yields a function that says whether SIGTERM or SIGINT has come."""
+  came = threading.Event()
+  previous = {}
+  if threading.current_thread() is threading.main_thread():
+    for number in (signal.SIGTERM, signal.SIGINT):
+      previous[number] = signal.signal(number, lambda *_: came.set())
+  try:
+    yield came.is_set
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+def _feeds(
+  config: ml_collections.ConfigDict, corpus: Corpus
+) -> dict[str, feed_lib.Feed]:
+  budget = config.data.device_budget_mib * 2**20
+  return {
+    name: feed_lib.make_feed(split, corpus.tasks, config.spec.lengths, budget)
+    for name, split in corpus.splits.items()
+  }
+
+
+def train(
+  config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+) -> dict[str, Any]:
+  """Trains every seed of `config.replicas.seeds`, or resumes; writes the run directory.
+
+  Args:
+    config: an unresolved config.
+    workdir: folder of the run; one that holds this run already is resumed.
+
+  Returns:
+    The contents of summary.json.
+
+  Raises:
+    UserError: bad input, another run in the folder, a diverging loss.
+    loop.Interrupted: SIGTERM or Ctrl-C came; everything is saved.
+  """
+  prepared = inputs.prepare(config)
+  config, corpus = prepared.config, prepared.corpus
+  scoring.selection(config)  # fails early on an unknown metric
+  run = RunDirectory(workdir)
+  run.create(config, prepared.description)
+  preprocess.save(prepared.preprocessor, run.path / _PREPROCESSING)
+  programs = loop.make_programs(config, recipe.build(config))
+  feeds = _feeds(config, corpus)
+  labels = (
+    scoring.targets(corpus.splits["valid"], corpus.tasks)
+    if ("valid" in corpus.splits)
+    else {}
+  )
+  selected, positions = [], []
+  with _stop_signal() as stop_requested:
+    for seed in config.replicas.seeds:
+      params, collections, position = loop.fit(
+        config, programs, feeds, labels, seed, run, stop_requested
+      )
+      selected.append((params, collections))
+      positions.append(position)
+  # The test split is read here, once, with the parameters that validation selected.
+  held_out = {name: feeds[name] for name in ("valid", "test") if name in feeds}
+  predictions = {
+    split: [programs.predictor(*chosen, feed) for chosen in selected]
+    for split, feed in held_out.items()
+  }
+  return summary.write(run, config, corpus, predictions, selected, positions)
+
+
+def restore(
+  run: RunDirectory, config: ml_collections.ConfigDict, system: recipe.Recipe
+) -> list[tuple[Params, Collections]]:
+  """Selected parameters of every seed of a run.
+
+  Raises:
+    UserError: a seed has not finished, or its checkpoint is damaged.
+  """
+  shapes = jax.eval_shape(system.init, 0)
+  return [
+    load_best(run.best(seed), shapes.params, shapes.collections)
+    for seed in config.replicas.seeds
+  ]
+
+
+def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
+  """Scores a trained run again: on its own corpus, or on another labelled file.
+
+  Args:
+    workdir: folder of the run.
+    path: another file to evaluate on; "" = the run's own.
+
+  Returns:
+    split -> task -> metric -> {"mean", "std", "values"}, also written to
+    evaluation.json.
+
+  Raises:
+    UserError: no such run, no such file, or a file without labels.
+  """
+  run = RunDirectory(workdir)
+  config = run.config()
+  preprocessor = preprocess.load(run.path / _PREPROCESSING)
+  corpus = inputs.reload(config, preprocessor, path)
+  labelled = {
+    name: split
+    for name, split in corpus.splits.items()
+    if scoring.targets(split, corpus.tasks) and (path or name != "train")
+  }
+  if not labelled:
+    raise UserError(f"{path} has no labels to evaluate on; use --mode=predict.")
+  system = recipe.build(config)
+  predictor = feed_lib.Predictor(system, config.train.eval_batch)
+  chosen = restore(run, config, system)
+  feeds = _feeds(config, corpus)
+  report = {}
+  for name, split in labelled.items():
+    targets = scoring.targets(split, corpus.tasks)
+    scores = [
+      scoring.score(config, predictor(*seed, feeds[name]).outputs, targets)
+      for seed in chosen
+    ]
+    report[name] = summary.over_seeds(scores)
+  run.write_json("evaluation.json", {"file": path or "own", "splits": report})
+  return report
+
+
+def predict(
+  workdir: str | pathlib.Path, path: str, output: str | pathlib.Path
+) -> pathlib.Path:
+  """Predicts every sample of a file, labelled or not, into a csv file.
+
+  Args:
+    workdir: folder of the run.
+    path: any supported file.
+    output: csv to write: id, prediction (mean over seeds), one column per seed,
+      class names and probabilities for classes, and the mean gate weights.
+
+  Raises:
+    UserError: no such run or file, or `output` cannot be written.
+  """
+  run = RunDirectory(workdir)
+  config = run.config()
+  corpus = inputs.reload(config, preprocess.load(run.path / _PREPROCESSING), path)
+  system = recipe.build(config)
+  predictor = feed_lib.Predictor(system, config.train.eval_batch)
+  chosen = restore(run, config, system)
+  columns: tables.Columns = {}
+  for name, feed in _feeds(config, corpus).items():
+    per_seed = [predictor(*seed, feed) for seed in chosen]
+    part = {"id": corpus.splits[name].ids, "split": [name] * feed.size}
+    part |= tables.prediction_columns(config, per_seed, config.replicas.seeds)
+    part |= tables.gate_columns(per_seed)
+    for key, column in part.items():
+      columns[key] = [*columns.get(key, ()), *column]
+  return tables.write_csv(pathlib.Path(output), columns)

@@ -1,0 +1,104 @@
+"""Figures of predictions: task metrics by protocol, routing entropies, selection."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from msa_jax import metrics as metrics_lib
+from msa_jax.train.recipe import task_of
+from msa_jax.typing import Split, Task, UserError
+
+# The headline metric of each protocol, which selects the epoch.
+_HEADLINE = {"mosi": "mae", "sims": "mae_sims", "classes": "wa", "emotions": "f1"}
+
+
+class Targets(NamedTuple):
+  """Labels of one task on the host: values [n ...] and who has one, [n]."""
+
+  values: np.ndarray
+  mask: np.ndarray
+
+
+def targets(split: Split, tasks: Mapping[str, Task]) -> dict[str, Targets]:
+  """Reads a split's labels; samples without a label are masked."""
+  found = {}
+  for name in tasks:
+    if name in split.labels:
+      values = np.asarray(split.labels[name])
+      flat = values.reshape(len(values), -1)
+      present = np.isfinite(flat) if values.dtype.kind == "f" else flat >= 0
+      found[name] = Targets(values, present.all(axis=1))
+  return found
+
+
+def score(
+  config: ml_collections.ConfigDict,
+  outputs: Mapping[str, np.ndarray],
+  labels: Mapping[str, Targets],
+) -> dict[str, dict[str, float]]:
+  """Task name -> metric name -> value, computed once over all predictions."""
+  return {
+    name: metrics_lib.evaluate(
+      task_of(config.spec.tasks[name]),
+      prediction,
+      labels[name].values,
+      labels[name].mask,
+    )
+    for name, prediction in outputs.items()
+    if name in labels
+  }
+
+
+def selection(config: ml_collections.ConfigDict) -> tuple[str, str]:
+  """Which validation figure selects the epoch: (task, metric).
+
+  `config.train.select` is `auto` (the headline of the first predicted task),
+  `<metric>`, or `<task>/<metric>`.
+
+  Raises:
+    UserError: unknown task or metric.
+  """
+  tasks = config.spec.tasks
+  task, _, name = config.train.select.rpartition("/")
+  task = task or primary_task(config)
+  if task not in tasks:
+    raise UserError(
+      f"{config.train.select=}: the corpus has no task {task!r} (it has"
+      f" {sorted(tasks)})."
+    )
+  family = _family(task_of(tasks[task]))
+  known = [
+    key for key, metric in metrics_lib.METRICS.items() if metric.protocol == family
+  ]
+  if name == "auto":
+    name = _HEADLINE[family]
+  if name not in known:
+    raise UserError(f"{config.train.select=} must be one of {known}, or auto.")
+  return task, name
+
+
+def _family(task: Task) -> str:
+  """Name under which `METRICS` lists a task's metrics."""
+  return {"classes": "classes", "binary": "emotions"}.get(task.kind, task.protocol)
+
+
+def primary_task(config: ml_collections.ConfigDict) -> str:
+  """The task that a single-task model predicts.
+
+  `config.model.task`; if that is `auto`: sentiment, else emotion, else the first.
+  """
+  chosen = config.model.get("task", "auto")
+  tasks = config.spec.tasks
+  if chosen != "auto":
+    return chosen
+  return next(
+    name for name in ("sentiment", "emotion", *sorted(tasks)) if name in tasks
+  )
+
+
+def shown_entropy(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+  """The progress bar's figure: mean over gates of the normalised router entropy."""
+  values = [gate["router_entropy_dense_normalised"] for gate in summary.values()]
+  return {"gate entropy": float(np.mean(values))} if values else {}

@@ -1,0 +1,110 @@
+"""Final figures of a run: summary.json, predictions as csv, gate probabilities."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from msa_jax.metrics.routing import routing_metrics
+from msa_jax.train import scoring, tables
+from msa_jax.train.feed import Predictions
+from msa_jax.train.rundir import RunDirectory
+from msa_jax.typing import Collections, Corpus, Params
+
+
+def over_seeds(scores: Sequence[Any]) -> Any:
+  """Turns one tree of figures per seed into one of {"mean", "std", "values"}.
+
+  The standard deviation is that of a sample (n - 1); None for a single seed.
+  """
+  first = scores[0]
+  if isinstance(first, Mapping):
+    return {key: over_seeds([score[key] for score in scores]) for key in first}
+  values = np.asarray(scores, float)
+  return {
+    "mean": values.mean(axis=0).tolist(),
+    "std": values.std(axis=0, ddof=1).tolist() if len(scores) > 1 else None,
+    "values": values.tolist(),
+  }
+
+
+def parameter_hash(params: Params) -> str:
+  """SHA-256 over names, shapes and bytes of all parameters: equal means identical."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    array = np.asarray(leaf)
+    digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
+
+
+def parameter_count(params: Params) -> int:
+  """Number of trainable numbers."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def write(
+  run: RunDirectory,
+  config: ml_collections.ConfigDict,
+  corpus: Corpus,
+  predictions: Mapping[str, Sequence[Predictions]],
+  selected: Sequence[tuple[Params, Collections]],
+  positions: Sequence[Any],
+) -> dict[str, Any]:
+  """Scores all seeds and writes summary.json, predictions/ and routing/.
+
+  Args:
+    run: the run directory.
+    config: resolved config.
+    corpus: gives ids, labels and, where known, the Bayes-optimal figures.
+    predictions: split name -> one `Predictions` per seed.
+    selected: parameters and collections of each seed.
+    positions: final `loop.Position` of each seed.
+
+  Returns:
+    The contents of summary.json.
+  """
+  seeds = list(config.replicas.seeds)
+  task, metric = scoring.selection(config)
+  summary: dict[str, Any] = {
+    "model": config.model.name,
+    "seeds": seeds,
+    "parameters": parameter_count(selected[0][0]),
+    "parameter_hash": [parameter_hash(params) for params, _ in selected],
+    "selected_by": f"valid {task}/{metric}",
+    "selected_epoch": [position.best_epoch for position in positions],
+    "epochs": [position.epoch for position in positions],
+    "train_seconds": [round(position.seconds, 2) for position in positions],
+    "splits": {},
+    "routing": {},
+  }
+  for split, per_seed in predictions.items():
+    data = corpus.splits[split]
+    labels = scoring.targets(data, corpus.tasks)
+    scores = [scoring.score(config, p.outputs, labels) for p in per_seed]
+    summary["splits"][split] = over_seeds(scores)
+    summary["routing"][split] = over_seeds(
+      [routing_metrics(p.routing) for p in per_seed]
+    )
+    tables.write_predictions(run, config, split, data, labels, per_seed)
+    tables.write_routing(run, split, data, per_seed, seeds)
+  summary["bayes"] = _bayes(summary, corpus)
+  run.write_json("summary.json", summary)
+  return summary
+
+
+def _bayes(summary: Mapping[str, Any], corpus: Corpus) -> dict[str, Any] | None:
+  """How far from optimal, where the corpus knows what is optimal (synthetic data)."""
+  known = corpus.notes.get("bayes")
+  if not known:
+    return None
+  report = {}
+  for split, figures in summary["splits"].items():
+    reached = figures.get("sentiment", {}).get("mae")
+    if split in known and reached and "mae" in known[split]:
+      optimal = known[split]["mae"]
+      report[split] = dict(known[split]) | {"mae_ratio": reached["mean"] / optimal}
+  return report or None

@@ -1,0 +1,136 @@
+"""Per-sample files of a run: predictions as csv, gate probabilities as npz."""
+
+import csv
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from msa_jax.train.feed import Predictions
+from msa_jax.train.recipe import task_of
+from msa_jax.train.rundir import RunDirectory
+from msa_jax.typing import Split, UserError
+
+Columns = dict[str, Sequence[Any]]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+  weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def prediction_columns(
+  config: ml_collections.ConfigDict,
+  per_seed: Sequence[Predictions],
+  seeds: Sequence[int],
+) -> Columns:
+  """Columns of a task's predictions; the mean over seeds comes first.
+
+  Regression: `<task>`, `<task>_seed_<s>` and the polarity `<task>_class`. Classes:
+  the name of the most probable class and one probability per class (mean over
+  seeds). Binary: one probability per question.
+
+  Args:
+    config: resolved config.
+    per_seed: predictions of each seed.
+    seeds: the seeds, for the column names.
+  """
+  columns: Columns = {}
+  for name in per_seed[0].outputs:
+    task = task_of(config.spec.tasks[name])
+    values = np.stack([p.outputs[name] for p in per_seed]).astype(np.float64)
+    if task.kind == "regression":
+      mean = values.mean(axis=0)
+      columns[name] = _rounded(mean)
+      sign = np.sign(mean).astype(int)
+      columns[f"{name}_class"] = np.asarray(["neutral", "positive", "negative"])[sign]
+      columns |= {
+        f"{name}_seed_{s}": _rounded(v) for s, v in zip(seeds, values, strict=True)
+      }
+      continue
+    mean = _softmax(values).mean(axis=0)  # [n c] or [n c 2]
+    if task.kind == "classes":
+      columns[name] = np.asarray(task.classes)[mean.argmax(axis=-1)]
+    else:
+      mean = mean[..., 1]
+    columns |= {
+      f"{name}_p_{c}": _rounded(mean[:, i]) for i, c in enumerate(task.classes)
+    }
+  return columns
+
+
+def gate_columns(per_seed: Sequence[Predictions]) -> Columns:
+  """Columns `<gate>_<expert>`: weight given to each expert, mean over seeds."""
+  columns: Columns = {}
+  for gate in per_seed[0].routing:
+    weights = np.mean([p.routing[gate]["combine"] for p in per_seed], axis=0)
+    columns |= {f"{gate}_{e}": _rounded(weights[:, e]) for e in range(weights.shape[1])}
+  return columns
+
+
+def _rounded(values: np.ndarray) -> list[str]:
+  return [f"{value:.6g}" for value in values]
+
+
+def write_predictions(
+  run: RunDirectory,
+  config: ml_collections.ConfigDict,
+  split: str,
+  data: Split,
+  labels: Mapping[str, Any],
+  per_seed: Sequence[Predictions],
+) -> None:
+  """Writes predictions/<split>.csv: id, labels, predictions per seed."""
+  columns: Columns = {"id": data.ids}
+  for name, target in labels.items():
+    shape = (len(data), -1)
+    for i, column in enumerate(target.values.reshape(shape).T):
+      suffix = "" if target.values.ndim == 1 else f"_{i}"
+      columns[f"{name}_label{suffix}"] = [
+        v if owned else "" for v, owned in zip(column, target.mask, strict=True)
+      ]
+  columns |= prediction_columns(config, per_seed, config.replicas.seeds)
+  write_csv(run.path / "predictions" / f"{split}.csv", columns)
+
+
+def write_routing(
+  run: RunDirectory,
+  split: str,
+  data: Split,
+  per_seed: Sequence[Predictions],
+  seeds: Sequence[int],
+) -> None:
+  """Writes routing/<split>.npz: `ids`, `seeds`, `<gate>/probs|combine|logits`
+  [seed n e]; nothing for models without gates."""
+  arrays = {
+    f"{gate}/{kind}": np.stack([p.routing[gate][kind] for p in per_seed])
+    for gate, kinds in per_seed[0].routing.items()
+    for kind in kinds
+  }
+  if not arrays:
+    return
+  folder = run.path / "routing"
+  folder.mkdir(exist_ok=True)
+  np.savez_compressed(
+    folder / f"{split}.npz", ids=data.ids, seeds=np.asarray(seeds), **arrays
+  )
+
+
+def write_csv(path: pathlib.Path, columns: Columns) -> pathlib.Path:
+  """Writes columns of equal length.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  path = path.expanduser()
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+      writer = csv.writer(file)
+      writer.writerow(columns)
+      writer.writerows(zip(*columns.values(), strict=True))
+  except OSError as error:
+    raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+  return path

@@ -1,0 +1,125 @@
+"""The programmatic API: pure functions over plain data, nothing hidden.
+
+    config, corpus = train_state.prepare(hgem.get_config())
+    state = train_state.create(config, seed=0)
+    step = jax.jit(functools.partial(train_state.train_step, config))
+    state, metrics = step(state, batch)
+    output = train_state.predict(config, state, batch)
+
+Every function is deterministic and can be jitted, vmapped and differentiated; the
+config is static.
+"""
+
+import ml_collections
+
+from msa_jax.data import batches
+from msa_jax.train import inputs, objective, recipe
+from msa_jax.train import run as run_lib
+from msa_jax.train.rundir import RunDirectory
+from msa_jax.typing import Batch, Corpus, Metrics, ModelOutput, TrainState
+
+__all__ = [
+  "create",
+  "eval_step",
+  "load",
+  "predict",
+  "prepare",
+  "train_step",
+  "whole_split",
+]
+
+
+def prepare(
+  config: ml_collections.ConfigDict,
+) -> tuple[ml_collections.ConfigDict, Corpus]:
+  """Reads and preprocesses the config's corpus and resolves the config against it.
+
+  Args:
+    config: what `get_config` of a file in `configs/` returns.
+
+  Returns:
+    The resolved config, which every other function takes, and the corpus.
+  """
+  prepared = inputs.prepare(config)
+  return prepared.config, prepared.corpus
+
+
+def whole_split(config: ml_collections.ConfigDict, corpus: Corpus, split: str) -> Batch:
+  """A whole split as one batch; `msa_jax.data.batches.take` picks rows of it."""
+  return batches.whole(corpus.splits[split], corpus.tasks, config.spec.lengths)
+
+
+def create(config: ml_collections.ConfigDict, seed: recipe.Seed = 0) -> TrainState:
+  """Initialises a training state.
+
+  Args:
+    config: resolved config.
+    seed: may be traced; `jax.vmap` over seeds stacks states.
+  """
+  return recipe.build(config).init(seed)
+
+
+def train_step(
+  config: ml_collections.ConfigDict,
+  state: TrainState,
+  batch: Batch,
+  seed: recipe.Seed = 0,
+) -> tuple[TrainState, Metrics]:
+  """One optimizer update.
+
+  Args:
+    config: resolved config.
+    state: from `create` or an earlier step.
+    batch: [b] samples with labels.
+    seed: with `state.step`, decides dropout and noise.
+
+  Returns:
+    The next state; scalars `loss`, `loss/<task>`, `aux/<name>`, `weighted/<name>`,
+    `gradient_norm`.
+  """
+  return recipe.build(config).step(state, batch, seed)
+
+
+def predict(
+  config: ml_collections.ConfigDict, state: TrainState, batch: Batch
+) -> ModelOutput:
+  """Predicts a batch, labelled or not, without dropout."""
+  return recipe.build(config).predict(state.params, state.collections, batch)
+
+
+def eval_step(
+  config: ml_collections.ConfigDict, state: TrainState, batch: Batch
+) -> Metrics:
+  """Task losses of a labelled batch, without dropout.
+
+  Returns:
+    `loss/<task>`: mean over the real samples that carry the label.
+  """
+  output = predict(config, state, batch)
+  losses = objective.task_losses(config, output, batch)
+  return {f"loss/{name}": value for name, value in losses.items()}
+
+
+def load(
+  workdir: str, seed: int | None = None
+) -> tuple[ml_collections.ConfigDict, TrainState]:
+  """Loads a trained run to predict with.
+
+  Args:
+    workdir: folder of the run.
+    seed: one of the run's seeds; None = its first.
+
+  Returns:
+    The resolved config, and a state with the selected parameters (its optimizer
+    state and step are those of a fresh one).
+  """
+  run = RunDirectory(workdir)
+  config = run.config()
+  seed = config.replicas.seeds[0] if seed is None else seed
+  system = recipe.build(config)
+  one = config.copy_and_resolve_references()
+  with one.unlocked():
+    one.replicas.seeds = (seed,)
+  params, collections = run_lib.restore(run, one, system)[0]
+  fresh = system.init(seed)
+  return config, fresh.replace(params=params, collections=collections)
