@@ -1,0 +1,113 @@
+"""`python -m msa_jax.data check|convert|describe FILE`.
+
+check     hash, format, shapes, counts beside the published ones, defects and leaks
+convert   writes a safe `.npz` that every later command reads
+describe  what the corpus holds: tasks, splits, lengths, labels
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from msa_jax.data import npz
+from msa_jax.data.check import Report, as_text, check, describe
+from msa_jax.data.reading import FORMATS, read, read_lenient
+from msa_jax.typing import MODALITIES, UserError
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f"{message} (--help shows the use)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs one command; returns the exit code (0, or 2 when the input is at fault)."""
+  try:
+    options = _parser().parse_args(arguments)
+    features = dict(_feature(text) for text in options.feature)
+    if options.command == "convert":
+      _convert(options, features)
+    elif options.command == "check":
+      _show(check(read_lenient(options.file, options.format, features)))
+    else:
+      _show(describe(read(options.file, options.format, features)))
+  except UserError as error:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return 2
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _Parser(
+    prog="python -m msa_jax.data",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+  for name in ("check", "convert", "describe"):
+    command = commands.add_parser(name)
+    command.add_argument("file", metavar="FILE", help="MMSA or MulT pickle, or .npz")
+    if name == "convert":
+      command.add_argument("output", metavar="OUT.npz")
+      command.add_argument("--force", action="store_true", help="replace OUT.npz")
+    command.add_argument(
+      "--format", default="auto", help=f"one of {', '.join(FORMATS)}"
+    )
+    command.add_argument(
+      "--feature",
+      action="append",
+      default=[],
+      metavar="MODALITY=FILE",
+      help="MMSA: a pickle that replaces the features of text, audio or vision",
+    )
+  return parser
+
+
+def _feature(text: str) -> tuple[str, str]:
+  modality, equals, path = text.partition("=")
+  if not equals or modality not in MODALITIES:
+    raise UserError(
+      f"--feature {text!r} is not MODALITY=FILE with one of {', '.join(MODALITIES)}"
+    )
+  return modality, path
+
+
+def _convert(options: argparse.Namespace, features: dict[str, str]) -> None:
+  output = Path(options.output).expanduser().absolute()
+  if output.suffix != ".npz":
+    raise UserError(f"{output}: the name of the output ends in .npz")
+  if output.exists() and not options.force:
+    raise UserError(f"{output} exists; --force replaces it")
+  if not output.parent.is_dir():
+    raise UserError(f"no such folder: {output.parent}")
+  corpus = read(options.file, options.format, features)
+  npz.save(corpus, output)
+  print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def _show(report: Report) -> None:
+  if not sys.stdout.isatty():
+    print("\n".join(as_text(report)))
+    return
+  # Only for people; files and pipes get plain text.
+  from rich.console import Console
+  from rich.table import Table
+
+  console = Console(highlight=False)
+  facts = Table.grid("", "", padding=(0, 2))
+  for name, value in report.facts:
+    facts.add_row(name, value)
+  console.print(facts)
+  for table in report.tables:
+    drawn = Table(*table.columns, title=table.title, title_justify="left")
+    for row in table.rows:
+      drawn.add_row(*row)
+    console.print(drawn)
+  for line in report.warnings:
+    console.print(f"warning: {line}", style="yellow", markup=False)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

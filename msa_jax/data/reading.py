@@ -1,0 +1,120 @@
+"""Reads any supported file, recognised by its content and not by its name."""
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msa_jax.data import mmsa, mult, npz, published
+from msa_jax.data.cleaning import check_unique_ids, clean
+from msa_jax.data.pickles import load_pickle
+from msa_jax.typing import Corpus, UserError
+
+FORMATS = ("auto", "mmsa", "mult", "npz")
+
+
+def read(
+  path: str | os.PathLike,
+  format: str = "auto",
+  features: Mapping[str, str | os.PathLike] | None = None,
+) -> Corpus:
+  """Reads, checks and cleans a corpus.
+
+  Args:
+    path: MMSA pickle, MulT pickle, or `.npz`; `~` is the home folder.
+    format: one of `FORMATS`; `auto` looks at the content.
+    features: MMSA only: modality -> pickle that replaces its features.
+
+  Returns:
+    The corpus; `notes` tells the file (name, bytes, SHA-256), the format and what
+    was cleaned (see `cleaning.clean`).
+
+  Raises:
+    UserError: no such file, not a supported or not a safe file, contents that
+      contradict each other, ids that occur twice.
+  """
+  corpus = read_lenient(path, format, features)
+  check_unique_ids(corpus)
+  return corpus
+
+
+def read_lenient(
+  path: str | os.PathLike,
+  format: str = "auto",
+  features: Mapping[str, str | os.PathLike] | None = None,
+) -> Corpus:
+  """Like `read`, but leaves repeated ids to the caller (who wants to list them)."""
+  if format not in FORMATS:
+    raise UserError(f"format {format!r}; the formats are {', '.join(FORMATS)}")
+  path = existing(path)
+  archive = zipfile.is_zipfile(path) or _starts_like_zip(path)
+  if format == "auto":
+    format = "npz" if archive else "pickle"
+  if features and format == "npz":
+    raise UserError("separate feature files go with MMSA pickles only, not with .npz")
+  if format == "npz":
+    corpus, exact = npz.load(path)
+  else:
+    corpus, exact = _from_pickle(load_pickle(path), path, format, features), False
+  try:
+    corpus = corpus if exact else clean(corpus)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from None
+  notes = dict(corpus.notes)
+  if "file" in notes:
+    notes["converted_from"] = notes["file"]
+  notes["file"] = {
+    "name": path.name,
+    "bytes": path.stat().st_size,
+    "sha256": published.sha256(path),
+  }
+  return dataclasses.replace(corpus, notes=notes)
+
+
+def existing(path: str | os.PathLike) -> Path:
+  """The absolute path of a file; UserError naming the path tried if there is none."""
+  absolute = Path(path).expanduser().absolute()
+  if absolute.is_dir():
+    raise UserError(f"{absolute} is a folder, not a data file")
+  if not absolute.exists():
+    raise UserError(f"no such file: {absolute}")
+  return absolute
+
+
+def _starts_like_zip(path: Path) -> bool:
+  # A truncated archive has lost the directory at its end, but not its first bytes.
+  try:
+    with path.open("rb") as stream:
+      return stream.read(4) == b"PK\x03\x04"
+  except OSError as error:
+    raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _from_pickle(
+  data: Any, path: Path, format: str, features: Mapping[str, str | os.PathLike] | None
+) -> Corpus:
+  if format == "pickle":
+    format = "mult" if _is_mult(data) else "mmsa"
+  if features and format == "mult":
+    raise UserError("separate feature files go with MMSA pickles only, not with MulT's")
+  try:
+    if format == "mult":
+      return mult.from_pickle(data, path.stem)
+    return mmsa.from_pickle(data, path.stem, features)
+  except UserError as error:
+    message = str(error)
+    raise UserError(
+      message if message.startswith(str(path)) else f"{path}: {message}"
+    ) from None
+
+
+def _is_mult(data: Any) -> bool:
+  """MulT's splits hold `labels`; MMSA's hold `regression_labels` or none."""
+  if not isinstance(data, Mapping):
+    return False
+  splits = [value for value in data.values() if isinstance(value, Mapping)] or [data]
+  return any("labels" in split for split in splits) and not any(
+    "regression_labels" in split or "text_bert" in split for split in splits
+  )
