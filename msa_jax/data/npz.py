@@ -42,7 +42,9 @@ from msa_jax.typing import Corpus, Sequences, Split, Task, UserError
 
 FORMAT = "msa_jax corpus 1"
 _STRINGS = ("ids", "raw_text", "groups")
-_KINDS = ("regression", "classes", "binary")
+# The metrics of a kind of task that does not say.
+_PROTOCOLS = {"regression": "mosi", "classes": "classes", "binary": "emotions"}
+_KINDS = tuple(_PROTOCOLS)
 _HINT = "`python -m pydoc msa_jax.data.npz` lists the keys"
 _NAME = re.compile(r"(?!labels$|extras$)[^/]*[^/_](?<!_ids)(?<!_lost)(?<!_lengths)")
 
@@ -259,16 +261,27 @@ def _json(value: np.ndarray | None, key: str) -> dict | None:
 
 def _tasks(found: Mapping[str, Any]) -> dict[str, Task]:
   tasks = {}
+  known = {field.name for field in dataclasses.fields(Task)}
   for name, options in found.items():
-    try:
-      task = Task(**{**options, "classes": tuple(options.get("classes", ()))})
-    except (TypeError, AttributeError):
-      raise UserError(f"task {name!r} has other keys than those of Task") from None
-    if task.kind not in _KINDS:
+    if not isinstance(options, dict) or not options.keys() <= known:
+      raise UserError(f"task {name!r} has other keys than {', '.join(sorted(known))}")
+    kind = options.get("kind")
+    if kind not in _KINDS:
       raise UserError(
-        f"task {name!r} is of kind {task.kind!r}; the kinds are {', '.join(_KINDS)}"
+        f"task {name!r} is of kind {kind!r}; the kinds are {', '.join(_KINDS)}"
       )
-    tasks[name] = task
+    try:
+      tasks[name] = Task(
+        kind=kind,
+        low=float(options.get("low", 0.0)),
+        high=float(options.get("high", 0.0)),
+        classes=tuple(map(str, options.get("classes", ()))),
+        protocol=str(options.get("protocol", _PROTOCOLS[kind])),
+      )
+    except (TypeError, ValueError):
+      raise UserError(
+        f"task {name!r}: low and high are numbers, classes a list"
+      ) from None
   return tasks
 
 

@@ -36,7 +36,10 @@ def read(
       contradict each other, ids that occur twice.
   """
   corpus = read_lenient(path, format, features)
-  check_unique_ids(corpus)
+  try:
+    check_unique_ids(corpus)
+  except UserError as error:
+    raise UserError(f"{existing(path)}: {error}") from None
   return corpus
 
 
