@@ -293,6 +293,19 @@ def test_terminals_get_tables(tmp_path, capsys, monkeypatch):
   assert "warning: test has no labels of sentiment" in out
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_text_of_a_file_cannot_steer_the_terminal(
+  tmp_path, capsys, monkeypatch, terminal
+):
+  monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+  monkeypatch.setenv("COLUMNS", "200")
+  odd = "\x1b[31m[red]\ud800" + "a[/red]"
+  change = {"raw_text": [odd] * 8, "id": [f"{odd}{row}" for row in range(8)]}
+  path = write(tmp_path / "a.pkl", {"train": (3, 1, 4)}, train=change)
+  assert main(["describe", path]) == 0
+  assert "?[31m[red]?a[/red]" in capsys.readouterr().out
+
+
 def test_reports_are_data(tmp_path):
   report = check(read_lenient(write(tmp_path / "a.pkl", SMALL)))
   assert dict(report.facts)["format"] == "mmsa"

@@ -110,7 +110,6 @@ def test_padding_is_cut_to_the_longest_sample_of_all_splits():
   np.testing.assert_array_equal(found["train"].ids["codes"], [[0, 1, 2]])
   np.testing.assert_array_equal(found["train"].lost, [[True, False, False]])
   assert notes["padding_cut"] == {"audio": {"from": 5, "to": 3}}
-  assert found["train"].features.base is None  # A view would keep the padding.
 
 
 def test_a_modality_nobody_has_is_unavailable_and_keeps_one_step():
@@ -219,3 +218,13 @@ def test_ids_occur_once_in_a_corpus():
   both = corpus(ids=["a", "b"], train=one, test=one)
   with pytest.raises(UserError, match=r"id 'a' occurs in two splits \(train, test\)"):
     check_unique_ids(both)
+
+
+def test_a_deep_cut_frees_the_padding_and_a_shallow_one_copies_nothing():
+  features = np.zeros((2, 8, 1), np.float32)
+  for longest, shared in ((4, False), (5, True)):
+    features[:, :longest] = 1
+    given = Sequences(features, np.full(2, longest, np.int32))
+    found, _ = cleaned(train=given)
+    assert found["train"].features.shape == (2, longest, 1)
+    assert np.shares_memory(found["train"].features, features) == shared

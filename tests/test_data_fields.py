@@ -123,6 +123,8 @@ def test_splits_are_found_under_their_usual_names():
   one = {"text": 1}
   found = fields.named_splits({"train": one, "dev": one, b"test": one, "info": {}}, "f")
   assert list(found) == ["train", "valid", "test"]
+  found["train"].clear()  # Readers empty splits; others that share one keep theirs.
+  assert found["valid"] == {"text": 1}
   assert list(fields.named_splits({"audio": 1, "id": 2}, "f")) == ["predict"]
   with pytest.raises(UserError, match=r"no split with .* \(found: weights, bias\)"):
     fields.named_splits({"weights": 1, "bias": {}}, "f")

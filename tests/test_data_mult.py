@@ -109,6 +109,19 @@ def test_ids_join_video_and_times_and_repeated_ones_are_numbered(tmp_path):
   assert read(write(tmp_path, {"train": names})).splits["train"].groups is None
 
 
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_splits_that_share_arrays_are_cleaned_apart(tmp_path, protocol):
+  split = one_split(audio=steps([0, 1, -np.inf, 2], [0, 0, 3, 4]).astype(np.float32))
+  path = tmp_path / "mult.pkl"
+  path.write_bytes(pickle.dumps({"train": split, "test": split}, protocol=protocol))
+  corpus = read(path)
+  one, two = (corpus.splits[name].modalities["audio"] for name in ("train", "test"))
+  np.testing.assert_array_equal(one.features[..., 0], [[1, 0, 2], [3, 4, 0]])
+  np.testing.assert_array_equal(one.features, two.features)
+  np.testing.assert_array_equal(one.lost, two.lost)
+  assert corpus.notes["non_finite_cells"] == {"audio": {"train": 1, "test": 1}}
+
+
 def test_one_modality_alone_and_data_without_labels_are_read(tmp_path):
   data = {"text": steps([0, 1], [2, 3]), "labels": None}
   corpus = read(write(tmp_path, {"test": data}))

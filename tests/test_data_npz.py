@@ -236,6 +236,10 @@ TEXT = {"train__text": np.ones((2, 3, 1))}
       "train/labels/x holds 3; labels are below 2",
     ),
     ({"train__objects": np.array([{}], object)}, "without pickles"),
+    (
+      {"train__raw_text": np.frombuffer(b"\xff" * 8, "<U1")},
+      "'train/raw_text' has characters that do not exist",
+    ),
     ({"format": "msa_jax corpus 9"}, "format is 'msa_jax corpus 9'; this version"),
   ],
 )

@@ -1,6 +1,5 @@
 """Pickles of arrays load whoever wrote them; everything else is refused by name."""
 
-import builtins
 import codecs
 import collections
 import os
@@ -102,11 +101,13 @@ def test_arrays_of_every_protocol_and_numpy_come_back_equal(tmp_path, protocol, 
   }
   content = pickle.dumps(data, protocol=protocol)
   found = load(tmp_path, numpy1_names(content) if numpy1 else content)
-  # NumPy itself turns big-endian content to native order in some protocols.
+  # NumPy itself turns big-endian content to native order, in some protocols.
   for name, expected in pickle.loads(content)["arrays"].items():
     np.testing.assert_array_equal(expected, ARRAYS[name])
     assert type(found["arrays"][name]) is np.ndarray
-    assert found["arrays"][name].dtype == expected.dtype
+    assert found["arrays"][name].dtype.newbyteorder("=") == expected.dtype.newbyteorder(
+      "="
+    )
     np.testing.assert_array_equal(found["arrays"][name], expected)
   assert found["plain"] == data["plain"]
   assert found["ordered"] == {"a": 1}
@@ -120,6 +121,7 @@ def test_an_array_that_appears_twice_is_one_array(tmp_path):
   array = np.arange(3.0)
   found = load(tmp_path, pickle.dumps([array, array]))
   assert found[0] is found[1]
+  assert not found[0].flags.writeable
 
 
 def test_object_arrays_may_hold_arrays_of_different_lengths(tmp_path):
@@ -128,6 +130,13 @@ def test_object_arrays_may_hold_arrays_of_different_lengths(tmp_path):
   found = load(tmp_path, pickle.dumps(ragged))
   assert [type(item) for item in found] == [np.ndarray, np.ndarray]
   assert [item.shape for item in found] == [(1, 2), (3, 2)]
+
+
+def test_an_object_array_may_hold_itself_without_end(tmp_path):
+  array = np.empty(1, object)
+  array[0] = array
+  with pytest.raises(UserError, match="nested over 32 deep"):
+    load(tmp_path, pickle.dumps(array))
 
 
 def test_python2_arrays_load(tmp_path):
@@ -247,6 +256,8 @@ def test_a_crafted_array_state_loads_only_when_it_is_consistent(tmp_path):
     load(tmp_path, array_stream((3,), "f4", b"<", b"\x00" * 4))
   with pytest.raises(UserError, match="array content of type list"):
     load(tmp_path, array_stream((1,), "f4", b"<", [1.0]))
+  with pytest.raises(UserError, match="characters that do not exist"):
+    load(tmp_path, array_stream((1,), "U1", b"<", b"\xff\xff\xff\xff"))
   with pytest.raises(UserError, match="a structured numpy.dtype"):
     load(tmp_path, good.replace(b"NNNJ", b"NK\x01NJ"))
 
@@ -286,6 +297,11 @@ def test_containers_of_other_kinds_and_bottomless_ones_are_refused(tmp_path):
     load(tmp_path, pickle.dumps({1}, protocol=4))
   with pytest.raises(UserError, match="refused an object of type _Name"):
     load(tmp_path, pickle.dumps(np.ndarray))
+  with pytest.raises(UserError, match="refused an object of type dict"):
+    load(tmp_path, pickle.dumps({np.ndarray: 1}))
+  unfilled = b"\x80\x03cnumpy._core.multiarray\n_reconstruct\n(tR."
+  with pytest.raises(UserError, match="refused an object of type _Array"):
+    load(tmp_path, unfilled)
   bottomless = []
   bottomless.append(bottomless)
   with pytest.raises(UserError, match="nested over 32 deep"):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from msa_jax.data import npz
-from msa_jax.data.check import Report, as_text, check, describe
+from msa_jax.data.check import Report, as_text, check, describe, printable
 from msa_jax.data.reading import FORMATS, read, read_lenient
 from msa_jax.typing import MODALITIES, UserError
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
       _show(describe(read(options.file, options.format, features)))
   except UserError as error:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    print("error:", printable(" ".join(str(error).split())), file=sys.stderr)
     return 2
   return 0
 
@@ -94,19 +94,25 @@ def _show(report: Report) -> None:
   # Only for people; files and pipes get plain text.
   from rich.console import Console
   from rich.table import Table
+  from rich.text import Text
+
+  def plain(text: str) -> Text:
+    return Text(printable(text))  # Unlike a string it cannot hold markup.
 
   console = Console(highlight=False)
   facts = Table.grid("", "", padding=(0, 2))
   for name, value in report.facts:
-    facts.add_row(name, value)
+    facts.add_row(*map(plain, (name, value)))
   console.print(facts)
   for table in report.tables:
-    drawn = Table(*table.columns, title=table.title, title_justify="left")
+    drawn = Table(title=plain(table.title), title_justify="left")
+    for column in table.columns:
+      drawn.add_column(plain(column))
     for row in table.rows:
-      drawn.add_row(*row)
+      drawn.add_row(*map(plain, row))
     console.print(drawn)
   for line in report.warnings:
-    console.print(f"warning: {line}", style="yellow", markup=False)
+    console.print(plain(f"warning: {line}"), style="yellow")
 
 
 if __name__ == "__main__":

@@ -268,15 +268,20 @@ def _unlabelled(corpus: Corpus) -> list[str]:
   return lines
 
 
+def printable(text: str) -> str:
+  """Text of a file as a terminal can safely show it: no control characters."""
+  return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def as_text(report: Report) -> Iterable[str]:
   """The report as plain lines, columns aligned."""
   width = max(len(name) for name, _ in report.facts)
   for name, value in report.facts:
-    yield f"{name:<{width}}  {value}"
+    yield printable(f"{name:<{width}}  {value}")
   for table in report.tables:
     lines = [table.columns, *table.rows]
     columns = len(table.columns)
-    lines = [(*line, *("",) * (columns - len(line))) for line in lines]
+    lines = [(*map(printable, line), *("",) * (columns - len(line))) for line in lines]
     widths = [max(len(line[column]) for line in lines) for column in range(columns)]
     yield ""
     yield table.title
@@ -286,4 +291,4 @@ def as_text(report: Report) -> Iterable[str]:
   if report.warnings:
     yield ""
   for line in report.warnings:
-    yield f"warning: {line}"
+    yield printable(f"warning: {line}")

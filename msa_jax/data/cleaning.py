@@ -216,10 +216,11 @@ def _resized(sequences: Sequences, steps: int) -> Sequences:
   missing = max(0, steps - sequences.features.shape[1])
 
   def resize(array: np.ndarray) -> np.ndarray:
-    array = array[:, :steps]
     if missing:
       return np.pad(array, ((0, 0), (0, missing)) + ((0, 0),) * (array.ndim - 2))
-    return array.copy()  # A view would keep the padding in memory.
+    # A view keeps the padding in memory, a copy needs room for both for a while.
+    small = 2 * steps <= array.shape[1]
+    return array[:, :steps].copy() if small else array[:, :steps]
 
   return Sequences(
     resize(sequences.features),

@@ -5,7 +5,7 @@ one row per sample or one per frame); the rest of the library sees one.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -175,17 +175,19 @@ def regression(value: Any, n: int, where: str) -> Float[np.ndarray, " n"]:
 def named_splits(data: Any, where: str) -> dict[str, dict]:
   """Splits of a file by canonical name; one without splits becomes `predict`.
 
-  A split is a mapping that holds a modality. Raises UserError if there is none.
+  A split is a dict that holds a modality; it is not copied, so that what a reader
+  takes out of it is freed. Raises UserError if there is none.
   """
-  if not isinstance(data, Mapping):
+  if not isinstance(data, dict):
     raise UserError(f"{where}: holds a {type(data).__name__}, not a dict of splits")
   if any(name in data for name in MODALITIES):
-    return {"predict": dict(data)}
+    return {"predict": data}
   found = {}
   for key, value in data.items():
-    if isinstance(value, Mapping) and any(name in value for name in MODALITIES):
+    if isinstance(value, dict) and any(name in value for name in MODALITIES):
       name = text(key)
-      found[_SPLIT_NAMES.get(name, name)] = dict(value)
+      shared = any(value is other for other in found.values())
+      found[_SPLIT_NAMES.get(name, name)] = dict(value) if shared else value
   if not found:
     keys = ", ".join(text(key)[:30] for key in list(data)[:8]) or "nothing"
     raise UserError(

@@ -38,6 +38,7 @@ import numpy as np
 from msa_jax.data import fields
 from msa_jax.data.cleaning import check_lengths, check_structure
 from msa_jax.data.mmsa import sentiment_tasks
+from msa_jax.data.pickles import characters_exist
 from msa_jax.typing import Corpus, Sequences, Split, Task, UserError
 
 FORMAT = "msa_jax corpus 1"
@@ -118,6 +119,9 @@ def load(path: Path) -> tuple[Corpus, bool]:
   except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
     reason = " ".join(str(error).split())[:100]
     raise UserError(f"{path}: not a readable .npz without pickles ({reason})") from None
+  for key, array in arrays.items():
+    if not characters_exist(array):
+      raise UserError(f"{path}: {key!a} has characters that do not exist")
   try:
     return _corpus(arrays, path.stem)
   except UserError as error:

@@ -7,9 +7,9 @@ is reachable, and a name outside the table is refused before it is imported.
 Files written by NumPy 1 (`numpy.core`), NumPy 2 (`numpy._core`) and Python 2 load.
 """
 
-import math
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,22 +64,49 @@ def _raw_bytes(value: Any) -> bytes | bytearray:
   return value
 
 
-class _Array(np.ndarray):
-  """An array whose pickled state is checked before NumPy sees it."""
+class _Array:
+  """Stand-in for an array; its pickled state is checked here and never reaches
+  NumPy's own `__setstate__`. Content is shared with the stream's bytes, not copied."""
+
+  __slots__ = ("value",)
+
+  def __init__(self, value: np.ndarray | None = None):
+    self.value = value
 
   def __setstate__(self, state: Any) -> None:
-    if self.shape != (0,) or self.base is not None:
+    if self.value is not None:
       raise UserError(f"refused to fill a numpy.ndarray twice: {_CONTENT}")
     shape, dtype, fortran, content = state[-4:]
     dtype = _checked_type(dtype, objects=True)
     if any(type(size) is not int or size < 0 for size in shape):
       raise UserError(f"refused a numpy.ndarray of shape {str(shape)[:40]}: {_CONTENT}")
-    if dtype.hasobject:
-      if not isinstance(content, list) or len(content) != math.prod(shape):
-        raise UserError(f"refused Python objects made from raw bytes: {_CONTENT}")
+    if not dtype.hasobject:
+      flat = _flat(_raw_bytes(content), dtype)
+    elif isinstance(content, list):
+      flat = np.empty(len(content), object)
+      for position, item in enumerate(content):
+        flat[position] = item
     else:
-      content = bytes(_raw_bytes(content))
-    super().__setstate__((1, tuple(shape), dtype, bool(fortran), content))
+      raise UserError(f"refused Python objects made from raw bytes: {_CONTENT}")
+    self.value = flat.reshape(shape, order="F" if fortran else "C")
+
+
+def characters_exist(array: np.ndarray) -> bool:
+  """Whether every code point of an array of strings is one (NumPy does not look)."""
+  if array.dtype.kind != "U" or not array.size or not array.dtype.itemsize:
+    return True
+  flat = np.ascontiguousarray(array).reshape(-1)
+  points = flat.view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+  return bool(points.max() <= sys.maxunicode)
+
+
+def _flat(content: bytes | bytearray, dtype: np.dtype) -> np.ndarray:
+  """[n] array over the content of a buffer (`frombuffer` refuses an empty one)."""
+  flat = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
+  if not characters_exist(flat):
+    raise UserError("refused strings with characters that do not exist")
+  flat.flags.writeable = False  # One array may stand in several places of the file.
+  return flat
 
 
 class _Name:
@@ -100,22 +127,21 @@ class _Name:
 
 def _make_array(*arguments: Any) -> _Array:
   del arguments  # Always (ndarray, (0,), "b"): an empty array that gets state later.
-  return np.ndarray.__new__(_Array, (0,), np.int8)
+  return _Array()
 
 
 def _make_scalar(dtype: Any, content: Any = b"") -> np.generic:
   dtype = _checked_type(dtype, objects=False)
-  return np.frombuffer(_raw_bytes(content), dtype=dtype, count=1)[0]
+  return _flat(_raw_bytes(content), dtype)[0]
 
 
 def _from_buffer(
   content: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None
-) -> np.ndarray:
-  flat = np.frombuffer(_raw_bytes(content), _checked_type(dtype, objects=False))
-  flat = flat.view(_Array)  # So that its state cannot be replaced either.
+) -> _Array:
+  flat = _flat(_raw_bytes(content), _checked_type(dtype, objects=False))
   if order == "K" and axes is not None:
-    return flat.reshape(shape, order="C").transpose(axes)
-  return flat.reshape(shape, order=order)
+    return _Array(flat.reshape(shape, order="C").transpose(axes))
+  return _Array(flat.reshape(shape, order=order))
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
@@ -174,20 +200,18 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
-  """Replaces our array class by NumPy's and refuses anything unforeseen."""
+  """Replaces stand-ins by arrays and refuses anything unforeseen."""
   if value is None or isinstance(value, _LEAVES):
     return value
   if id(value) in seen:
     return seen[id(value)]
   if depth > _MAX_DEPTH:
     raise UserError(f"refused containers nested over {_MAX_DEPTH} deep")
-  if isinstance(value, np.ndarray):
-    result = value.view(np.ndarray)
-    if result.dtype.hasobject:
-      result = np.empty(value.shape, object)
-      for position in np.ndindex(*value.shape):
-        result[position] = _plain(value[position], seen, depth + 1)
-  elif isinstance(value, dict):
+  if isinstance(value, _Array) and value.value is not None:
+    result = value.value
+    for position in np.ndindex(*result.shape) if result.dtype.hasobject else ():
+      result[position] = _plain(result[position], seen, depth + 1)
+  elif isinstance(value, dict) and all(isinstance(key, _LEAVES) for key in value):
     result = {key: _plain(item, seen, depth + 1) for key, item in value.items()}
   elif isinstance(value, list | tuple):
     result = type(value)(_plain(item, seen, depth + 1) for item in value)
@@ -206,6 +230,8 @@ def load_pickle(path: Path) -> Any:
   Returns:
     Dicts, lists, tuples, strings, bytes, numbers, None, and `numpy.ndarray` of
     booleans, integers, floats, strings or (from lists) objects of these kinds.
+    Arrays of numbers and strings are read-only: they share the memory of what was
+    read, and the file may mention one in several places.
 
   Raises:
     UserError: the file names anything else (the message has the dotted name), is
