@@ -101,7 +101,8 @@ def take(data: Batch, index: Int[Array | np.ndarray, " b"]) -> Batch:
     leaf = jnp.asarray(leaf)[jnp.maximum(index, 0)]
     shape = real.reshape(-1, *[1] * (leaf.ndim - 1))
     leaf = jnp.where(shape, leaf, jnp.zeros((), leaf.dtype))
-    return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return leaf.astype(jnp.float32) if floating else leaf
 
   batch = jax.tree.map(rows, data)
   return batch.replace(index=jnp.where(real, batch.index, -1))

@@ -1,0 +1,355 @@
+"""What is fitted on the training split and then applied to every corpus of a run:
+standardisation, alignment to the text's steps, cluster codes of frames."""
+
+import dataclasses
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+
+import ml_collections
+import numpy as np
+from jaxtyping import Bool, Float, Int, Num
+
+from msa_jax.typing import Corpus, Sequences, Split, Task, UserError, modality_order
+
+ALIGNMENTS = ("none", "pool")
+TASKS = ("regression", "cls2", "cls7")
+_ANCHOR = "text"  # the modality whose steps the others are aligned to
+_BLOCK = 256  # rows at a time: bounds the float64 copies
+_LLOYD_ROWS, _LLOYD_ROUNDS = 20_000, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessor:
+  """Fitted on a training split, stored with the run.
+
+  Attributes:
+    widths: feature width of every modality the run knows.
+    align: `none`, or `pool` (audio and vision at the text's steps).
+    max_steps: longest text kept; 0 = all of it.
+    mean, scale: modality -> [d]; values become (x - mean) * scale. Constant columns
+      have scale 0. Modalities without an entry stay as they are.
+    centroids: modality -> [k d] cluster centres; the code k means padding or lost.
+  """
+
+  widths: Mapping[str, int]
+  align: str
+  max_steps: int
+  mean: Mapping[str, Float[np.ndarray, " d"]]
+  scale: Mapping[str, Float[np.ndarray, " d"]]
+  centroids: Mapping[str, Float[np.ndarray, "k d"]]
+
+
+def fit(corpus: Corpus, options: ml_collections.ConfigDict) -> Preprocessor:
+  """Fits on the training split, over real steps only.
+
+  Args:
+    corpus: has a split `train`.
+    options: `config.data`: `align`, `max_steps`, `standardize` (modalities), `codes`
+      (number of clusters of audio and vision frames; 0 = none).
+
+  Raises:
+    UserError: unknown alignment, or a negative number.
+  """
+  if options.align not in ALIGNMENTS:
+    raise UserError(f"config.data.align={options.align!r} must be one of {ALIGNMENTS}.")
+  modalities = corpus.splits["train"].modalities
+  mean, scale = {}, {}
+  for name in modality_order(modalities):
+    if name in options.standardize:
+      mean[name], scale[name] = _moments(modalities[name])
+  fitted = Preprocessor(
+    widths={name: s.features.shape[-1] for name, s in modalities.items()},
+    align=options.align,
+    max_steps=options.max_steps,
+    mean=mean,
+    scale=scale,
+    centroids={},
+  )
+  if not options.codes:
+    return fitted
+  train, _ = _split(fitted, corpus.splits["train"])
+  centroids = {
+    name: _centroids(sequences, options.codes)
+    for name, sequences in train.modalities.items()
+    if name != _ANCHOR and sequences.lengths.any()
+  }
+  return dataclasses.replace(fitted, centroids=centroids)
+
+
+def apply(preprocessor: Preprocessor, corpus: Corpus) -> Corpus:
+  """Returns the corpus as the run's model expects it.
+
+  Modalities that the run never saw are left out, those it knows and the corpus lacks
+  are unavailable; both are told in `notes`, as are truncated samples.
+
+  Raises:
+    UserError: a modality of another width.
+  """
+  splits, truncated, notes = {}, {}, dict(corpus.notes)
+  for name, split in corpus.splits.items():
+    splits[name], truncated[name] = _split(preprocessor, split)
+  found = set(next(iter(corpus.splits.values())).modalities)
+  known = set(preprocessor.widths)
+  for key, names in (
+    ("left_out_modalities", found - known),
+    ("lacking_modalities", known - found),
+  ):
+    if names:
+      notes[key] = sorted(names)
+  if any(truncated.values()):
+    notes["truncated_texts"] = {"max_steps": preprocessor.max_steps, **truncated}
+  return dataclasses.replace(corpus, splits=splits, notes=notes)
+
+
+def _split(preprocessor: Preprocessor, split: Split) -> tuple[Split, int]:
+  """One split, and how many texts were cut."""
+  modalities, truncated = {}, 0
+  for name, width in preprocessor.widths.items():
+    sequences = split.modalities.get(name, _absent(len(split), width))
+    if sequences.features.shape[-1] != width:
+      raise UserError(
+        f"{name} has {sequences.features.shape[-1]} features per step; the run was"
+        f" trained on {width}."
+      )
+    modalities[name] = _standardized(preprocessor, name, sequences)
+  longest = preprocessor.max_steps
+  if longest and _ANCHOR in modalities:
+    truncated = int((modalities[_ANCHOR].lengths > longest).sum())
+    modalities[_ANCHOR] = _cut(modalities[_ANCHOR], longest)
+  if preprocessor.align == "pool" and _ANCHOR in modalities:
+    anchor = modalities[_ANCHOR].lengths
+    for name in modalities:
+      if name != _ANCHOR:
+        modalities[name] = pool(modalities[name], anchor, longest)
+  for name, centroids in preprocessor.centroids.items():
+    ids = {**modalities[name].ids, "codes": _codes(modalities[name], centroids)}
+    modalities[name] = dataclasses.replace(modalities[name], ids=ids)
+  return dataclasses.replace(split, modalities=modalities), truncated
+
+
+def _absent(size: int, width: int) -> Sequences:
+  return Sequences(np.zeros((size, 1, width), np.float32), np.zeros(size, np.int32))
+
+
+def visible_steps(sequences: Sequences) -> Bool[np.ndarray, "n t"]:
+  """Steps that are real and kept their content."""
+  steps = np.arange(sequences.features.shape[1])[None, :]
+  real = steps < sequences.lengths[:, None]
+  return real if sequences.lost is None else real & ~sequences.lost
+
+
+def _blocks(size: int) -> Iterator[slice]:
+  for start in range(0, size, _BLOCK):
+    yield slice(start, start + _BLOCK)
+
+
+def _moments(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
+  visible = visible_steps(sequences)
+  count = max(int(visible.sum()), 1)
+  # Two passes in float64: raw acoustic features reach 1e5 with small spreads.
+  rows = list(_blocks(len(visible)))
+  kept = (sequences.features[r][visible[r]].astype(np.float64) for r in rows)
+  mean = sum((values.sum(axis=0) for values in kept)) / count
+  kept = (sequences.features[r][visible[r]].astype(np.float64) for r in rows)
+  variance = sum((((values - mean) ** 2).sum(axis=0) for values in kept)) / count
+  deviation = np.sqrt(variance)
+  varies = deviation > 1e-6 * np.maximum(np.abs(mean), 1e-6)
+  scale = np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0)
+  return mean, scale
+
+
+def _standardized(
+  preprocessor: Preprocessor, name: str, sequences: Sequences
+) -> Sequences:
+  if name not in preprocessor.mean:
+    return sequences
+  mean, scale = preprocessor.mean[name], preprocessor.scale[name]
+  visible = visible_steps(sequences)
+  features = np.zeros(sequences.features.shape, np.float32)
+  for rows in _blocks(len(features)):
+    values = (sequences.features[rows] - mean) * scale
+    features[rows] = np.where(visible[rows][..., None], values, 0.0)
+  return dataclasses.replace(sequences, features=features)
+
+
+def _cut(sequences: Sequences, longest: int) -> Sequences:
+  return Sequences(
+    features=sequences.features[:, :longest],
+    lengths=np.minimum(sequences.lengths, longest).astype(np.int32),
+    lost=None if sequences.lost is None else sequences.lost[:, :longest],
+    ids={name: ids[:, :longest] for name, ids in sequences.ids.items()},
+  )
+
+
+def pool(
+  sequences: Sequences, anchor: Int[np.ndarray, " n"], longest: int = 0
+) -> Sequences:
+  """Masked adaptive mean pooling to as many steps as the anchor has (H-GEM, row 12).
+
+  Segment s of a sample with L frames and T anchor steps averages the frames
+  floor(s L / T) .. floor((s + 1) L / T) - 1, at least one: with fewer frames than
+  steps they repeat. Lost frames do not count; a segment of lost frames only is lost.
+
+  Args:
+    sequences: the modality to pool.
+    anchor: steps to pool to; 0 = no anchor, keep at most `longest` segments.
+    longest: greatest number of segments; 0 = no bound.
+  """
+  frames = sequences.lengths.astype(np.int64)
+  bound = longest or max(int(frames.max(initial=0)), 1)
+  steps = np.where(anchor > 0, anchor, np.minimum(frames, bound))
+  steps = np.where(frames > 0, steps, 0)  # [n]
+  width = max(int(steps.max(initial=0)), 1)
+  segment = np.arange(width)[None, :]
+  share = np.maximum(steps, 1)[:, None]
+  start = segment * frames[:, None] // share  # [n t]
+  end = np.maximum(start + 1, (segment + 1) * frames[:, None] // share)
+  end = np.minimum(end, sequences.features.shape[1])
+  start = np.minimum(start, end)
+  real = segment < steps[:, None]
+  visible = visible_steps(sequences)
+  features = np.zeros((*real.shape, sequences.features.shape[-1]), np.float32)
+  lost = np.zeros_like(real)
+  for rows in _blocks(len(real)):
+    counts = _segment_sums(
+      visible[rows].astype(np.float64)[..., None], start, end, rows
+    )
+    values = np.where(visible[rows][..., None], sequences.features[rows], 0.0)
+    sums = _segment_sums(values.astype(np.float64), start, end, rows)
+    seen = real[rows] & (counts[..., 0] > 0)
+    features[rows] = np.where(seen[..., None], sums / np.maximum(counts, 1.0), 0.0)
+    lost[rows] = real[rows] & ~seen
+  return Sequences(
+    features, steps.astype(np.int32), lost if lost.any() else None, ids={}
+  )
+
+
+def _segment_sums(
+  values: Float[np.ndarray, "n t d"],
+  start: Int[np.ndarray, "rows s"],
+  end: Int[np.ndarray, "rows s"],
+  rows: slice,
+) -> Float[np.ndarray, "n s d"]:
+  total = np.cumsum(values, axis=1)
+  total = np.concatenate([np.zeros_like(total[:, :1]), total], axis=1)
+  pick = np.arange(len(values))[:, None]
+  return total[pick, end[rows]] - total[pick, start[rows]]
+
+
+def _centroids(sequences: Sequences, k: int) -> Float[np.ndarray, "k d"]:
+  """Lloyd's k-means on a fixed subsample of visible frames."""
+  frames = sequences.features[visible_steps(sequences)].astype(np.float64)
+  random = np.random.default_rng(0)
+  frames = frames[random.permutation(len(frames))[:_LLOYD_ROWS]]
+  distinct = np.unique(frames, axis=0)
+  centroids = distinct[random.permutation(len(distinct))[:k]]
+  for _ in range(_LLOYD_ROUNDS):
+    nearest = _nearest(frames, centroids)
+    sums = np.zeros_like(centroids)
+    np.add.at(sums, nearest, frames)
+    counts = np.bincount(nearest, minlength=len(centroids))[:, None]
+    # An empty cluster keeps its centre.
+    centroids = np.where(counts > 0, sums / np.maximum(counts, 1), centroids)
+  missing = k - len(centroids)
+  return np.concatenate([centroids, np.repeat(centroids[-1:], missing, axis=0)])
+
+
+def _nearest(
+  frames: Num[np.ndarray, "n d"], centroids: Float[np.ndarray, "k d"]
+) -> Int[np.ndarray, " n"]:
+  cross = frames.astype(np.float64) @ centroids.T
+  return np.argmin((centroids**2).sum(axis=1)[None, :] - 2.0 * cross, axis=1)
+
+
+def _codes(
+  sequences: Sequences, centroids: Float[np.ndarray, "k d"]
+) -> Int[np.ndarray, "n t"]:
+  visible = visible_steps(sequences)
+  codes = np.full(visible.shape, len(centroids), np.int32)
+  for rows in _blocks(len(codes)):
+    seen = visible[rows]
+    codes[rows][seen] = _nearest(sequences.features[rows][seen], centroids)
+  return codes
+
+
+def save(preprocessor: Preprocessor, path: str | os.PathLike) -> None:
+  """Writes the fitted numbers as a plain `.npz`."""
+  arrays = {
+    f"{kind}/{name}": value
+    for kind in ("mean", "scale", "centroids")
+    for name, value in getattr(preprocessor, kind).items()
+  }
+  settings = {
+    "widths": dict(preprocessor.widths),
+    "align": preprocessor.align,
+    "max_steps": preprocessor.max_steps,
+  }
+  np.savez(path, settings=np.asarray(json.dumps(settings)), **arrays)
+
+
+def load(path: str | os.PathLike) -> Preprocessor:
+  """Reads what `save` wrote.
+
+  Raises:
+    UserError: not there, or damaged.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = dict(file)
+    settings = json.loads(str(arrays.pop("settings")))
+    parts: dict[str, dict] = {"mean": {}, "scale": {}, "centroids": {}}
+    for key, value in arrays.items():
+      kind, _, name = key.partition("/")
+      parts[kind][name] = value
+    return Preprocessor(**settings, **parts)
+  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+def derive_task(corpus: Corpus, task: str) -> Corpus:
+  """Turns the sentiment regression into classes (H-GEM, row 24).
+
+  Args:
+    corpus: any corpus.
+    task: `regression` (as it is), `cls2` (negative, positive; zeros have no label),
+      `cls7` (clipped to [-3, 3], rounded half to even).
+
+  Raises:
+    UserError: unknown task, or no sentiment regression to derive it from.
+  """
+  if task not in TASKS:
+    raise UserError(f"config.data.task={task!r} must be one of {TASKS}.")
+  if task == "regression":
+    return corpus
+  known = corpus.tasks.get("sentiment")
+  if known is None or known.kind != "regression":
+    raise UserError(
+      f"config.data.task={task!r} needs a sentiment regression; {corpus.name!r} has"
+      f" {sorted(corpus.tasks)}."
+    )
+  classes = {
+    "cls2": ("negative", "positive"),
+    "cls7": tuple(str(value) for value in range(-3, 4)),
+  }[task]
+  splits = {}
+  for name, split in corpus.splits.items():
+    labels = dict(split.labels)
+    if "sentiment" in labels:
+      labels["sentiment"] = _classes(labels["sentiment"], task)
+    splits[name] = dataclasses.replace(split, labels=labels)
+  tasks = {
+    **corpus.tasks,
+    "sentiment": Task("classes", classes=classes, protocol="classes"),
+  }
+  return dataclasses.replace(corpus, splits=splits, tasks=tasks)
+
+
+def _classes(values: Float[np.ndarray, " n"], task: str) -> Int[np.ndarray, " n"]:
+  known = np.isfinite(values)
+  numbers = np.where(known, values, 0.0)
+  if task == "cls2":
+    return np.where(known & (numbers != 0), numbers > 0, -1).astype(np.int32)
+  rounded = np.rint(np.clip(numbers, -3, 3)) + 3
+  return np.where(known, rounded, -1).astype(np.int32)
