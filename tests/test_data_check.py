@@ -189,6 +189,20 @@ def test_check_counts_a_split_without_labels(tmp_path, capsys):
   assert sign_counts(read(path)).keys() == {"train", "valid"}
 
 
+def test_check_reads_mult_files_with_more_splits(tmp_path, capsys):
+  split = {"text": np.eye(2), "labels": np.float32([[[1.4]], [[0]]]), "id": ["a", "a"]}
+  extra = {"text": np.eye(2), "id": ["b", "c"]}
+  path = tmp_path / "mult.pkl"
+  path.write_bytes(pickle.dumps({"train": split, "more": extra, "extra": split}))
+  lines = printed(capsys, "check", str(path))
+  assert "extra 2 0 1 1 - -" in lines
+  assert "more 2 - - - - -" in lines
+  assert "warning: 3 repeated ids were numbered" in lines
+  described = printed(capsys, "describe", str(path))
+  assert "train 2 0.700 0.700 0.700" in described
+  assert "more 2 - -" in described
+
+
 def test_check_counts_classes(tmp_path, capsys):
   one_hot = np.zeros((3, 4, 2))
   one_hot[:, :, 0] = 1
@@ -289,7 +303,7 @@ def test_terminals_get_tables(tmp_path, capsys, monkeypatch):
   assert main(["check", path]) == 0
   out = capsys.readouterr().out
   assert "sentiment labels" in out
-  assert "│ 1284: 552/53/679" in out
+  assert "1284: 552/53/679 differs" in out
   assert "warning: test has no labels of sentiment" in out
 
 

@@ -105,7 +105,11 @@ def _show(report: Report) -> None:
     facts.add_row(*map(plain, (name, value)))
   console.print(facts)
   for table in report.tables:
-    drawn = Table(title=plain(table.title), title_justify="left")
+    console.print()
+    # Eleven columns fit into 80 characters without rules between them.
+    drawn = Table(
+      title=plain(table.title), title_justify="left", box=None, padding=(0, 1, 0, 0)
+    )
     for column in table.columns:
       drawn.add_column(plain(column))
     for row in table.rows:

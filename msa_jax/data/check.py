@@ -164,10 +164,10 @@ def _modality_table(corpus: Corpus) -> Table:
       shape = f"[{n} {t} {d}]"
       cells = (shape, str(one.features.dtype), low, middle, mean, high)
       rows.append((modality, name, *cells, str(n - len(present)), str(lost), str(bad)))
-  columns = ("modality", "split", "shape", "type", "min", "median", "mean", "max")
-  columns += ("absent", "lost steps", "non-finite")
+  columns = ("modality", "split", "shape", "type", "min", "med", "mean", "max")
+  columns += ("absent", "lost", "inf/nan")
   return Table(
-    "modalities (min to max: lengths of samples that have it)", columns, rows
+    "modalities (lengths of samples that have it; lost steps; cells)", columns, rows
   )
 
 
