@@ -8,7 +8,7 @@ overflows. Both read nothing but a `Routing`, so any gate can stand before them.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -18,8 +18,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from msa_jax.layers.routing import Router
 from msa_jax.typing import Routing, UserError
-
-Dispatch = Literal["dense", "capacity"]
 
 
 class MixtureOutput(NamedTuple):
@@ -194,7 +192,9 @@ class ExpertBank(nn.Module):
       variable_axes={"params": 0, "batch_stats": 0},
       split_rngs={"params": True, "dropout": True, "noise": True},
     )
-    return lifted(self.expert, *inputs)
+    # The copy belongs to the bank wherever the caller made the original; within a
+    # compact method that would otherwise be the caller's module.
+    return lifted(self.expert.copy(parent=self, name="experts"), *inputs)
 
 
 class MixtureOfExperts(nn.Module):
@@ -215,7 +215,7 @@ class MixtureOfExperts(nn.Module):
   expert: nn.Module
   num_experts: int
   k: int | None = None
-  dispatch: Dispatch = "dense"
+  dispatch: str = "dense"
   capacity_factor: float = 1.25
   noisy: bool = False
   deterministic: bool = True

@@ -6,7 +6,6 @@ zero, with zero gradient, when no row counts.
 """
 
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from msa_jax.layers.masking import masked_mean
 from msa_jax.typing import Routing, UserError
-
-Base = Literal["nats", "bits"]
 
 
 def load_balance(routing: Routing, mask: Bool[Array, " n"] | None = None) -> Array:
@@ -28,11 +25,14 @@ def load_balance(routing: Routing, mask: Bool[Array, " n"] | None = None) -> Arr
   Returns:
     [] float32.
   """
-  rows = _rows(routing.probs, mask)
+  probs = routing.probs
+  rows = _rows(probs, mask)
   selected = ((routing.combine > 0) & rows[:, None]).astype(jnp.float32)  # [n e]
-  share = jnp.sum(selected, axis=0) / jnp.maximum(jnp.sum(selected), 1.0)
-  mean = masked_mean(routing.probs, _like(rows, routing.probs), axis=0)  # [e]
-  return routing.probs.shape[-1] * jnp.sum(jax.lax.stop_gradient(share) * mean)
+  # e * f_e first: it is exactly 1 for an even load, whatever e.
+  load = probs.shape[-1] * jnp.sum(selected, axis=0)
+  load = load / jnp.maximum(jnp.sum(selected), 1.0)
+  mean = masked_mean(probs, _like(rows, probs), axis=0)  # [e]
+  return jnp.sum(jax.lax.stop_gradient(load) * mean)
 
 
 def router_z(routing: Routing, mask: Bool[Array, " n"] | None = None) -> Array:
@@ -79,7 +79,7 @@ def load_cv2(routing: Routing, mask: Bool[Array, " n"] | None = None) -> Array:
 def entropy(
   probs: Float[Array, "*n e"],
   mask: Bool[Array, "*n"] | None = None,
-  base: Base = "nats",
+  base: str = "nats",
   normalised: bool = False,
 ) -> Float[Array, "*n"]:
   """Entropy of each row, -sum_e p_e log p_e; zero for rows that do not count.
@@ -101,7 +101,7 @@ def entropy(
 def router_entropy(
   probs: Float[Array, "n e"],
   mask: Bool[Array, " n"] | None = None,
-  base: Base = "nats",
+  base: str = "nats",
   normalised: bool = False,
 ) -> Float[Array, ""]:
   """Mean of the rows' entropies: how undecided the router is; see `entropy`."""
@@ -112,7 +112,7 @@ def router_entropy(
 def load_entropy(
   probs: Float[Array, "n e"],
   mask: Bool[Array, " n"] | None = None,
-  base: Base = "nats",
+  base: str = "nats",
   normalised: bool = False,
 ) -> Float[Array, ""]:
   """Entropy of the rows' mean distribution: how evenly experts are used.
@@ -127,7 +127,7 @@ def load_entropy(
 def routing_information(
   probs: Float[Array, "n e"],
   mask: Bool[Array, " n"] | None = None,
-  base: Base = "nats",
+  base: str = "nats",
   normalised: bool = False,
 ) -> Float[Array, ""]:
   """Mutual information of row and expert: `load_entropy` - `router_entropy`, >= 0."""
@@ -253,7 +253,7 @@ def _cv2(amounts: Float[Array, " e"]) -> Float[Array, ""]:
   return jnp.mean((amounts - mean) ** 2) / jnp.where(mean > 0, mean**2, 1.0)
 
 
-def _entropy(probs, base: Base, normalised: bool) -> Array:
+def _entropy(probs, base: str, normalised: bool) -> Array:
   """Entropy over the last axis; 0 log 0 = 0, also in the gradient."""
   if base not in ("nats", "bits"):
     raise UserError(f"entropy base {base!r}: choose 'nats' or 'bits'")

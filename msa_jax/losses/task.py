@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from msa_jax.typing import Label, TaskKind, UserError
+from msa_jax.typing import Label, UserError
 
 
 def l1(prediction: Float[Array, "*n"], label: Num[Array, "*n"]) -> Float[Array, "*n"]:
@@ -89,12 +89,12 @@ DEFAULTS: Mapping[str, str] = {
 
 
 def task_loss(
-  kind: TaskKind, name: str | None, prediction: Float[Array, "n ..."], label: Label
+  kind: str, name: str | None, prediction: Float[Array, "n ..."], label: Label
 ) -> Float[Array, "n ..."]:
   """Loss of each example by the name in the config.
 
   Args:
-    kind: what the label is; see `typing.Task`.
+    kind: `regression`, `classes` or `binary`; see `typing.Task`.
     name: key of `LOSSES[kind]`; None or `default` = `DEFAULTS[kind]`.
     prediction: the model's prediction for the task; [n] (regression), [n c]
       (classes) or [n c 2] (binary); utterance-level with [b t] in place of [n].

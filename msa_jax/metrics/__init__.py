@@ -77,7 +77,7 @@ def evaluate(
     prediction that counts is not finite.
 
   Raises:
-    UserError: unknown kind or protocol, or shapes that do not fit.
+    UserError: unknown protocol, or shapes that do not fit.
   """
   if mask is None:
     rank = labels.ndim - 1 if task.kind == "binary" else labels.ndim
@@ -136,10 +136,6 @@ def _choose(task: Task, predictions, labels) -> dict[str, float]:
     return class_metrics(predictions, labels.astype(np.int64), task.classes)
   if task.kind == "binary":
     return question_metrics(predictions, labels.astype(np.int64), task.classes)
-  if task.kind != "regression":
-    raise UserError(
-      f"task kind {task.kind!r}: choose one of regression, classes, binary"
-    )
   if task.protocol not in _REGRESSION:
     raise UserError(
       f"protocol {task.protocol!r} for a regression: choose one of "

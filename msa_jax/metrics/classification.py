@@ -7,14 +7,14 @@ the predictions first. An empty set gives NaN; nothing here warns.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Int, Num
 
 from msa_jax.typing import UserError
 
 Labels = Int[np.ndarray, " n"]
 
 
-def decide(scores: Num[np.ndarray, "n c"]) -> Labels:
+def decide(scores: Num[np.ndarray, "*n c"]) -> Int[np.ndarray, "*n"]:
   """Class of the largest score; equal scores go to the lower index."""
   return np.argmax(scores, axis=-1).astype(np.int64)
 
@@ -38,7 +38,7 @@ def weighted_f1(predicted: Labels, truth: Labels) -> float:
   classes, support = np.unique(truth, return_counts=True)
   if not len(classes):
     return float("nan")
-  scores = np.array([f1(predicted, truth, c) for c in classes])
+  scores = np.array([f1(predicted, truth, int(c)) for c in classes])
   return float(np.sum(scores * support) / np.sum(support))
 
 
@@ -50,7 +50,7 @@ def macro_f1(predicted: Labels, truth: Labels) -> float:
   classes = np.union1d(predicted, truth)
   if not len(truth):
     return float("nan")
-  return float(np.mean([f1(predicted, truth, c) for c in classes]))
+  return float(np.mean([f1(predicted, truth, int(c)) for c in classes]))
 
 
 def f1(predicted: Labels, truth: Labels, positive: int) -> float:
@@ -84,18 +84,21 @@ def weighted_accuracy_mult(predicted: Labels, truth: Labels) -> float:
 
 
 def class_metrics(
-  scores: Num[np.ndarray, "n c"], truth: Labels, classes: Sequence[str] = ()
+  scores: Num[np.ndarray, "n ..."], truth: Labels, classes: Sequence[str] = ()
 ) -> dict[str, float]:
   """One of several classes, from logits or probabilities.
 
   Args:
-    scores: larger = more likely.
+    scores: [n c], larger = more likely.
     truth: class indices.
     classes: names; adds `f1_<name>` for each.
 
   Returns:
     `wa` (accuracy), `ua` (mean recall; GCNet and MoMKE report these two),
     `f1_weighted`, `f1_macro`.
+
+  Raises:
+    UserError: scores that are not [n c].
   """
   if scores.ndim != 2:
     raise UserError(
@@ -114,15 +117,15 @@ def class_metrics(
 
 
 def question_metrics(
-  scores: Float[np.ndarray, "n c 2"] | Float[np.ndarray, "n c"],
-  truth: Int[np.ndarray, "n c"],
+  scores: Num[np.ndarray, "n ..."],
+  truth: Int[np.ndarray, "n ..."],
   questions: Sequence[str],
 ) -> dict[str, float]:
   """Several yes/no questions, each on its own and as means over questions.
 
   Args:
     scores: [n c 2] logits (no, yes), or [n c] logits of yes.
-    truth: 1 = yes, 0 = no.
+    truth: [n c], 1 = yes, 0 = no.
     questions: c names.
 
   Returns:
@@ -130,6 +133,9 @@ def question_metrics(
     `f1_<name>` (accuracy and weighted F1: MulT's IEMOCAP), `wacc_<name>` and
     `wacc_mult_<name>` (weighted accuracy of MOSEI emotions, both ways of writing
     it). Means leave out questions whose value is NaN.
+
+  Raises:
+    UserError: shapes or names that do not fit.
   """
   if truth.ndim != 2 or scores.shape[:2] != truth.shape:
     raise UserError(
