@@ -111,8 +111,8 @@ def test_permuting_experts_and_gate_columns_leaves_the_output_unchanged(getkey):
     "router": {"logits": {"kernel": params["router"]["logits"]["kernel"][:, order]}},
     "bank": jax.tree.map(lambda leaf: leaf[order], params["bank"]),
   }
-  before = layer.apply({"params": params}, inputs).outputs
-  after = layer.apply({"params": permuted}, inputs).outputs
+  run = jax.jit(lambda params: layer.apply({"params": params}, inputs).outputs)
+  before, after = run(params), run(permuted)
   np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)
 
 
@@ -120,11 +120,11 @@ def test_dropout_acts_inside_the_experts_and_differs_between_them(getkey):
   inputs = jnp.ones((1, 5))
   drop = ExpertBank(Expert(dropout=0.5, deterministic=False), 3)
   calm = ExpertBank(Expert(dropout=0.5), 3)
-  params = calm.init(getkey(), inputs)["params"]
+  params = jax.jit(calm.init)(getkey(), inputs)["params"]
   params = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), params)
   rngs = {"dropout": getkey()}
-  noisy = drop.apply({"params": params}, inputs, rngs=rngs)
-  steady = calm.apply({"params": params}, inputs)
+  noisy = jax.jit(drop.apply)({"params": params}, inputs, rngs=rngs)
+  steady = jax.jit(calm.apply)({"params": params}, inputs)
   # Equal parameters give equal outputs without dropout, different ones with it.
   np.testing.assert_allclose(steady[0], steady[1], rtol=1e-6)
   assert np.abs(noisy - steady).max() > 1e-3
@@ -134,9 +134,9 @@ def test_dropout_acts_inside_the_experts_and_differs_between_them(getkey):
 def test_bank_reads_shared_inputs_or_one_input_per_expert(getkey):
   inputs = jax.random.normal(getkey(), (3, 7, 5))
   bank = ExpertBank(Expert(), 3)
-  variables = bank.init(getkey(), inputs[0])
-  shared = bank.apply(variables, inputs[1])
-  apart = bank.apply(variables, inputs, in_axes=0)
+  variables = jax.jit(bank.init)(getkey(), inputs[0])
+  shared = jax.jit(bank.apply)(variables, inputs[1])
+  apart = jax.jit(bank.apply, static_argnames="in_axes")(variables, inputs, in_axes=0)
   assert shared.shape == apart.shape == (3, 7, 3)
   np.testing.assert_allclose(apart[1], shared[1], rtol=1e-5, atol=1e-6)
 
@@ -155,7 +155,7 @@ def test_filler_rows_are_zero_take_no_slot_and_change_nothing(getkey):
   assert int(run(strong, jnp.ones(12, bool)).overflow.sum()) > 0
   np.testing.assert_array_equal(plain.outputs[3:9], np.zeros((6, 3)))
   np.testing.assert_array_equal(plain.routing.combine[3:9], np.zeros((6, 4)))
-  expected = loop(params, inputs, 1, mask)
+  expected = jax.jit(loop, static_argnums=2)(params, inputs, 1, mask)
   np.testing.assert_allclose(plain.outputs, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -215,9 +215,9 @@ def test_overflow_goes_to_the_residual_with_gradients(getkey):
   def run(residual):
     return layer.apply({"params": params}, inputs, residual=residual)
 
-  result = run(residual)
+  result = jax.jit(run)(residual)
   assert int(result.overflow.sum()) >= 4
-  grad = jax.grad(lambda r: jnp.sum(run(r).outputs))(residual)[:, 0]
+  grad = jax.jit(jax.grad(lambda r: jnp.sum(run(r).outputs)))(residual)[:, 0]
   lost = np.asarray(grad) > 0
   assert lost.sum() == int(result.overflow.sum())
   best = np.asarray(result.routing.combine).max(-1)
@@ -230,8 +230,9 @@ def test_overflow_goes_to_the_residual_with_gradients(getkey):
 def test_capacity_dispatch_follows_the_order_of_the_rows_even_when_full(getkey):
   layer, params, inputs = setup(getkey, k=2, dispatch="capacity", capacity_factor=0.5)
   order = jax.random.permutation(getkey(), 12)
-  straight = layer.apply({"params": params}, inputs)
-  shuffled = layer.apply({"params": params}, inputs[order])
+  run = jax.jit(layer.apply)
+  straight = run({"params": params}, inputs)
+  shuffled = run({"params": params}, inputs[order])
   assert int(straight.overflow.sum()) > 0
   np.testing.assert_allclose(
     straight.outputs[order], shuffled.outputs, rtol=1e-5, atol=1e-6
@@ -268,11 +269,12 @@ def test_external_routing_and_sequences_with_masks_pass_through(getkey):
   steps = jnp.asarray(np.arange(4)[None] < np.array([4, 3, 2, 1, 4, 2])[:, None])
   routing = route(jax.random.normal(getkey(), (6, 3)), k=2)
   layer = MixtureOfExperts(Sequence(), 3, k=2)
-  variables = layer.init(getkey(), inputs, extras=(steps,), routing=routing)
+  run = {"extras": (steps,), "routing": routing}
+  variables = jax.jit(layer.init)(getkey(), inputs, **run)
   assert set(variables["params"]) == {"bank"}
-  dense = layer.apply(variables, inputs, extras=(steps,), routing=routing)
+  dense = jax.jit(layer.apply)(variables, inputs, **run)
   ample = layer.clone(dispatch="capacity", capacity_factor=1.5)
-  sparse = ample.apply(variables, inputs, extras=(steps,), routing=routing)
+  sparse = jax.jit(ample.apply)(variables, inputs, **run)
   assert dense.outputs.shape == (6, 4, 2)
   np.testing.assert_allclose(dense.outputs, sparse.outputs, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(dense.routing.combine, routing.combine)
@@ -283,8 +285,8 @@ def test_sequences_can_be_routed_by_a_summary(getkey):
   inputs = jax.random.normal(getkey(), (6, 4, 5))
   layer = MixtureOfExperts(Expert(), 3, k=1)
   summary = inputs.mean(1)
-  variables = layer.init(getkey(), inputs, router_inputs=summary)
-  result = layer.apply(variables, inputs, router_inputs=summary)
+  variables = jax.jit(layer.init)(getkey(), inputs, router_inputs=summary)
+  result = jax.jit(layer.apply)(variables, inputs, router_inputs=summary)
   assert result.outputs.shape == (6, 4, 3)
   assert result.routing.combine.shape == (6, 3)
 
