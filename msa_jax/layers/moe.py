@@ -4,6 +4,10 @@
 for each expert only the rows that selected it into a buffer of static size, so that
 the cost follows k/e. Both give the same values and gradients as long as no buffer
 overflows. Both read nothing but a `Routing`, so any gate can stand before them.
+
+Capacity dispatch scatters rows; GPUs add scattered values in no fixed order, so runs
+that must repeat bit for bit there need dense dispatch or
+XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 """
 
 import math
@@ -199,6 +203,9 @@ class ExpertBank(nn.Module):
 
 class MixtureOfExperts(nn.Module):
   """Router -> `Routing` -> expert bank -> weighted sum.
+
+  Optional arguments are keywords and would be dropped by `nn.vmap` or `nn.scan`:
+  lift a function that calls this module, not the module itself.
 
   Attributes:
     expert: the module every expert is a copy of; see `ExpertBank`.

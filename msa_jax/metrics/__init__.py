@@ -27,7 +27,6 @@ class Metric(NamedTuple):
 _REGRESSION = {"mosi": mosi_metrics, "sims": sims_metrics}
 
 METRICS: Mapping[str, Metric] = {
-  "loss": Metric("min", "objective", "any"),
   "mae": Metric("min", "mean absolute error (sims: clipped)", "mosi, sims"),
   "corr": Metric("max", "Pearson correlation (sims: clipped)", "mosi, sims"),
   "mae_non0": Metric("min", "mean absolute error where y != 0", "mosi"),
