@@ -5,12 +5,14 @@ against a corpus fills `config.spec`; from then on it describes the whole progra
 that is what a run directory keeps.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
+from msa_jax.data.world import SyntheticOptions
 from msa_jax.typing import Corpus, UserError
 
 
@@ -36,21 +38,22 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "align": "none",  # pool: audio and vision at the text's steps
     "max_steps": 0,  # longest sequence kept, in steps; 0 = as long as the corpus
     "codes": 0,  # number of k-means codes of audio and vision frames; 0 = none
-    "synthetic": {"seed": 0},
+    "synthetic": dataclasses.asdict(SyntheticOptions()),
     "device_budget_mib": 4096,  # larger splits are streamed from the host
   }
-  config.loss = {"task": "l1", "aux_warmup": 0.0}
+  # task: l1, mse, huber for regression; default = l1, or cross-entropy for classes
+  config.loss = {"task": "default", "aux_warmup": 0.0}
   config.optim = {
     "name": "adam",
     "lr_new": 1e-3,
     "warmup": 0.1,  # share of all steps
     "schedule": "linear",
-    "clip": 2.0,
+    "clip": 2.0,  # global norm; 0 = no clipping
     "weight_decay": 0.0,
     "momentum": 0.0,
     "epochs": 40,
     "batch": 32,
-    "patience": 10,  # epochs without improvement on validation; None = never stop
+    "patience": 10,  # epochs without improvement on validation; 0 = never stop
   }
   config.train = {
     "modality_dropout": 0.0,
@@ -72,12 +75,22 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Locks a config, so that unknown keys are errors from here on."""
-  # None is a legal value of these, so their type must stay open.
-  for section, key, kind in (("optim", "clip", float), ("optim", "patience", int)):
-    value = config[section][key]
-    config[section][key] = ml_collections.config_dict.placeholder(kind)
-    config[section][key] = value
   return config.lock()
+
+
+def parse_variants(text: str, known: Mapping[str, Any]) -> tuple[str, ...]:
+  """Splits the part of `--config=file.py:a,b` after the colon.
+
+  Raises:
+    UserError: a name that the config file does not know.
+  """
+  chosen = tuple(name.strip() for name in text.split(",") if name.strip())
+  unknown = [name for name in chosen if name not in known]
+  if unknown:
+    raise UserError(
+      f"--config variant {unknown[0]!r} must be one of {', '.join(sorted(known))}."
+    )
+  return chosen
 
 
 def resolve(
@@ -136,6 +149,7 @@ _POSITIVE = (
   "train.steps_per_call",
   "train.checkpoint_every_seconds",
 )
+_NOT_NEGATIVE = ("optim.clip", "optim.patience", "data.max_steps", "data.codes")
 _SHARES = ("optim.warmup", "loss.aux_warmup", "train.modality_dropout")
 
 
@@ -166,11 +180,9 @@ def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> N
   for path in _SHARES:
     if not 0.0 <= get(config, path) <= 1.0:
       raise UserError(f"config.{path}={get(config, path)} must be in [0, 1].")
-  if config.optim.patience is not None and config.optim.patience <= 0:
-    raise UserError(
-      f"config.optim.patience={config.optim.patience} must be positive, or None to"
-      " never stop early."
-    )
+  for path in _NOT_NEGATIVE:
+    if get(config, path) < 0:
+      raise UserError(f"config.{path}={get(config, path)} must be 0 (off) or positive.")
   seeds = config.replicas.seeds
   if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
     raise UserError(

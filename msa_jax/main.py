@@ -53,24 +53,19 @@ def main(_) -> None:
 
 
 def _fail(error: Exception) -> None:
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  # KeyError and its kin quote their message when printed; args[0] is the plain one.
+  message = error.args[0] if isinstance(error, LookupError) and error.args else error
+  known = isinstance(error, UserError | flags.Error | LookupError | AttributeError)
+  kind = "" if known else f"{type(error).__name__}: "
+  print(f"error: {kind}{' '.join(str(message).split())}", file=sys.stderr)
   sys.exit(2)
 
 
 def _parse(arguments: list[str]) -> list[str]:
-  """Parses flags; whatever is wrong with them or with the config is one line."""
+  """Parses flags. The config file runs here; whatever is wrong is one line."""
   try:
-    return app.parse_flags_with_usage(arguments)
-  except (
-    flags.Error,
-    UserError,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OSError,
-    SyntaxError,
-  ) as error:
+    return flags.FLAGS(arguments)
+  except Exception as error:  # noqa: BLE001
     _fail(error)
 
 

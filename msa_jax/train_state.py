@@ -46,7 +46,8 @@ def prepare(
 
 def whole_split(config: ml_collections.ConfigDict, corpus: Corpus, split: str) -> Batch:
   """A whole split as one batch; `msa_jax.data.batches.take` picks rows of it."""
-  return batches.whole(corpus.splits[split], corpus.tasks, config.spec.lengths)
+  lengths = config.spec.lengths.to_dict()
+  return batches.whole(corpus.splits[split], corpus.tasks, lengths)
 
 
 def create(config: ml_collections.ConfigDict, seed: recipe.Seed = 0) -> TrainState:

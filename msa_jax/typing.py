@@ -41,6 +41,11 @@ def modality_order(names: Iterable[str]) -> tuple[str, ...]:
   return (*known, *sorted(names - set(MODALITIES)))
 
 
+# A field of a pytree struct: a JAX or NumPy array, or whatever a tree map puts in its
+# place (shapes, shardings). Hence not checked.
+Leaf = Any
+
+
 @flax.struct.dataclass
 class Modality:
   """One modality of a batch; real steps come first (right padding).
@@ -54,10 +59,10 @@ class Modality:
       frames), token ids, part-of-speech tags. May be empty.
   """
 
-  features: jax.Array
-  mask: jax.Array
-  lost: jax.Array
-  ids: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+  features: Leaf
+  mask: Leaf
+  lost: Leaf
+  ids: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -70,8 +75,8 @@ class Label:
     mask: [b] bool; True = this sample has this label.
   """
 
-  value: jax.Array
-  mask: jax.Array
+  value: Leaf
+  mask: Leaf
 
 
 @flax.struct.dataclass
@@ -89,10 +94,10 @@ class Batch:
   """
 
   modalities: Mapping[str, Modality]
-  available: jax.Array
+  available: Leaf
   labels: Mapping[str, Label]
-  index: jax.Array
-  sample_mask: jax.Array
+  index: Leaf
+  sample_mask: Leaf
 
   @property
   def order(self) -> tuple[str, ...]:
@@ -111,9 +116,9 @@ class Routing:
     logits: [n e] raw scores (float32).
   """
 
-  probs: jax.Array
-  combine: jax.Array
-  logits: jax.Array
+  probs: Leaf
+  combine: Leaf
+  logits: Leaf
 
 
 @flax.struct.dataclass
@@ -129,10 +134,10 @@ class ModelOutput:
       already averaged over `sample_mask`.
   """
 
-  predictions: Mapping[str, jax.Array]
-  features: Mapping[str, jax.Array]
+  predictions: Mapping[str, Leaf]
+  features: Mapping[str, Leaf]
   routing: Mapping[str, Routing]
-  losses: Mapping[str, jax.Array]
+  losses: Mapping[str, Leaf]
 
 
 @flax.struct.dataclass
@@ -148,7 +153,7 @@ class TrainState:
     opt_state: the optimizer's state.
   """
 
-  step: jax.Array
+  step: Leaf
   params: Params
   collections: Collections
   opt_state: Any

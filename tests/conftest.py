@@ -4,6 +4,7 @@ Warnings raised from our own files are errors; those of dependencies are not.
 """
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -13,6 +14,11 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests that build the same small program again read it back instead of compiling it.
+_CACHE = tempfile.TemporaryDirectory(prefix="msa_jax_test_cache_")
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def pytest_configure(config):

@@ -94,6 +94,8 @@ def select_modalities(corpus: Corpus, names: tuple[str, ...] | list[str]) -> Cor
     UserError: the corpus has no such modality.
   """
   known = _modalities(corpus)
+  # `--config.data.modalities=text,audio` arrives as one string.
+  names = [name for entry in names for name in entry.split(",")]
   unknown = set(names) - set(known)
   if unknown:
     raise UserError(

@@ -229,8 +229,6 @@ class _Session:
     position.step, position.sums = 0, {}
     options = self.config.optim
     stale = position.epoch - position.best_epoch
-    patience = options.patience if "valid" in self.feeds else None
-    position.finished = position.epoch >= options.epochs or (
-      patience is not None and stale >= patience
-    )
+    patience = options.patience if "valid" in self.feeds else 0
+    position.finished = position.epoch >= options.epochs or (0 < patience <= stale)
     return best, figures

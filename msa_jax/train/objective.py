@@ -32,7 +32,7 @@ def task_losses(
     rows = batch.sample_mask
     owners = label.mask & rows.reshape(*rows.shape, *[1] * (label.mask.ndim - 1))
     per_example = task_loss(
-      config.spec.tasks[name].kind, config.loss.task, prediction, label.value
+      config.spec.tasks[name].kind, config.loss.task, prediction, label
     )
     losses[name] = masked_average(per_example, owners)
   return losses

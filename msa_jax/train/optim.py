@@ -33,7 +33,9 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     "cosine": lambda: optax.cosine_decay_schedule(1.0, max(1, steps - warmup)),
   }
   if config.optim.schedule not in decay:
-    raise UserError(f"{config.optim.schedule=} must be one of {SCHEDULES}.")
+    raise UserError(
+      f"config.optim.schedule={config.optim.schedule!r} must be one of {SCHEDULES}."
+    )
   after = decay[config.optim.schedule]()
   if warmup == 0:
     return after
@@ -74,7 +76,7 @@ def _update_rule(config: ml_collections.ConfigDict) -> optax.GradientTransformat
   if options.name == "sgd":
     return optax.trace(decay=options.momentum)
   if options.name not in OPTIMIZERS:
-    raise UserError(f"{options.name=} must be one of {OPTIMIZERS}.")
+    raise UserError(f"config.optim.name={options.name!r} must be one of {OPTIMIZERS}.")
   return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
@@ -98,7 +100,7 @@ def build(
   relative = schedule(config)
   rule = _update_rule(config)
   parts = (
-    [] if config.optim.clip is None else [optax.clip_by_global_norm(config.optim.clip)]
+    [] if config.optim.clip == 0 else [optax.clip_by_global_norm(config.optim.clip)]
   )
   parts.append(rule)
   if config.optim.name == "adamw":

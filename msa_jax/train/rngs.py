@@ -8,7 +8,9 @@ import jax
 from jaxtyping import Array, Int, Key
 
 
-def stream(seed: Int[Array, ""] | int, name: str, step: Int[Array, ""] | int) -> Key:
+def stream(
+  seed: Int[Array, ""] | int, name: str, step: Int[Array, ""] | int
+) -> Key[Array, ""]:
   """Returns the key of one stream at one step.
 
   Args:
@@ -22,6 +24,6 @@ def stream(seed: Int[Array, ""] | int, name: str, step: Int[Array, ""] | int) ->
 
 def streams(
   seed: Int[Array, ""] | int, names: Iterable[str], step: Int[Array, ""] | int
-) -> dict[str, Key]:
+) -> dict[str, Key[Array, ""]]:
   """Returns one key per stream name, as `Module.apply(rngs=...)` takes them."""
   return {name: stream(seed, name, step) for name in names}

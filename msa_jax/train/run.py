@@ -42,12 +42,14 @@ def _stop_signal():
       signal.signal(number, handler)
 
 
-def _feeds(
+def make_feeds(
   config: ml_collections.ConfigDict, corpus: Corpus
 ) -> dict[str, feed_lib.Feed]:
+  """Feeds of every split, on the device where they fit."""
   budget = config.data.device_budget_mib * 2**20
+  lengths = config.spec.lengths.to_dict()
   return {
-    name: feed_lib.make_feed(split, corpus.tasks, config.spec.lengths, budget)
+    name: feed_lib.make_feed(split, corpus.tasks, lengths, budget)
     for name, split in corpus.splits.items()
   }
 
@@ -75,7 +77,7 @@ def train(
   run.create(config, prepared.description)
   preprocess.save(prepared.preprocessor, run.path / _PREPROCESSING)
   programs = loop.make_programs(config, recipe.build(config))
-  feeds = _feeds(config, corpus)
+  feeds = make_feeds(config, corpus)
   labels = (
     scoring.targets(corpus.splits["valid"], corpus.tasks)
     if ("valid" in corpus.splits)
@@ -141,7 +143,7 @@ def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
   system = recipe.build(config)
   predictor = feed_lib.Predictor(system, config.train.eval_batch)
   chosen = restore(run, config, system)
-  feeds = _feeds(config, corpus)
+  feeds = make_feeds(config, corpus)
   report = {}
   for name, split in labelled.items():
     targets = scoring.targets(split, corpus.tasks)
@@ -175,7 +177,7 @@ def predict(
   predictor = feed_lib.Predictor(system, config.train.eval_batch)
   chosen = restore(run, config, system)
   columns: tables.Columns = {}
-  for name, feed in _feeds(config, corpus).items():
+  for name, feed in make_feeds(config, corpus).items():
     per_seed = [predictor(*seed, feed) for seed in chosen]
     part = {"id": corpus.splits[name].ids, "split": [name] * feed.size}
     part |= tables.prediction_columns(config, per_seed, config.replicas.seeds)

@@ -11,7 +11,7 @@ from msa_jax.train.recipe import task_of
 from msa_jax.typing import Split, Task, UserError
 
 # The headline metric of each protocol, which selects the epoch.
-_HEADLINE = {"mosi": "mae", "sims": "mae_sims", "classes": "wa", "emotions": "f1"}
+_HEADLINE = {"mosi": "mae", "sims": "mae", "classes": "wa", "emotions": "f1"}
 
 
 class Targets(NamedTuple):
@@ -70,7 +70,9 @@ def selection(config: ml_collections.ConfigDict) -> tuple[str, str]:
     )
   family = _family(task_of(tasks[task]))
   known = [
-    key for key, metric in metrics_lib.METRICS.items() if metric.protocol == family
+    key
+    for key, metric in metrics_lib.METRICS.items()
+    if family in metric.protocol.split(", ")
   ]
   if name == "auto":
     name = _HEADLINE[family]

@@ -13,7 +13,7 @@ from msa_jax.train.recipe import task_of
 from msa_jax.train.rundir import RunDirectory
 from msa_jax.typing import Split, UserError
 
-Columns = dict[str, Sequence[Any]]
+Columns = dict[str, Any]  # name -> sequence or array, all of one length
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
