@@ -1,0 +1,200 @@
+"""Multi-head attention, plain and top-k sparse, and the pre-norm transformer block."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from msa_jax.layers.activation import exact_gelu
+from msa_jax.layers.dropout import Dropout
+from msa_jax.layers.masking import masked_softmax
+from msa_jax.layers.selection import keep_largest
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+def attention_weights(
+  logits: Float[Array, "b h t s"],
+  key_mask: Bool[Array, "b s"],
+  top_k: int | None = None,
+  renormalise: bool = False,
+) -> Float[Array, "b h t s"]:
+  """Attention probabilities in float32, of all valid keys or the top k of them.
+
+  Args:
+    logits: scaled query-key products.
+    key_mask: True = valid key; a row without one gives zeros.
+    top_k: keys to keep per query and head (None = all); exactly
+      min(top_k, valid keys) of them, ties going to the lower index.
+    renormalise: False keeps the probabilities of the full softmax, so a row sums to
+      less than one and unselected logits still receive gradient through the
+      normaliser; True is the softmax over the selected logits.
+
+  Source: H-GEM (2026), Eq. 3-4.
+  """
+  mask = key_mask[:, None, None, :]
+  if top_k is None or top_k >= logits.shape[-1]:
+    return masked_softmax(logits, mask)
+  selected = keep_largest(logits, top_k, jnp.broadcast_to(mask, logits.shape))
+  if renormalise:
+    return masked_softmax(logits, selected)
+  return jnp.where(selected, masked_softmax(logits, mask), 0.0)
+
+
+class _Affine(nn.Module):
+  """Kernel and bias of a dense layer, without the layer."""
+
+  shape: tuple[int, int]
+
+  @nn.compact
+  def __call__(self) -> tuple[Float[Array, "d c"], Float[Array, " c"]]:
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), self.shape)
+    return kernel, self.param("bias", nn.initializers.zeros, self.shape[1:])
+
+
+class MultiHeadAttention(nn.Module):
+  """Scaled dot-product attention with separate query, key, value, output products.
+
+  The weights of a call are sown as `weights_all` and `weights` (before and after the
+  selection of keys and before dropout) into the collection `intermediates`, which
+  costs nothing unless that collection is mutable.
+
+  Attributes:
+    width: output width, and inner width over all heads.
+    n_heads: heads; divides `width`.
+    dropout: rate on the attention probabilities.
+    deterministic: True = evaluation.
+    top_k, renormalise: see `attention_weights`.
+    scale: factor of the query-key products (None = 1 / sqrt(head width)).
+    dtype: compute type; probabilities are float32.
+
+  Source: Vaswani et al. 2017, Eq. 1.
+  """
+
+  width: int
+  n_heads: int
+  dropout: float = 0.0
+  deterministic: bool = True
+  top_k: int | None = None
+  renormalise: bool = False
+  scale: float | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    query: Float[Array, "b t d"],
+    source: Float[Array, "b s k"],
+    key_mask: Bool[Array, "b s"],
+    query_mask: Bool[Array, "b t"] | None = None,
+  ) -> Float[Array, "b t c"]:
+    """Attends from `query` to `source`; zeros where `query_mask` is False.
+
+    A row without any valid key gets the output layer's bias.
+    """
+    head_width = self.width // self.n_heads
+    scale = 1.0 / math.sqrt(head_width) if self.scale is None else self.scale
+
+    names = ("query", "key", "value")
+    if source is query:
+      # One product in place of three: fewer, larger operations.
+      projected = self._project(names, query)
+    else:
+      projected = self._project(names[:1], query) + self._project(names[1:], source)
+    # [b h t k]: matrix products want their batch axes first.
+    queries, keys, values = (
+      each.reshape(*each.shape[:2], self.n_heads, head_width).transpose(0, 2, 1, 3)
+      for each in projected
+    )
+    logits = jnp.einsum(
+      "bhtk,bhsk->bhts",
+      queries * jnp.asarray(scale, self.dtype),
+      keys,
+      preferred_element_type=jnp.float32,
+    )
+    weights = attention_weights(logits, key_mask, self.top_k, self.renormalise)
+    if self.is_mutable_collection("intermediates"):
+      self.sow("intermediates", "weights_all", attention_weights(logits, key_mask))
+      self.sow("intermediates", "weights", weights)
+    weights = Dropout(self.dropout, self.deterministic)(weights)
+    mixed = jnp.einsum("bhts,bhsk->bhtk", weights.astype(self.dtype), values)
+    mixed = mixed.transpose(0, 2, 1, 3).reshape(*query.shape[:2], self.width)  # [b t c]
+    output = nn.Dense(self.width, dtype=self.dtype, name="out")(mixed)
+    if query_mask is None:
+      return output
+    return jnp.where(query_mask[..., None], output, 0.0)
+
+  @nn.nowrap
+  def _project(self, names: tuple[str, ...], values: Array) -> list[Array]:
+    """Dense layers of these names on the same input, as one product."""
+    layers = [_Affine((values.shape[-1], self.width), name=name)() for name in names]
+    kernel = jnp.concatenate([kernel for kernel, _ in layers], axis=1)
+    bias = jnp.concatenate([bias for _, bias in layers])
+    result = values.astype(self.dtype) @ kernel.astype(self.dtype)
+    result = result + bias.astype(self.dtype)[None, None]
+    return jnp.split(result, len(names), axis=-1)
+
+
+class TransformerBlock(nn.Module):
+  """Pre-norm block: x + attention(norm(x)), then x + feed-forward(norm(x)).
+
+  With a `source`, keys and values come from it, normalised by the same layer norm as
+  the queries (MulT's cross-modal block).
+
+  Attributes:
+    ffn: hidden width of the feed-forward part (exact GELU).
+    n_heads, top_k, renormalise, scale, dtype: see `MultiHeadAttention`.
+    attention_dropout, ffn_dropout: rates on the attention probabilities and on the
+      feed-forward hidden layer.
+    deterministic: True = evaluation.
+  """
+
+  ffn: int
+  n_heads: int
+  attention_dropout: float = 0.0
+  ffn_dropout: float = 0.0
+  deterministic: bool = True
+  top_k: int | None = None
+  renormalise: bool = False
+  scale: float | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    values: Float[Array, "b t d"],
+    mask: Bool[Array, "b t"],
+    source: Float[Array, "b s d"] | None = None,
+    source_mask: Bool[Array, "b s"] | None = None,
+  ) -> Float[Array, "b t d"]:
+    """Masked steps are never attended to and come out as zeros."""
+    width = values.shape[-1]
+    norm = nn.LayerNorm(
+      epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm_attention"
+    )
+    normalised = norm(values)
+    attention = MultiHeadAttention(
+      width,
+      self.n_heads,
+      self.attention_dropout,
+      self.deterministic,
+      self.top_k,
+      self.renormalise,
+      self.scale,
+      self.dtype,
+      name="attention",
+    )
+    if source is None:
+      values = values + attention(normalised, normalised, mask)
+    else:
+      key_mask = mask if source_mask is None else source_mask
+      values = values + attention(normalised, norm(source), key_mask)
+    hidden = nn.LayerNorm(
+      epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm_ffn"
+    )(values)
+    hidden = nn.Dense(self.ffn, dtype=self.dtype, name="ffn_1")(hidden)
+    hidden = Dropout(self.ffn_dropout, self.deterministic)(exact_gelu(hidden))
+    values = values + nn.Dense(width, dtype=self.dtype, name="ffn_2")(hidden)
+    return jnp.where(mask[..., None], values, 0.0)
