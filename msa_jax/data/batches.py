@@ -8,7 +8,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from msa_jax.typing import (
   Batch,
@@ -32,12 +32,24 @@ def _fit(
   return np.pad(values, padding)
 
 
+def _has_content(
+  features: Float[np.ndarray, "n t d"], hidden: Bool[np.ndarray, "n t"]
+) -> bool:
+  """Whether a hidden step holds anything; in blocks, to bound the copies."""
+  blocks = (slice(start, start + 128) for start in range(0, len(hidden), 128))
+  return any(bool(np.any(features[rows][hidden[rows]])) for rows in blocks)
+
+
 def _modality(sequences: Sequences, length: int) -> Modality:
   steps = np.arange(length)[None, :]
   mask = steps < sequences.lengths[:, None]
   lost = np.zeros_like(mask) if sequences.lost is None else _fit(sequences.lost, length)
+  features = _fit(sequences.features, length)
+  visible = mask & ~lost
+  if _has_content(features, ~visible):
+    features = np.where(visible[..., None], features, features.dtype.type(0))
   return Modality(
-    features=_fit(sequences.features, length),
+    features=features,
     mask=mask,
     lost=lost & mask,
     ids={name: _fit(ids, length) for name, ids in sequences.ids.items()},
@@ -62,17 +74,18 @@ def whole(
   Args:
     split: host arrays, n samples.
     tasks: tasks to carry; a label the split lacks is masked for every sample.
-    lengths: static number of steps per modality (cut or zero-padded to it); None =
-      as stored.
+    lengths: static number of steps per modality (cut or zero-padded to it); None or
+      an absent name = as stored.
 
   Returns:
-    A `Batch` of numpy arrays with b = n; features keep their float type.
+    A `Batch` of numpy arrays with b = n; features keep their float type and are zero
+    at padded and lost steps (copied only where they were not).
   """
   order = modality_order(split.modalities)
   modalities = {}
   for name in order:
     sequences = split.modalities[name]
-    length = lengths[name] if lengths else sequences.features.shape[1]
+    length = (lengths or {}).get(name, sequences.features.shape[1])
     modalities[name] = _modality(sequences, length)
   return Batch(
     modalities=modalities,
@@ -142,27 +155,21 @@ def fits(split: Split, budget_bytes: int) -> bool:
   return needed_bytes(split) <= budget_bytes
 
 
-class _Rows:
-  """Random access to the batches of an epoch, for Grain."""
-
-  def __init__(self, data: Batch, order: Int[np.ndarray, "steps b"], first: int):
-    self._data, self._order, self._first = data, order, first
-
-  def __len__(self) -> int:
-    return len(self._order) - self._first
-
-  def __getitem__(self, step: int) -> Batch:
-    index = self._order[step + self._first]
-    real = index >= 0
-    rows = np.where(real, index, 0)
-
-    def pick(leaf):
-      leaf = leaf[rows]
-      leaf[~real] = 0
-      return leaf.astype(np.float32) if leaf.dtype.kind == "f" else leaf
-
-    batch = jax.tree.map(pick, self._data)
-    return batch.replace(index=np.where(real, batch.index, -1).astype(np.int32))
+def _rows(split: Split, index: Int[np.ndarray, " b"]) -> Split:
+  """Rows of a split, without what no batch carries."""
+  return Split(
+    ids=split.ids[index],
+    modalities={
+      name: Sequences(
+        features=np.asarray(sequences.features[index]),
+        lengths=sequences.lengths[index],
+        lost=None if sequences.lost is None else sequences.lost[index],
+        ids={key: ids[index] for key, ids in sequences.ids.items()},
+      )
+      for name, sequences in split.modalities.items()
+    },
+    labels={name: values[index] for name, values in split.labels.items()},
+  )
 
 
 def stream(
@@ -174,6 +181,8 @@ def stream(
 ) -> Iterator[Batch]:
   """Batches of an epoch from the host, through a prefetching Grain pipeline.
 
+  Only the rows of the batches under way are copied: features may be memory-mapped.
+
   Args:
     split, tasks, lengths: as for `whole`.
     order: as from `epoch_order`.
@@ -182,8 +191,21 @@ def stream(
   Yields:
     The same batches as `take(whole(...), order[step])`.
   """
-  source = _Rows(whole(split, tasks, lengths), np.asarray(order), first_step)
-  if not len(source):
+
+  def gather(step: int) -> Batch:
+    index = order[step]
+    real = index >= 0
+
+    def fill(leaf):
+      shape = real.reshape(-1, *[1] * (leaf.ndim - 1))
+      leaf = np.where(shape, leaf, leaf.dtype.type(0))
+      return leaf.astype(np.float32) if leaf.dtype.kind == "f" else leaf
+
+    data = whole(_rows(split, np.maximum(index, 0)), tasks, lengths)
+    return jax.tree.map(fill, data).replace(index=index.astype(np.int32))
+
+  if first_step >= len(order):
     return
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-  yield from grain.MapDataset.source(source).to_iter_dataset(options)
+  steps = grain.MapDataset.range(first_step, len(order))
+  yield from steps.map(gather).to_iter_dataset(options)

@@ -20,6 +20,9 @@ _BLOCK = 256  # rows at a time: bounds the float64 copies
 _LLOYD_ROWS, _LLOYD_ROUNDS = 20_000, 20
 
 
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessor:
   """Fitted on a training split, stored with the run.
@@ -31,6 +34,9 @@ class Preprocessor:
     mean, scale: modality -> [d]; values become (x - mean) * scale. Constant columns
       have scale 0. Modalities without an entry stay as they are.
     centroids: modality -> [k d] cluster centres; the code k means padding or lost.
+    unseen: modalities that the training split had no content of; the model learned
+      nothing from them, so they stay unavailable in later corpora too.
+    anchor_steps: most steps that a sample without text is pooled to; 0 = no bound.
   """
 
   widths: Mapping[str, int]
@@ -39,6 +45,8 @@ class Preprocessor:
   mean: Mapping[str, Float[np.ndarray, " d"]]
   scale: Mapping[str, Float[np.ndarray, " d"]]
   centroids: Mapping[str, Float[np.ndarray, "k d"]]
+  unseen: tuple[str, ...] = ()
+  anchor_steps: int = 0
 
 
 def fit(corpus: Corpus, options: ml_collections.ConfigDict) -> Preprocessor:
@@ -66,6 +74,12 @@ def fit(corpus: Corpus, options: ml_collections.ConfigDict) -> Preprocessor:
     mean=mean,
     scale=scale,
     centroids={},
+    unseen=tuple(
+      name
+      for name in modality_order(modalities)
+      if not visible_steps(modalities[name]).any()
+    ),
+    anchor_steps=_anchor_steps(modalities, options.max_steps),
   )
   if not options.codes:
     return fitted
@@ -73,7 +87,7 @@ def fit(corpus: Corpus, options: ml_collections.ConfigDict) -> Preprocessor:
   centroids = {
     name: _centroids(sequences, options.codes)
     for name, sequences in train.modalities.items()
-    if name != _ANCHOR and sequences.lengths.any()
+    if name != _ANCHOR and visible_steps(sequences).any()
   }
   return dataclasses.replace(fitted, centroids=centroids)
 
@@ -81,8 +95,9 @@ def fit(corpus: Corpus, options: ml_collections.ConfigDict) -> Preprocessor:
 def apply(preprocessor: Preprocessor, corpus: Corpus) -> Corpus:
   """Returns the corpus as the run's model expects it.
 
-  Modalities that the run never saw are left out, those it knows and the corpus lacks
-  are unavailable; both are told in `notes`, as are truncated samples.
+  Modalities that the run never saw are left out; those it knows and the corpus lacks,
+  or that it had no training content of, are unavailable. All this is told in `notes`,
+  as are truncated samples.
 
   Raises:
     UserError: a modality of another width.
@@ -95,12 +110,19 @@ def apply(preprocessor: Preprocessor, corpus: Corpus) -> Corpus:
   for key, names in (
     ("left_out_modalities", found - known),
     ("lacking_modalities", known - found),
+    ("untrained_modalities", found & set(preprocessor.unseen)),
   ):
     if names:
       notes[key] = sorted(names)
   if any(truncated.values()):
     notes["truncated_texts"] = {"max_steps": preprocessor.max_steps, **truncated}
   return dataclasses.replace(corpus, splits=splits, notes=notes)
+
+
+def _anchor_steps(modalities: Mapping[str, Sequences], max_steps: int) -> int:
+  # Samples without text must not make the sequences longer than those with text.
+  known = modalities[_ANCHOR].features.shape[1] if _ANCHOR in modalities else 0
+  return min(max_steps, known) if max_steps and known else max_steps or known
 
 
 def _split(preprocessor: Preprocessor, split: Split) -> tuple[Split, int]:
@@ -113,16 +135,20 @@ def _split(preprocessor: Preprocessor, split: Split) -> tuple[Split, int]:
         f"{name} has {sequences.features.shape[-1]} features per step; the run was"
         f" trained on {width}."
       )
+    if name in preprocessor.unseen:
+      sequences = _absent(len(split), width)
     modalities[name] = _standardized(preprocessor, name, sequences)
   longest = preprocessor.max_steps
   if longest and _ANCHOR in modalities:
     truncated = int((modalities[_ANCHOR].lengths > longest).sum())
     modalities[_ANCHOR] = _cut(modalities[_ANCHOR], longest)
-  if preprocessor.align == "pool" and _ANCHOR in modalities:
-    anchor = modalities[_ANCHOR].lengths
+  if preprocessor.align == "pool":
+    anchor = np.zeros(len(split), np.int32)
+    if _ANCHOR in modalities:
+      anchor = modalities[_ANCHOR].lengths
     for name in modalities:
       if name != _ANCHOR:
-        modalities[name] = pool(modalities[name], anchor, longest)
+        modalities[name] = pool(modalities[name], anchor, preprocessor.anchor_steps)
   for name, centroids in preprocessor.centroids.items():
     ids = {**modalities[name].ids, "codes": _codes(modalities[name], centroids)}
     modalities[name] = dataclasses.replace(modalities[name], ids=ids)
@@ -151,9 +177,9 @@ def _moments(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
   # Two passes in float64: raw acoustic features reach 1e5 with small spreads.
   rows = list(_blocks(len(visible)))
   kept = (sequences.features[r][visible[r]].astype(np.float64) for r in rows)
-  mean = sum((values.sum(axis=0) for values in kept)) / count
+  mean = sum(values.sum(axis=0) for values in kept) / count
   kept = (sequences.features[r][visible[r]].astype(np.float64) for r in rows)
-  variance = sum((((values - mean) ** 2).sum(axis=0) for values in kept)) / count
+  variance = sum(((values - mean) ** 2).sum(axis=0) for values in kept) / count
   deviation = np.sqrt(variance)
   varies = deviation > 1e-6 * np.maximum(np.abs(mean), 1e-6)
   scale = np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0)
@@ -191,6 +217,7 @@ def pool(
   Segment s of a sample with L frames and T anchor steps averages the frames
   floor(s L / T) .. floor((s + 1) L / T) - 1, at least one: with fewer frames than
   steps they repeat. Lost frames do not count; a segment of lost frames only is lost.
+  Ids are those of a segment's first frame.
 
   Args:
     sequences: the modality to pool.
@@ -221,8 +248,15 @@ def pool(
     seen = real[rows] & (counts[..., 0] > 0)
     features[rows] = np.where(seen[..., None], sums / np.maximum(counts, 1.0), 0.0)
     lost[rows] = real[rows] & ~seen
+  first = np.minimum(start, sequences.features.shape[1] - 1)
   return Sequences(
-    features, steps.astype(np.int32), lost if lost.any() else None, ids={}
+    features,
+    steps.astype(np.int32),
+    lost if lost.any() else None,
+    ids={
+      name: np.where(real, np.take_along_axis(ids, first, axis=1), 0).astype(np.int32)
+      for name, ids in sequences.ids.items()
+    },
   )
 
 
@@ -285,6 +319,8 @@ def save(preprocessor: Preprocessor, path: str | os.PathLike) -> None:
     "widths": dict(preprocessor.widths),
     "align": preprocessor.align,
     "max_steps": preprocessor.max_steps,
+    "unseen": list(preprocessor.unseen),
+    "anchor_steps": preprocessor.anchor_steps,
   }
   np.savez(path, settings=np.asarray(json.dumps(settings)), **arrays)
 
@@ -299,12 +335,13 @@ def load(path: str | os.PathLike) -> Preprocessor:
     with np.load(path, allow_pickle=False) as file:
       arrays = dict(file)
     settings = json.loads(str(arrays.pop("settings")))
+    settings["unseen"] = tuple(settings["unseen"])
     parts: dict[str, dict] = {"mean": {}, "scale": {}, "centroids": {}}
     for key, value in arrays.items():
       kind, _, name = key.partition("/")
       parts[kind][name] = value
     return Preprocessor(**settings, **parts)
-  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+  except _DAMAGE as error:
     raise UserError(f"{path} cannot be read: {error}.") from error
 
 
@@ -317,7 +354,8 @@ def derive_task(corpus: Corpus, task: str) -> Corpus:
       `cls7` (clipped to [-3, 3], rounded half to even).
 
   Raises:
-    UserError: unknown task, or no sentiment regression to derive it from.
+    UserError: unknown task, no sentiment regression to derive it from, or `cls7` of
+      scores in another range than [-3, 3].
   """
   if task not in TASKS:
     raise UserError(f"config.data.task={task!r} must be one of {TASKS}.")
@@ -328,6 +366,11 @@ def derive_task(corpus: Corpus, task: str) -> Corpus:
     raise UserError(
       f"config.data.task={task!r} needs a sentiment regression; {corpus.name!r} has"
       f" {sorted(corpus.tasks)}."
+    )
+  if task == "cls7" and (known.low, known.high) != (-3.0, 3.0):
+    raise UserError(
+      f"config.data.task='cls7' needs scores in [-3, 3]; those of {corpus.name!r} are"
+      f" in [{known.low:g}, {known.high:g}]: choose regression or cls2."
     )
   classes = {
     "cls2": ("negative", "positive"),
