@@ -273,21 +273,36 @@ def _segment_sums(
 
 
 def _centroids(sequences: Sequences, k: int) -> Float[np.ndarray, "k d"]:
-  """Lloyd's k-means on a fixed subsample of visible frames."""
+  """Lloyd's k-means on a fixed subsample of visible frames, from k-means++ seeds.
+
+  With fewer than k distinct frames some centroids coincide.
+  """
   frames = sequences.features[visible_steps(sequences)].astype(np.float64)
   random = np.random.default_rng(0)
   frames = frames[random.permutation(len(frames))[:_LLOYD_ROWS]]
-  distinct = np.unique(frames, axis=0)
-  centroids = distinct[random.permutation(len(distinct))[:k]]
+  centroids = _spread_seeds(frames, k, random)
   for _ in range(_LLOYD_ROUNDS):
     nearest = _nearest(frames, centroids)
     sums = np.zeros_like(centroids)
     np.add.at(sums, nearest, frames)
-    counts = np.bincount(nearest, minlength=len(centroids))[:, None]
+    counts = np.bincount(nearest, minlength=k)[:, None]
     # An empty cluster keeps its centre.
     centroids = np.where(counts > 0, sums / np.maximum(counts, 1), centroids)
-  missing = k - len(centroids)
-  return np.concatenate([centroids, np.repeat(centroids[-1:], missing, axis=0)])
+  return centroids
+
+
+def _spread_seeds(
+  frames: Float[np.ndarray, "n d"], k: int, random: np.random.Generator
+) -> Float[np.ndarray, "k d"]:
+  """k-means++ (Arthur and Vassilvitskii 2007): far frames are likelier seeds."""
+  chosen = [int(random.integers(len(frames)))]
+  distance = ((frames - frames[chosen[0]]) ** 2).sum(axis=1)
+  while len(chosen) < k:
+    edges = np.cumsum(distance)
+    row = np.searchsorted(edges, random.random() * edges[-1], side="right")
+    chosen.append(min(int(row), len(frames) - 1))
+    distance = np.minimum(distance, ((frames - frames[chosen[-1]]) ** 2).sum(axis=1))
+  return frames[chosen]
 
 
 def _nearest(
