@@ -156,8 +156,9 @@ def test_pooling_equals_a_loop_over_segments(corpus, max_steps):
   assert {("lost", True), ("text", False), ("few", True), ("few", False)} <= kinds
 
 
-def test_hidden_content_never_enters_a_mean(corpus):
-  chosen = options(align="pool")
+@pytest.mark.parametrize("standardize", [(), ("audio",)])
+def test_hidden_content_never_enters_a_mean(corpus, standardize):
+  chosen = options(align="pool", standardize=standardize)
   clean = preprocess.apply(preprocess.fit(corpus, chosen), corpus)
   splits = {}
   for name, split in corpus.splits.items():
