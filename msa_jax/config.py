@@ -62,6 +62,21 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "checkpoint_every_seconds": 30.0,
     "steps_per_call": 100,
   }
+  # B-fusion around any model with `encode` and `tail`; see train/balance.py.
+  config.balance = {
+    "enabled": False,
+    "omega_init": 1.0,
+    "omega_loss": "relative",  # literal: not divided by the mean gradient
+    "omega_lr": "0.05/steps_per_epoch",  # a number, or a number/steps_per_epoch
+    "omega_clip": (0.05, 5.0),
+    "omega_norm": "none",  # sum3: the weights add up to the number of modalities
+    "r_max": 10.0,  # largest ratio of gradient sizes; inf = no bound
+    "target_stop_grad": True,
+    "omega_grad": "autodiff",  # proportional: without second derivatives
+    "g_ema": 0.0,  # decay of a running mean of the gradient sizes; 0 = none
+    # auto: as the gradients scale under SGD, so do adam's and adamw's updates.
+    "scale_updates_by_omega": "auto",
+  }
   config.replicas = {"seeds": (0,)}
   config.spec = {
     "widths": {},
