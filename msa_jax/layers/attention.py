@@ -47,10 +47,11 @@ class _Affine(nn.Module):
   """Kernel and bias of a dense layer, without the layer."""
 
   shape: tuple[int, int]
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
   @nn.compact
   def __call__(self) -> tuple[Float[Array, "d c"], Float[Array, " c"]]:
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), self.shape)
+    kernel = self.param("kernel", self.kernel_init, self.shape)
     return kernel, self.param("bias", nn.initializers.zeros, self.shape[1:])
 
 
@@ -69,6 +70,7 @@ class MultiHeadAttention(nn.Module):
     top_k, renormalise: see `attention_weights`.
     scale: factor of the query-key products (None = 1 / sqrt(head width)).
     dtype: compute type; probabilities are float32.
+    kernel_init: how each of the four matrices starts.
 
   Source: Vaswani et al. 2017, Eq. 1.
   """
@@ -81,6 +83,7 @@ class MultiHeadAttention(nn.Module):
   renormalise: bool = False
   scale: float | None = None
   dtype: Any = jnp.float32
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
   @nn.compact
   def __call__(
@@ -121,7 +124,9 @@ class MultiHeadAttention(nn.Module):
     weights = Dropout(self.dropout, self.deterministic)(weights)
     mixed = jnp.einsum("bhts,bhsk->bhtk", weights.astype(self.dtype), values)
     mixed = mixed.transpose(0, 2, 1, 3).reshape(*query.shape[:2], self.width)  # [b t c]
-    output = nn.Dense(self.width, dtype=self.dtype, name="out")(mixed)
+    output = nn.Dense(
+      self.width, dtype=self.dtype, kernel_init=self.kernel_init, name="out"
+    )(mixed)
     if query_mask is None:
       return output
     return jnp.where(query_mask[..., None], output, 0.0)
@@ -129,7 +134,8 @@ class MultiHeadAttention(nn.Module):
   @nn.nowrap
   def _project(self, names: tuple[str, ...], values: Array) -> list[Array]:
     """Dense layers of these names on the same input, as one product."""
-    layers = [_Affine((values.shape[-1], self.width), name=name)() for name in names]
+    shape = (values.shape[-1], self.width)
+    layers = [_Affine(shape, self.kernel_init, name=name)() for name in names]
     kernel = jnp.concatenate([kernel for kernel, _ in layers], axis=1)
     bias = jnp.concatenate([bias for _, bias in layers])
     result = values.astype(self.dtype) @ kernel.astype(self.dtype)

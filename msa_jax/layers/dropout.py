@@ -1,26 +1,34 @@
-"""Dropout whose random mask is cheap enough to be recomputed where it is used.
+"""Dropout and noise cheap enough to be recomputed where they are used.
 
 JAX's own generator costs more than the layers it acts on when a CPU trains small
-models, and a loop in the compiled program for every call. Here each call takes one key
-from JAX and spreads it over the entries with an integer hash of their positions, which
-the compiler fuses into the layer.
+models, and several loops in the compiled program for every call. Here the key of a
+step is spread over layers and entries by an integer hash, a few operations that the
+compiler fuses into the layer.
 """
+
+import math
+import zlib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Bool, Float, UInt
 
 
-def position_hash(key: jax.Array, shape: tuple[int, ...]) -> UInt[Array, "..."]:
+def position_hash(
+  words: UInt[Array, " w"], shape: tuple[int, ...]
+) -> UInt[Array, "..."]:
   """Uniform 32-bit integers, a function of the key and each entry's position.
 
-  The position is mixed with one half of the key, finalised by two rounds of
-  multiply-xorshift (Wellons' `lowbias32`, bias below 0.2 %), mixed with the other half
-  and finalised again.
+  The position is mixed with the key's first word, finalised by two rounds of
+  multiply-xorshift (Wellons' `lowbias32`), mixed with the last word and finalised
+  again.
+
+  Args:
+    words: the key's data (`jax.random.key_data`).
+    shape: shape of the result.
   """
-  words = jax.random.key_data(key)
   position = jnp.zeros(shape, jnp.uint32)
   stride = 1
   for axis in reversed(range(len(shape))):
@@ -36,14 +44,43 @@ def _finalise(bits: UInt[Array, "..."]) -> UInt[Array, "..."]:
   return bits ^ (bits >> 16)
 
 
+def happens(
+  words: UInt[Array, " w"], shape: tuple[int, ...], rate: float
+) -> Bool[Array, "..."]:
+  """Independent events of probability `rate`, to 2^-32."""
+  threshold = min(round(rate * 2**32), 2**32 - 1)
+  return position_hash(words, shape) < jnp.uint32(threshold)
+
+
+def normal(words: UInt[Array, " w"], shape: tuple[int, ...]) -> Float[Array, "..."]:
+  """Standard normal numbers (float32, 2^23 levels)."""
+  levels = (position_hash(words, shape) >> 9).astype(jnp.float32)
+  # Cell centres lie in (-1, 1) symmetrically, so that the result is finite.
+  return math.sqrt(2.0) * lax.erf_inv((levels + 0.5) * 2.0**-22 - 1.0)
+
+
 def drop(
-  key: jax.Array, values: Float[Array, "..."], rate: float
+  words: UInt[Array, " w"], values: Float[Array, "..."], rate: float
 ) -> Float[Array, "..."]:
   """Zeroes entries with probability `rate` and scales the rest to keep the mean."""
-  threshold = min(round(rate * 2**32), 2**32 - 1)
-  keep = position_hash(key, values.shape) >= jnp.uint32(threshold)
   scale = jnp.asarray(1.0 / (1.0 - rate), values.dtype)
-  return jnp.where(keep, values * scale, jnp.zeros_like(values))
+  zeros = jnp.zeros_like(values)
+  return jnp.where(happens(words, values.shape, rate), zeros, values * scale)
+
+
+def stream_words(module: nn.Module, name: str) -> UInt[Array, " w"]:
+  """Key data of a module's rng stream, different for every module.
+
+  `make_rng` folds the module's path into the key with JAX's generator; this mixes in
+  a checksum of the same path instead, which costs two operations. Call it once per
+  module: a second call gives the same words.
+  """
+  if not module.has_rng(name):
+    return jax.random.key_data(module.make_rng(name))  # Flax's own error
+  lazy = module.scope.rngs[name]
+  site = zlib.crc32(repr(lazy.suffix).encode())
+  words = jax.random.key_data(lazy.rng)
+  return _finalise(words ^ jnp.uint32(site))
 
 
 class Dropout(nn.Module):
@@ -62,4 +99,4 @@ class Dropout(nn.Module):
   def __call__(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
     if self.deterministic or self.rate == 0.0:
       return values
-    return drop(self.make_rng("dropout"), values, self.rate)
+    return drop(stream_words(self, "dropout"), values, self.rate)

@@ -178,7 +178,8 @@ def build(config: ml_collections.ConfigDict) -> HGEM:
   polarities = polarity_names(config)
   _check_values(model)
   _check_experts(model, (modalities, FUSION_EXPERTS, polarities))
-  for modality, length in spec.lengths.items():
+  for modality in modalities:
+    length = spec.lengths[modality]
     if length > model.T:
       raise UserError(
         f"model.T={model.T}: {modality} has {length} steps; align or shorten the"

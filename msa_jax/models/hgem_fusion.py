@@ -15,19 +15,19 @@ from jaxtyping import Array, Bool, Float
 
 from msa_jax.layers.activation import exact_gelu
 from msa_jax.layers.attention import TransformerBlock
-from msa_jax.layers.dropout import Dropout
+from msa_jax.layers.dropout import Dropout, happens, normal, stream_words
 from msa_jax.layers.masking import masked_mean
 
 FUSION_EXPERTS = ("sparse", "dense", "robust")
 
-Options = ml_collections.FrozenConfigDict
+Options = ml_collections.ConfigDict
 
 
 class Context(NamedTuple):
   """What every expert needs beside its input.
 
   Attributes:
-    options: `config.model`.
+    options: `config.model`, frozen.
     deterministic: True = evaluation.
     dtype: compute type.
   """
@@ -101,7 +101,7 @@ def sparse_expert(
 
 def dense_expert(
   context: Context, tokens: Float[Array, "b t m d"], mask: Bool[Array, "b t m"]
-) -> Float[Array, "b d"]:
+) -> Float[Array, "b c"]:
   """Two dense layers on the concatenated modalities, mean over time (Eq. 5-6)."""
   options = context.options
   hidden = context.dense(options.dense.hidden, "L2_dense_1")(concatenate(tokens))
@@ -132,13 +132,13 @@ def robust_expert(
   slots = mask[..., None]
   corrupted, denoiser_input = tokens, tokens
   if not context.deterministic and (options.sigma > 0 or options.p_slot > 0):
-    key_noise, key_slot = jax.random.split(module.make_rng("noise"))
+    words = stream_words(module, "noise")
     if options.sigma > 0:
-      noise = options.sigma * jax.random.normal(key_noise, tokens.shape, tokens.dtype)
+      noise = (options.sigma * normal(words, tokens.shape)).astype(tokens.dtype)
       corrupted = tokens + jnp.where(slots, noise, 0.0)
     denoiser_input = corrupted
     if options.p_slot > 0:
-      lost = jax.random.bernoulli(key_slot, options.p_slot, (n_batch, n_modalities))
+      lost = happens(~words, (n_batch, n_modalities), options.p_slot)
       denoiser_input = jnp.where(lost[:, None, :, None], 0.0, corrupted)
 
   first = context.dense(options.denoiser, "L2_den_1")
