@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from msa_jax.typing import UserError
@@ -29,6 +29,7 @@ def main(_) -> None:
   from msa_jax.train.compilation import use_cache
 
   use_cache()
+  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
   try:
     if _MODE.value == "train":
       if _CONFIG.value is None:

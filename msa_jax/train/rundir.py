@@ -60,7 +60,7 @@ class RunDirectory:
           f" ({'; '.join(lines[:5])}). Choose another folder."
         )
     self.path.mkdir(parents=True, exist_ok=True)
-    self.write_text("config.json", config_lib.to_json(config))
+    self.write_text("config.json", config_lib.to_json(config) + "\n")
     self.write_json("data.json", data)
     self.write_json("environment.json", environment())
     return exists
@@ -92,11 +92,11 @@ class RunDirectory:
     target = self.path / name
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
-    partial.write_text(text + "\n")
+    partial.write_text(text)
     partial.replace(target)
 
   def write_json(self, name: str, value: Any) -> None:
-    self.write_text(name, json.dumps(_plain(value), indent=2, sort_keys=True))
+    self.write_text(name, json.dumps(_plain(value), indent=2, sort_keys=True) + "\n")
 
   def read_json(self, name: str) -> Any:
     """Reads one of the run's JSON files.
@@ -114,7 +114,7 @@ class RunDirectory:
     path = self.path / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     records = []
-    for line in filter(None, lines):
+    for line in lines:
       try:
         records.append(json.loads(line))
       except ValueError:
@@ -129,7 +129,8 @@ class RunDirectory:
     """Forgets epochs of `seed` after `epoch`: they are about to be trained again."""
     records = self.metrics()
     kept = [r for r in records if r["seed"] != seed or r["epoch"] <= epoch]
-    self.write_text("metrics.jsonl", "\n".join(json.dumps(r) for r in kept))
+    lines = "".join(json.dumps(record) + "\n" for record in kept)
+    self.write_text("metrics.jsonl", lines)
 
 
 def _plain(value: Any) -> Any:
