@@ -77,12 +77,12 @@ class SyntheticOptions:
   tell: tuple[float, float] = (1.2, 1.2)
   autocorrelation: tuple[float, float] = (0.5, 0.6)
   noise: tuple[float, float, float] = (0.3, 0.6, 0.6)
-  conflict: tuple[float, float, float] = (0.01, 0.02, 0.02)
-  clear: tuple[float, float, float] = (1.0, 0.8, 0.7)
+  conflict: tuple[float, float, float] = (0.01, 0.01, 0.01)
+  clear: tuple[float, float, float] = (1.0, 0.85, 0.75)
   lost: tuple[float, float, float] = (0.03, 0.03, 0.03)
   absent: tuple[float, float, float] = (0.01, 0.03, 0.05)
   annotators: int = 5
-  annotator_noise: float = 1.6
+  annotator_noise: float = 1.7
 
   def __post_init__(self):
     unknown = sorted(set(self.tasks) - {"sentiment", "emotion"})
