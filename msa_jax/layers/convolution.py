@@ -21,19 +21,21 @@ class MaskedConvolution(nn.Module):
       step of an even size on the right (XLA's SAME).
     use_bias: whether a bias is added.
     dtype: compute type; parameters are float32.
+    kernel_init: how the kernel starts.
   """
 
   width: int
   kernel_size: int = 3
   use_bias: bool = True
   dtype: Any = jnp.float32
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
   @nn.compact
   def __call__(
     self, values: Float[Array, "b t d"], mask: Bool[Array, "b t"]
   ) -> Float[Array, "b t c"]:
     shape = (self.kernel_size, values.shape[-1], self.width)
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    kernel = self.param("kernel", self.kernel_init, shape)
     values = jnp.where(mask[..., None], values, 0.0).astype(self.dtype)
     result = lax.conv_general_dilated(
       values,

@@ -1,8 +1,13 @@
 """The table of systems. Adding one touches its file, one line here and its config."""
 
-from msa_jax.models import hgem
+from msa_jax.models import awf, derl, hgem, lf_dnn, lf_lstm, tfn
 from msa_jax.models.base import System
 
 SYSTEMS: dict[str, System] = {
+  "awf": awf.SYSTEM,
+  "derl": derl.SYSTEM,
   "hgem": hgem.SYSTEM,
+  "lf_dnn": lf_dnn.SYSTEM,
+  "lf_lstm": lf_lstm.SYSTEM,
+  "tfn": tfn.SYSTEM,
 }
