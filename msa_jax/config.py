@@ -58,7 +58,7 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.train = {
     "modality_dropout": 0.0,
     "select": "auto",  # validation metric that picks the epoch; auto = by task
-    "eval_batch": 128,
+    "eval_batch": 64,
     "checkpoint_every_seconds": 30.0,
     "steps_per_call": 100,
   }

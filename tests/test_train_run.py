@@ -12,8 +12,9 @@ import pytest
 import toy
 
 from msa_jax import models
-from msa_jax.data import npz
+from msa_jax.data import batches, npz
 from msa_jax.train import inputs, loop, recipe, run, rundir, scoring
+from msa_jax.train.feed import Steps
 from msa_jax.train.summary import over_seeds, parameter_hash
 from msa_jax.typing import UserError
 
@@ -131,6 +132,24 @@ def test_epochs_after_the_last_save_are_trained_again_to_the_same_end(tmp_path):
   resumed, _ = _fit(config, folder)
   assert parameter_hash(resumed) == parameter_hash(straight)
   assert [r["epoch"] for r in rundir.RunDirectory(folder).metrics()] == [1, 2, 3, 4]
+
+
+def test_one_program_per_call_gives_the_same_numbers_as_one_per_step():
+  corpus = toy.corpus()
+  config = inputs.config_lib.resolve(_config(), corpus)
+  system = recipe.build(config)
+  feed = run.make_feeds(config, corpus)["train"]
+  order = np.asarray(batches.epoch_order(0, 0, feed.size, 8))
+  results = []
+  for looped in (True, False):
+    steps = Steps(system, 3, looped=looped)
+    state, early = steps(system.init(0), feed, order, 0, 0)
+    state, late = steps(state, feed, order, 3, 0)
+    assert (len(early["loss"]), len(late["loss"])) == (3, 2)
+    losses = np.concatenate([early["loss"], late["loss"]])
+    results.append((losses, *jax.tree.leaves(state.params)))
+  for ours, theirs in zip(*results, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_streaming_from_the_host_gives_the_same_parameters(tmp_path):

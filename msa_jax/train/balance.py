@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Key
 
 from msa_jax.layers.masking import hide_unavailable, masked_mean
 from msa_jax.losses.balance import mean_magnitude
@@ -68,6 +68,7 @@ from msa_jax.typing import (
 )
 
 COLLECTION = "balance"
+Streams = Mapping[str, jax.Array]
 
 
 def last_kernel(modality: str) -> Path:
@@ -89,22 +90,39 @@ def seen_modalities(
   )
 
 
-def _get(tree: Params, path: Path) -> Any:
+def _get(tree: Any, path: Path) -> Any:
   for key in path:
     tree = tree[key]
   return tree
 
 
-def _put(tree: Params, path: Path, value: Any) -> Params:
+def _put(tree: Any, path: Path, value: Any) -> Any:
   if not path:
     return value
   return {**tree, path[0]: _put(tree[path[0]], path[1:], value)}
 
 
-class _Host:
-  """A model in two parts, and where its last linear layers are."""
+class Host:
+  """A model in two parts, and where its last linear layers are.
 
-  def __init__(self, config, system, kernel):
+  Attributes:
+    config, system: the run's, and its row of the table of systems.
+    model: the Flax module.
+    modalities: in the order of omega.
+    paths: modality -> path of its last linear kernel.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    system: System,
+    kernel: Callable[[str], Path] = last_kernel,
+  ):
+    """Builds the model and checks that it takes part.
+
+    Raises:
+      UserError: it lacks `encode` or `tail`, or a last linear layer.
+    """
     self.config, self.system = config, system
     self.model = system.build(config)
     self.modalities = modality_order(config.spec.widths)
@@ -128,43 +146,49 @@ class _Host:
           f" last_{name}, or pass kernel= to balanced()."
         ) from None
 
-  def named(self, omega):
-    return {name: omega[slot] for slot, name in enumerate(self.modalities)}
-
-  def init(self, key):
+  def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
+    """Variables of the model, as `model.init` would make them."""
     ones = jnp.ones((len(self.modalities),))
     return nn.init(lambda module, batch: self._whole(module, ones, batch), self.model)(
       {"params": key}, example_batch(self.config.spec)
     )
 
-  def _whole(self, module, omega, batch):
-    features = module.encode(batch, train=False)
-    return module.tail(features, self.named(omega), batch, train=False)
-
-  def predict(self, variables, omega, batch):
+  def predict(
+    self, variables: Mapping[str, Any], omega: Float[Array, " m"], batch: Batch
+  ) -> ModelOutput:
+    """`tail` of `encode`, without dropout."""
     return nn.apply(
       lambda module, batch: self._whole(module, omega, batch), self.model
     )(variables, batch)
 
-  def encode(self, variables, batch, streams):
+  def encode(
+    self, variables: Mapping[str, Any], batch: Batch, streams: Streams
+  ) -> tuple[Mapping[str, jax.Array], Collections]:
+    """Features by modality and updated collections, in training mode."""
     return self._train(variables, streams, "encode", batch)
 
-  def tail(self, variables, features, omega, batch, streams):
-    return self._train(variables, streams, "tail", features, self.named(omega), batch)
+  def tail(
+    self,
+    variables: Mapping[str, Any],
+    features: Mapping[str, jax.Array],
+    omega: Float[Array, " m"],
+    batch: Batch,
+    streams: Streams,
+  ) -> tuple[ModelOutput, Collections]:
+    """Output and updated collections, in training mode."""
+    return self._train(variables, streams, "tail", features, self._named(omega), batch)
 
-  def _train(self, variables, streams, method, *arguments):
-    mutable = [name for name in variables if name != "params"]
-    return self.model.apply(
-      variables,
-      *arguments,
-      train=True,
-      rngs=streams,
-      mutable=mutable,
-      method=method,
-    )
+  def gradient_sizes(
+    self,
+    variables: Mapping[str, Any],
+    features: Mapping[str, jax.Array],
+    batch: Batch,
+    streams: Streams,
+  ) -> Sizes:
+    """Returns omega -> g_i: sizes of the gradient at the last linears (Eq. 7).
 
-  def gradient_sizes(self, variables, features, batch, streams) -> Sizes:
-    """Returns omega -> g_i: the task's gradient at the last linears (Eq. 7)."""
+    A function of `tail` alone: differentiating it never reaches the encoders.
+    """
     params = variables["params"]
     kernels = {name: _get(params, path) for name, path in self.paths.items()}
 
@@ -182,6 +206,19 @@ class _Host:
       return jnp.stack([mean_magnitude(gradients[n]) for n in self.modalities])
 
     return sizes
+
+  def _named(self, omega):
+    return {name: omega[slot] for slot, name in enumerate(self.modalities)}
+
+  def _whole(self, module, omega, batch):
+    features = module.encode(batch, train=False)
+    return module.tail(features, self._named(omega), batch, train=False)
+
+  def _train(self, variables, streams, method, *arguments):
+    mutable = [name for name in variables if name != "params"]
+    return self.model.apply(
+      variables, *arguments, train=True, rngs=streams, mutable=mutable, method=method
+    )
 
 
 def balanced(
@@ -213,7 +250,7 @@ def balanced(
   """
   system = SYSTEMS[config.model.name] if system is None else system
   check_options(config.balance)
-  host = _Host(config, system, kernel)
+  host = Host(config, system, kernel)
   network = optim.build(config, system.partition)
   if scales_updates(config):
     network = optax.chain(network, scale_by_omega(host.modalities, owner))

@@ -13,7 +13,7 @@ import numpy as np
 from msa_jax import metrics
 from msa_jax.data import batches
 from msa_jax.metrics.routing import routing_metrics
-from msa_jax.train import scoring
+from msa_jax.train import compilation, scoring
 from msa_jax.train.checkpoint import ResumePoint, save_best
 from msa_jax.train.feed import Feed, Predictor, Steps
 from msa_jax.train.progress import TrainingProgress
@@ -112,7 +112,7 @@ def fit(
 
 
 def _start(recipe: Recipe, seed: int, saver: ResumePoint):
-  state = jax.jit(recipe.init)(seed)
+  state = jax.jit(recipe.init, compiler_options=compilation.options())(seed)
   best = _snapshot(state)
   saved = saver.restore({"state": state, "best": best})
   if saved is None:
