@@ -65,7 +65,10 @@ def _fail(error: Exception) -> None:
 def _parse(arguments: list[str]) -> list[str]:
   """Parses flags. The config file runs here; whatever is wrong is one line."""
   try:
-    return flags.FLAGS(arguments)
+    rest = flags.FLAGS(arguments)
+    if _CONFIG.value is not None:
+      _CONFIG.value.keys()  # a file that cannot be read is reported at first use
+    return rest
   except Exception as error:  # noqa: BLE001
     _fail(error)
 

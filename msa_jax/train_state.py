@@ -10,6 +10,7 @@ Every function is deterministic and can be jitted, vmapped and differentiated; t
 config is static.
 """
 
+import jax
 import ml_collections
 
 from msa_jax.data import batches
@@ -45,9 +46,10 @@ def prepare(
 
 
 def whole_split(config: ml_collections.ConfigDict, corpus: Corpus, split: str) -> Batch:
-  """A whole split as one batch; `msa_jax.data.batches.take` picks rows of it."""
+  """A whole split as one batch on the device; `msa_jax.data.batches.take` picks rows of it."""
   lengths = config.spec.lengths.to_dict()
-  return batches.whole(corpus.splits[split], corpus.tasks, lengths)
+  data = batches.whole(corpus.splits[split], corpus.tasks, lengths)
+  return jax.device_put(data)
 
 
 def create(config: ml_collections.ConfigDict, seed: recipe.Seed = 0) -> TrainState:
@@ -57,7 +59,8 @@ def create(config: ml_collections.ConfigDict, seed: recipe.Seed = 0) -> TrainSta
     config: resolved config.
     seed: may be traced; `jax.vmap` over seeds stacks states.
   """
-  return recipe.build(config).init(seed)
+  # Compiled as a whole: hundreds of small initialisers one by one take far longer.
+  return jax.jit(recipe.build(config).init)(seed)
 
 
 def train_step(

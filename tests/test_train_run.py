@@ -89,7 +89,9 @@ def test_predictions_csv_agrees_with_the_summary(tmp_path):
   with (tmp_path / "predictions" / "test.csv").open() as file:
     rows = list(csv.DictReader(file))
   assert [row["id"] for row in rows] == toy.corpus().splits["test"].ids.tolist()
-  error = [abs(float(r["sentiment_label"]) - float(r["sentiment_seed_0"])) for r in rows]
+  error = [
+    abs(float(r["sentiment_label"]) - float(r["sentiment_seed_0"])) for r in rows
+  ]
   mae = summary["splits"]["test"]["sentiment"]["mae"]["values"][0]
   np.testing.assert_allclose(np.mean(error), mae, rtol=1e-5)
 
@@ -238,9 +240,7 @@ def test_a_file_as_workdir_is_refused(tmp_path):
 
 def test_more_seeds_can_be_added_and_finished_ones_are_kept(tmp_path):
   first = run.train(_config(optim={"epochs": 2}), tmp_path)
-  both = run.train(
-    _config(optim={"epochs": 2}, replicas={"seeds": (0, 5)}), tmp_path
-  )
+  both = run.train(_config(optim={"epochs": 2}, replicas={"seeds": (0, 5)}), tmp_path)
   assert both["parameter_hash"][0] == first["parameter_hash"][0]
   assert both["seeds"] == [0, 5]
 
@@ -248,9 +248,7 @@ def test_more_seeds_can_be_added_and_finished_ones_are_kept(tmp_path):
 def test_evaluate_reproduces_the_summary(tmp_path):
   summary = run.train(_config(), tmp_path)
   report = run.evaluate(tmp_path)
-  assert report == {
-    split: summary["splits"][split] for split in ("valid", "test")
-  }
+  assert report == {split: summary["splits"][split] for split in ("valid", "test")}
 
 
 def test_evaluate_and_predict_read_other_files_also_without_labels(tmp_path):

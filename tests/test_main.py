@@ -1,0 +1,82 @@
+"""The command line: bad input is one line and exit code 2, a good run works."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = (
+  "--config.data.synthetic.sizes=32,16,16",
+  "--config.data.synthetic.videos=4,2,2",
+  "--config.data.synthetic.widths=8,3,4",
+  "--config.data.max_steps=8",
+  "--config.model.D=16",
+  "--config.model.d=8",
+  "--config.model.fusion=single",
+  "--config.optim.epochs=1",
+)
+
+
+def _command(*arguments):
+  return subprocess.run(
+    [sys.executable, "-m", "msa_jax.main", *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (("--config=configs/hgem.py", "--config.optim.bach=3"), 'instead of "bach"'),
+    (("--config=configs/hgem.py:mois",), "'mois' must be one of iemocap"),
+    (("--config=configs/none.py",), "configs/none.py"),
+    (("--mode=fly",), "--mode=fly"),
+    ((), "needs --config"),
+    (("--mode=evaluate", "--workdir=nowhere"), "nowhere holds no run"),
+    (
+      ("--config=configs/hgem.py", "--config.data.path=nowhere.pkl"),
+      "nowhere.pkl",
+    ),
+    (("--config=configs/hgem.py", "--config.model.fusion=soup"), "soup"),
+    (("--config=configs/hgem.py", "--config.optim.batch=0"), "must be positive"),
+  ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+  if arguments and "--mode=evaluate" not in arguments:
+    arguments = (*arguments, f"--workdir={tmp_path}")
+  done = _command(*arguments)
+  assert done.returncode == 2, done.stderr
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+  assert message in lines[0]
+
+
+def test_train_evaluate_and_predict_from_the_command_line(tmp_path):
+  workdir, output = f"--workdir={tmp_path / 'run'}", tmp_path / "p.csv"
+  trained = _command("--config=configs/hgem.py", *TINY, workdir)
+  assert trained.returncode == 0, trained.stderr
+  assert "Bayes-optimal mae" in trained.stdout
+  figure = re.search(r"test sentiment: mae ([0-9.]+)", trained.stdout).group(1)
+  evaluated = _command("--mode=evaluate", workdir)
+  assert evaluated.returncode == 0, evaluated.stderr
+  assert f"test sentiment: mae {figure}" in evaluated.stdout
+  corpus = tmp_path / "new.npz"
+  code = (
+    "import numpy as np, sys\n"
+    "np.savez(sys.argv[1], text=np.ones((3, 4, 8), 'f'),"
+    " audio=np.random.default_rng(0).normal(size=(3, 9, 3)))"
+  )
+  subprocess.run([sys.executable, "-c", code, str(corpus)], check=True)
+  predicted = _command(
+    "--mode=predict", workdir, f"--input={corpus}", f"--output={output}"
+  )
+  assert predicted.returncode == 0, predicted.stderr
+  rows = output.read_text().splitlines()
+  assert len(rows) == 4
+  assert {"id", "sentiment", "sentiment_class", "gate1_0"} <= set(rows[0].split(","))
