@@ -46,7 +46,7 @@ def prepare(
 
 
 def whole_split(config: ml_collections.ConfigDict, corpus: Corpus, split: str) -> Batch:
-  """A whole split as one batch on the device; `msa_jax.data.batches.take` picks rows of it."""
+  """A whole split on the device as one batch; `batches.take` picks rows of it."""
   lengths = config.spec.lengths.to_dict()
   data = batches.whole(corpus.splits[split], corpus.tasks, lengths)
   return jax.device_put(data)

@@ -14,20 +14,17 @@ import ml_collections
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from msa_jax.models.base import System
+from msa_jax.models.base import System, Target, predicted, shape_predictions
 from msa_jax.models.subnets import (
   Features,
   Head,
   Omega,
   RecurrentEncoder,
   StepEncoder,
-  Target,
   check_options,
   encode_each,
-  predicted,
   presence,
   read,
-  shape_predictions,
   weigh,
 )
 from msa_jax.typing import Batch, ModelOutput, UserError, modality_order

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from msa_jax.losses.consistency import DISTANCES
-from msa_jax.models.base import System
+from msa_jax.models.base import System, predicted
 from msa_jax.models.derl_model import DERL, expected_modalities, targets_of
 from msa_jax.typing import UserError, modality_order
 
@@ -62,21 +62,6 @@ def options() -> ml_collections.ConfigDict:
   )
 
 
-def predicted_task(config: ml_collections.ConfigDict) -> str:
-  """Name of the task the model predicts.
-
-  Raises:
-    UserError: the corpus has no such task.
-  """
-  tasks = config.spec.tasks
-  chosen = config.model.task
-  if chosen == "auto":
-    return next(n for n in ("sentiment", "emotion", *sorted(tasks)) if n in tasks)
-  if chosen not in tasks:
-    raise UserError(f"model.task={chosen!r}: the corpus has {sorted(tasks)}, or 'auto'")
-  return chosen
-
-
 def build(config: ml_collections.ConfigDict) -> DERL:
   """Builds the network for a corpus.
 
@@ -88,8 +73,6 @@ def build(config: ml_collections.ConfigDict) -> DERL:
     UserError: a value out of range, or one that contradicts the corpus.
   """
   model, spec = config.model, config.spec
-  name = predicted_task(config)
-  task = spec.tasks[name]
   modalities = modality_order(spec.widths)
   _check_values(model)
   _check_corpus(model, modalities)
@@ -97,9 +80,7 @@ def build(config: ml_collections.ConfigDict) -> DERL:
     options=ml_collections.FrozenConfigDict(model),
     modalities=modalities,
     lengths=tuple((each, spec.lengths[each]) for each in modalities),
-    task=name,
-    kind=task.kind,
-    n_outputs=1 if task.kind == "regression" else len(task.classes),
+    target=predicted(config),
     dtype=jnp.bfloat16 if model.dtype == "bfloat16" else jnp.float32,
   )
 

@@ -42,7 +42,8 @@ class ModalityBank(nn.Module):
     """Runs the layer on `inputs[i]`, the positional arguments of modality i."""
     layer = self.layer.copy(parent=None, name=None)
     params = self._params(layer, inputs[0])
-    key = None if layer.deterministic else self.make_rng("dropout")
+    random = not layer.deterministic and self.has_rng("dropout")
+    key = self.make_rng("dropout") if random else None
     watched = self.is_mutable_collection("intermediates")
 
     def run(slot, own, arguments):

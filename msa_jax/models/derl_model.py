@@ -16,6 +16,7 @@ from msa_jax.layers.normalization import MaskedBatchNorm
 from msa_jax.layers.positions import LearnedPositions, sinusoids
 from msa_jax.losses.consistency import pairwise_distance
 from msa_jax.losses.task import masked_average
+from msa_jax.models.base import Target, shape_predictions
 from msa_jax.models.derl_layers import (
   XAVIER,
   EncoderLayer,
@@ -74,9 +75,7 @@ class DERL(nn.Module):
     options: `config.model`, frozen.
     modalities: names in canonical order; the number of slots m.
     lengths: (name, steps) pairs, sizes of learned position tables.
-    task: name of the task predicted.
-    kind: `regression`, `classes` or `binary`.
-    n_outputs: classes or questions; 1 for regression.
+    target: the task predicted.
     dtype: compute type; parameters, probabilities, norms' statistics and the head
       are float32.
     stacked: False = never run the modalities as one computation.
@@ -87,9 +86,7 @@ class DERL(nn.Module):
   options: Options
   modalities: tuple[str, ...]
   lengths: tuple[tuple[str, int], ...]
-  task: str
-  kind: str
-  n_outputs: int
+  target: Target
   dtype: Any = jnp.float32
   stacked: bool = True
 
@@ -128,7 +125,7 @@ class DERL(nn.Module):
         steps = batch.modalities[name].mask.shape[1]
         features[f"{letter}_{name}"] = values[:, :steps].astype(jnp.float32)
     return ModelOutput(
-      predictions={self.task: self._predict(fused, pooled, masks)},
+      predictions={self.target.name: self._predict(fused, pooled, masks)},
       features=features,
       routing={},
       losses={"dis": masked_average(per_sample, batch.sample_mask)},
@@ -338,16 +335,11 @@ class DERL(nn.Module):
     width = hidden.shape[-1]
     hidden = nn.relu(dense(width, jnp.float32, "head_1")(hidden))
     hidden = dense(width, jnp.float32, "head_2")(hidden)
-    n_units = self.n_outputs * (2 if self.kind == "binary" else 1)
-    result = dense(n_units, jnp.float32, "head_out")(hidden)
+    result = dense(self.target.n_outputs, jnp.float32, "head_out")(hidden)
     if per_step:
       steps = jnp.any(jnp.stack([masks[name] for name in fused]), axis=0)  # [b t]
       result = masked_mean(result, steps[..., None], axis=1)
-    if self.kind == "regression":
-      return result[:, 0]
-    if self.kind == "binary":
-      return result.reshape(-1, self.n_outputs, 2)
-    return result
+    return shape_predictions(self.target, result)
 
   @nn.nowrap
   def _require_equal_lengths(self, streams: Streams, option: str) -> None:

@@ -12,7 +12,7 @@ import ml_collections
 from jaxtyping import Array, Bool, Int
 
 from msa_jax.losses.routing import discriminative, info_nce, load_balance
-from msa_jax.models.base import System
+from msa_jax.models.base import System, predicted
 from msa_jax.models.hgem_fusion import FUSION_EXPERTS
 from msa_jax.models.hgem_model import HGEM
 from msa_jax.typing import Batch, ModelOutput, UserError, modality_order
@@ -135,24 +135,9 @@ def _paper() -> ml_collections.ConfigDict:
   )
 
 
-def predicted_task(config: ml_collections.ConfigDict) -> str:
-  """Name of the task the model predicts.
-
-  Raises:
-    UserError: the corpus has no such task.
-  """
-  tasks = config.spec.tasks
-  chosen = config.model.task
-  if chosen == "auto":
-    return next(n for n in ("sentiment", "emotion", *sorted(tasks)) if n in tasks)
-  if chosen not in tasks:
-    raise UserError(f"model.task={chosen!r}: the corpus has {sorted(tasks)}, or 'auto'")
-  return chosen
-
-
 def polarity_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   """Names of the polarity experts, by which they can be disabled."""
-  task = config.spec.tasks[predicted_task(config)]
+  task = predicted(config)
   n_experts = config.model.polarity.n
   if config.model.route_label == "class" and len(task.classes) == n_experts:
     return tuple(task.classes)
@@ -172,8 +157,6 @@ def build(config: ml_collections.ConfigDict) -> HGEM:
     UserError: a value out of range, or one that contradicts the corpus.
   """
   model, spec = config.model, config.spec
-  name = predicted_task(config)
-  task = spec.tasks[name]
   modalities = modality_order(spec.widths)
   polarities = polarity_names(config)
   _check_values(model)
@@ -188,9 +171,7 @@ def build(config: ml_collections.ConfigDict) -> HGEM:
   return HGEM(
     options=ml_collections.FrozenConfigDict(model),
     modalities=modalities,
-    task=name,
-    kind=task.kind,
-    n_outputs=1 if task.kind == "regression" else len(task.classes),
+    target=predicted(config),
     n_route_classes=n_route_classes(config),
     polarities=polarities,
     dtype=jnp.bfloat16 if model.dtype == "bfloat16" else jnp.float32,
@@ -243,7 +224,7 @@ def n_route_classes(config: ml_collections.ConfigDict) -> int:
   Raises:
     UserError: the rule does not fit the kind of task.
   """
-  task = config.spec.tasks[predicted_task(config)]
+  task = predicted(config)
   rule = config.model.route_label
   if (rule == "class") == (task.kind == "regression"):
     fitting = "'polarity', 'round7' or 'sign2'"
@@ -268,9 +249,8 @@ def route_classes(
   half to even (seven classes on [-3, 3]); `sign2`: y >= 0; `class`: the label itself,
   or the first question answered with yes.
   """
-  name = predicted_task(config)
-  task = config.spec.tasks[name]
-  label = batch.labels[name]
+  task = predicted(config)
+  label = batch.labels[task.name]
   real = label.mask & batch.sample_mask
   rule = config.model.route_label
   if rule == "class":
@@ -300,7 +280,7 @@ def auxiliary(
   """
   disc = mi = jnp.zeros(())
   routes = output.routing["gate2"].probs
-  if predicted_task(config) in batch.labels:
+  if predicted(config).name in batch.labels:
     classes, real = route_classes(config, batch)
     real = real & jnp.any(routes > 0, axis=-1)
     disc = discriminative(routes, classes, real)

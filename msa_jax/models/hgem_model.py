@@ -23,6 +23,7 @@ from msa_jax.layers.moe import (
   plan_capacity,
 )
 from msa_jax.losses.routing import vertex_cosine
+from msa_jax.models.base import Target, shape_predictions
 from msa_jax.models.hgem_experts import (
   AudioExpert,
   PolarityExpert,
@@ -54,9 +55,7 @@ class HGEM(nn.Module):
   Attributes:
     options: `config.model`, frozen.
     modalities: names in canonical order; the number of slots m.
-    task: name of the task predicted.
-    kind: `regression`, `classes` or `binary`.
-    n_outputs: classes or questions; 1 for regression.
+    target: the task predicted.
     n_route_classes: classes of the route losses.
     polarities: names of the polarity experts.
     dtype: compute type; parameters, gates and norms' statistics are float32.
@@ -66,9 +65,7 @@ class HGEM(nn.Module):
 
   options: Options
   modalities: tuple[str, ...]
-  task: str
-  kind: str
-  n_outputs: int
+  target: Target
   n_route_classes: int
   polarities: tuple[str, ...]
   dtype: Any = jnp.float32
@@ -121,7 +118,7 @@ class HGEM(nn.Module):
       features[name] = pooled[:, slot].astype(jnp.float32)
     features["fused"] = fused.astype(jnp.float32)
     prediction = self._head(context, fused)
-    return ModelOutput({self.task: prediction}, features, routing, losses)
+    return ModelOutput({self.target.name: prediction}, features, routing, losses)
 
   @nn.nowrap
   def _read(self, batch: Batch):
@@ -358,13 +355,8 @@ class HGEM(nn.Module):
   def _head(self, context, fused: Array) -> Array:
     hidden = nn.relu(context.dense(self.options.head.hidden, "head_1")(fused))
     hidden = context.dropout("head")(hidden)
-    width = self.n_outputs * (2 if self.kind == "binary" else 1)
-    result = context.dense(width, "head_2")(hidden).astype(jnp.float32)
-    if self.kind == "regression":
-      return result[:, 0]
-    if self.kind == "binary":
-      return result.reshape(-1, self.n_outputs, 2)
-    return result
+    result = context.dense(self.target.n_outputs, "head_2")(hidden).astype(jnp.float32)
+    return shape_predictions(self.target, result)
 
   @nn.nowrap
   def _constant_weights(self, seen: Bool[Array, "b m"]) -> Float[Array, "b m"]:

@@ -7,7 +7,6 @@ A late-fusion system is split in two, so that fusion weights can be trained arou
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,52 +26,6 @@ BATCH_NORM_MOMENTUM = 0.9
 
 Features = Mapping[str, jax.Array]
 Omega = Mapping[str, jax.Array] | None
-
-
-class Target(NamedTuple):
-  """The task a system predicts.
-
-  Attributes:
-    name: of the task.
-    kind: `regression`, `classes` or `binary`.
-    n_outputs: units of the last layer.
-    low, high: range of a regression label.
-  """
-
-  name: str
-  kind: str
-  n_outputs: int
-  low: float
-  high: float
-
-
-def predicted(config: ml_collections.ConfigDict) -> Target:
-  """The task that `config.model.task` names; `auto` = sentiment, else emotion.
-
-  Raises:
-    UserError: the corpus has no such task.
-  """
-  tasks = config.spec.tasks
-  name = config.model.task
-  if name == "auto":
-    name = next(n for n in ("sentiment", "emotion", *sorted(tasks)) if n in tasks)
-  if name not in tasks:
-    raise UserError(f"model.task={name!r}: the corpus has {sorted(tasks)}, or 'auto'")
-  task = tasks[name]
-  units = {"regression": 1, "classes": len(task.classes)}
-  n_outputs = units.get(task.kind, 2 * len(task.classes))
-  return Target(name, task.kind, n_outputs, float(task.low), float(task.high))
-
-
-def shape_predictions(
-  target: Target, values: Float[Array, "b c"]
-) -> Float[Array, "b ..."]:
-  """[b 1] -> [b] for regression, [b c] for classes, [b 2c] -> [b c 2] for questions."""
-  if target.kind == "regression":
-    return values[:, 0]
-  if target.kind == "classes":
-    return values
-  return values.reshape(len(values), -1, 2)
 
 
 def check_options(
@@ -110,7 +63,7 @@ def _named(model: ml_collections.ConfigDict, key: str):
 
 
 def modalities_of(
-  config: ml_collections.ConfigDict, options: Mapping[str, object]
+  config: ml_collections.ConfigDict, options: ml_collections.ConfigDict
 ) -> tuple[str, ...]:
   """The corpus's modalities in order, each of which `options` must name.
 
@@ -173,7 +126,7 @@ class StepEncoder(nn.Module):
   @nn.compact
   def __call__(
     self, values: Float[Array, "b t d"], mask: Bool[Array, "b t"], *, train: bool
-  ) -> Float[Array, "b d"]:
+  ) -> Float[Array, "b c"]:
     """Zero for a row without a visible step."""
     if self.pool == "first":
       mask = mask & (jnp.cumsum(mask, axis=1) == 1)
@@ -195,7 +148,7 @@ class RecurrentEncoder(nn.Module):
   @nn.compact
   def __call__(
     self, values: Float[Array, "b t d"], mask: Bool[Array, "b t"], *, train: bool
-  ) -> Float[Array, "b d"]:
+  ) -> Float[Array, "b c"]:
     """Zero for a row without a visible step."""
     _, last = LSTM(self.hidden, name="lstm")(values, mask)
     return Dropout(self.dropout, not train)(last)
@@ -215,7 +168,7 @@ class DenseEncoder(nn.Module):
   @nn.compact
   def __call__(
     self, values: Float[Array, "b t d"], mask: Bool[Array, "b t"], *, train: bool
-  ) -> Float[Array, "b d"]:
+  ) -> Float[Array, "b c"]:
     """Rows without a visible step do not enter the statistics."""
     pooled = masked_mean(values, mask[..., None], 1)
     norm = MaskedBatchNorm(

@@ -9,22 +9,19 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float
 
-from msa_jax.models.base import System
+from msa_jax.models.base import System, Target, predicted, shape_predictions
 from msa_jax.models.subnets import (
   Features,
   Head,
   Omega,
-  Target,
   check_options,
   encode_each,
   fusion_order,
   mmsa_networks,
   mmsa_project,
   modalities_of,
-  predicted,
   presence,
   read,
-  shape_predictions,
   weigh,
 )
 from msa_jax.typing import Batch, ModelOutput

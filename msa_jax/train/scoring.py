@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 
 from msa_jax import metrics as metrics_lib
+from msa_jax.models.base import predicted
 from msa_jax.train.recipe import task_of
 from msa_jax.typing import Split, Task, UserError
 
@@ -62,7 +63,7 @@ def selection(config: ml_collections.ConfigDict) -> tuple[str, str]:
   """
   tasks = config.spec.tasks
   task, _, name = config.train.select.rpartition("/")
-  task = task or primary_task(config)
+  task = task or predicted(config).name
   if task not in tasks:
     raise UserError(
       f"{config.train.select=}: the corpus has no task {task!r} (it has"
@@ -84,20 +85,6 @@ def selection(config: ml_collections.ConfigDict) -> tuple[str, str]:
 def _family(task: Task) -> str:
   """Name under which `METRICS` lists a task's metrics."""
   return {"classes": "classes", "binary": "emotions"}.get(task.kind, task.protocol)
-
-
-def primary_task(config: ml_collections.ConfigDict) -> str:
-  """The task that a single-task model predicts.
-
-  `config.model.task`; if that is `auto`: sentiment, else emotion, else the first.
-  """
-  chosen = config.model.get("task", "auto")
-  tasks = config.spec.tasks
-  if chosen != "auto":
-    return chosen
-  return next(
-    name for name in ("sentiment", "emotion", *sorted(tasks)) if name in tasks
-  )
 
 
 def shown_entropy(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
