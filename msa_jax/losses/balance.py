@@ -28,9 +28,15 @@ class BalanceTargets(NamedTuple):
   mean: jax.Array
 
 
+def magnitude(values: Float[Array, "..."]) -> Float[Array, "..."]:
+  """|x| with derivative 0 at 0; that of `jnp.abs` is 1 there, which would push the
+  weights of modalities that are balanced, or silent."""
+  return values * jnp.sign(values)
+
+
 def mean_magnitude(gradient: Float[Array, "..."]) -> Float[Array, ""]:
   """g_i of Eq. 7: mean absolute entry, so that layers of any width compare."""
-  return jnp.mean(jnp.abs(gradient))
+  return jnp.mean(magnitude(gradient))
 
 
 def balance_targets(
@@ -55,4 +61,4 @@ def balance_loss(
   sizes: Float[Array, " m"], target: Float[Array, " m"], seen: Bool[Array, " m"]
 ) -> Float[Array, ""]:
   """L_omega = sum_i |g_i - target_i| over the modalities seen (Eq. 6)."""
-  return jnp.sum(jnp.where(seen, jnp.abs(sizes - target), 0.0))
+  return jnp.sum(jnp.where(seen, magnitude(sizes - target), 0.0))
