@@ -43,12 +43,12 @@ TABLE_2 = {
   "sims": Row(128, 64, 0.0, 16, 1e-5, 8),
   "iemocap": Row(256, 128, 0.4, 24, 1e-4, 8, 20),
 }
+VARIANTS = dict.fromkeys((*TABLE_2, "paper", "sgd", "one_strong"))
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
-  """Builds the config; `variants` are comma-separated."""
-  known = (*TABLE_2, "paper", "sgd", "one_strong")
-  chosen = config_lib.parse_variants(variants, dict.fromkeys(known))
+  """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
+  chosen = config_lib.parse_variants(variants, VARIANTS)
   config = config_lib.base(awf.options())
   config.model.update({"d": 64, "post": 64, "dropout": 0.2})
   config.balance.enabled = True

@@ -47,6 +47,18 @@ def _paper(config):
 
 def _mosi(config):
   config.data.max_steps = 50
+  if config.model.D < 768:
+    _regularize(config)
+
+
+def _regularize(config):
+  # Frozen features of about a thousand utterances are learnt by heart otherwise.
+  config.model.dropout.update(
+    {"embed": 0.5, "ffn": 0.3, "gate": 0.3, "expert": 0.3, "head": 0.3}
+  )
+  config.optim.update(
+    {"name": "adamw", "weight_decay": 0.3, "lr_new": 1e-3, "epochs": 14, "patience": 6}
+  )
 
 
 def _mosei(config):
@@ -56,10 +68,13 @@ def _mosei(config):
 
 def _sims(config):
   config.data.max_steps = 50  # 39 tokens; labels in [-1, 1]
+  if config.model.D < 768:
+    _regularize(config)
 
 
 def _iemocap(config):
   config.data.max_steps = 20
+  config.model.T = 20  # k of the sparse attention counts from it
   config.model.task = "emotion"
   config.model.route_label = "class"
   config.model.polarity.n = 4  # one expert per emotion
