@@ -23,7 +23,7 @@ features do not depend on omega, so the encoders are differentiated once, as eve
 Source: AWF (Journal of Software 2024, 35(10):4781-4793), section 2.1, algorithm 1.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax
@@ -77,7 +77,7 @@ def last_kernel(modality: str) -> Path:
 
 
 def seen_modalities(
-  batch: Batch, modalities: tuple[str, ...], tasks: Mapping[str, Any]
+  batch: Batch, modalities: tuple[str, ...], tasks: Iterable[str]
 ) -> Bool[Array, " m"]:
   """Which modalities have a visible step in a sample that has a label of `tasks`."""
   labelled = jnp.zeros_like(batch.sample_mask)
@@ -366,7 +366,7 @@ def _metrics(modalities, report: OmegaReport, omega, output, batch) -> Metrics:
     rows = batch.sample_mask[:, None]
     vectors["alpha_mean"] = masked_mean(output.features["alpha"], rows, 0)
   scalars = {
-    f"balance/{kind}_{name}": values[slot]
+    f"balance/{kind.removesuffix('_mean')}_{name}": values[slot]
     for kind, values in vectors.items()
     for slot, name in enumerate(modalities)
   }
