@@ -1,5 +1,6 @@
 """Results as plain text tables."""
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -56,6 +57,8 @@ def _entropies(routing: Mapping[str, Any]) -> list[str]:
     f"{gate} {f['router_entropy_dense_nats']['mean']:.3f}"
     f" ({f['router_entropy_dense_normalised']['mean']:.3f})"
     for gate, f in gates.items()
+    # Gates that an ablation leaves out route nothing: NaN, in files null.
+    if math.isfinite(f["router_entropy_dense_nats"]["mean"])
   ]
   title = "router entropy in nats (share of the maximum): "
   return [title + ", ".join(figures)] if figures else []
