@@ -1,4 +1,4 @@
-"""H-GEM: hierarchical gated expert mixture (Computer Systems & Applications 2026, 35(3)).
+"""H-GEM: hierarchical gated expert mixture (Computer Systems & Applications 2026).
 
   python -m msa_jax.main --config=configs/hgem.py
   python -m msa_jax.main --config=configs/hgem.py:mosi --config.data.path=mosi.pkl

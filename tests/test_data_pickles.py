@@ -183,7 +183,9 @@ def test_a_call_in_the_file_is_refused_by_its_name_and_never_runs(
   expected = expected.replace("subprocess", "(subprocess|commands)")
   expected = expected.replace("io.open", "_?io.open")  # `_io` from Python 3.13 on
   if protocol < 3:  # Protocols 0 to 2 use Python 2's names.
-    expected = expected.replace("builtins", "__builtin__").replace("_?io.open", r".*open")
+    expected = expected.replace("builtins", "__builtin__").replace(
+      "_?io.open", r".*open"
+    )
   for data in (call, {"train": {"text": nested}}):
     with pytest.raises(UserError, match=f"refused to load {expected}: "):
       load(tmp_path, pickle.dumps(data, protocol=protocol))

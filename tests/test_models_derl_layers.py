@@ -1,5 +1,6 @@
 """DERL's layers against float64 numpy, stored PyTorch numbers and their limits."""
 
+import functools
 import math
 import pathlib
 
@@ -18,6 +19,11 @@ from msa_jax.models.derl_layers import (
   enhancement_weights,
 )
 
+# What XLA's optimisations save in run time of such models they cost many times over
+# in compile time.
+compiled = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 REFERENCE = pathlib.Path(__file__).parent / "data" / "derl_reference.npz"
 
 
@@ -84,11 +90,11 @@ def normal(getkey, *shape):
 
 
 def start(module, key, *arguments):
-  return jax.jit(module.init)(key, *arguments)
+  return compiled(module.init)(key, *arguments)
 
 
 def apply(module, params, *arguments):
-  return jax.jit(module.apply)({"params": params}, *arguments)
+  return compiled(module.apply)({"params": params}, *arguments)
 
 
 def lengths_mask(steps, *lengths):
@@ -237,8 +243,10 @@ def test_two_absent_sources_leave_the_chain_of_norms(getkey):
   expected = layer_norm(params["norm_3"], chain + feed_forward(params, chain))
   expected = np.where(np.asarray(mask)[..., None], expected, 0.0)
   np.testing.assert_allclose(output, expected, atol=1e-4)
-  gradient = jax.jit(
-    jax.grad(lambda p: jnp.sum(apply(layer, p, values, mask, garbage, absent)))
+  gradient = compiled(
+    jax.grad(
+      lambda p: jnp.sum(layer.apply({"params": p}, values, mask, garbage, absent))
+    )
   )(params)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
@@ -270,7 +278,7 @@ def test_the_order_of_the_sources_matters(getkey):
 def test_rows_of_the_enhancement_map_sum_to_one_over_real_tokens(getkey):
   private, product = normal(getkey, 2, 5, 6), normal(getkey, 2, 5, 6)
   mask = lengths_mask(5, 5, 3)
-  weights = np.asarray(jax.jit(enhancement_weights)(private, product, mask))
+  weights = np.asarray(compiled(enhancement_weights)(private, product, mask))
   np.testing.assert_allclose(weights.sum(axis=-1), np.ones((2, 5)), atol=1e-6)
   assert not weights[1, :, 3:].any()
   for row, keys in ((0, 5), (1, 3)):
@@ -309,7 +317,7 @@ def test_a_zero_product_weighs_all_real_tokens_alike(norm, getkey):
     weights = enhancement_weights(private, product, mask, norm)
     return jnp.sum(weights**2), weights
 
-  gradient, weights = jax.jit(jax.grad(total, has_aux=True))(jnp.zeros((2, 4, 6)))
+  gradient, weights = compiled(jax.grad(total, has_aux=True))(jnp.zeros((2, 4, 6)))
   np.testing.assert_allclose(weights[0], np.full((4, 4), 1 / 4), atol=1e-6)
   np.testing.assert_allclose(weights[1, :, :3], np.full((4, 3), 1 / 3), atol=1e-6)
   assert np.isfinite(gradient).all()
@@ -390,8 +398,8 @@ def test_a_bank_gives_the_same_numbers_stacked_and_looped(
   bank, variables, inputs = bank_case(getkey, deterministic, shared)
   loop = bank.clone(stacked=False)
   rngs = {"dropout": getkey()}
-  expected = jax.jit(loop.apply)(variables, inputs, rngs=rngs)
-  stack = jax.jit(bank.apply)
+  expected = compiled(loop.apply)(variables, inputs, rngs=rngs)
+  stack = compiled(bank.apply)
   found = stack(variables, inputs, rngs=rngs)
   for one, other in zip(found, expected, strict=True):
     np.testing.assert_allclose(one, other, atol=1e-6)
@@ -410,7 +418,7 @@ def test_a_bank_has_separate_parameters_on_a_leading_axis(getkey):
   alone = jax.tree.map(lambda p: p[1], variables["params"]["stack"])
   expected = apply(bank.layer, alone, *inputs[1])
   np.testing.assert_allclose(
-    jax.jit(bank.apply)(variables, inputs)[1], expected, atol=1e-6
+    compiled(bank.apply)(variables, inputs)[1], expected, atol=1e-6
   )
 
 

@@ -58,7 +58,10 @@ def test_first_adam_update_is_each_partitions_learning_rate():
 def test_clipping_bounds_the_norm_over_all_partitions():
   config = _config(name="sgd", warmup=0.0, schedule="constant", clip=1.0)
   optimizer = optim.build(config, toy.SYSTEM.partition)
-  params = {"gate": {"kernel": jnp.zeros((1, 1))}, "head": {"kernel": jnp.zeros((1, 1))}}
+  params = {
+    "gate": {"kernel": jnp.zeros((1, 1))},
+    "head": {"kernel": jnp.zeros((1, 1))},
+  }
   gradients = {
     "gate": {"kernel": jnp.full((1, 1), 3.0)},
     "head": {"kernel": jnp.full((1, 1), 4.0)},

@@ -49,14 +49,10 @@ SYSTEM = System(
 
 def config(**optim):
   """A config of the toy system; keywords override `config.optim`."""
-  model = ml_collections.ConfigDict(
-    {"name": "toy", "task": "auto", "dropout": 0.1}
-  )
+  model = ml_collections.ConfigDict({"name": "toy", "task": "auto", "dropout": 0.1})
   made = config_lib.base(model)
   made.loss.size = 0.01
-  made.optim.update(
-    {"lr_new": 0.05, "lr_gate": 0.01, "epochs": 4, "batch": 8, **optim}
-  )
+  made.optim.update({"lr_new": 0.05, "lr_gate": 0.01, "epochs": 4, "batch": 8, **optim})
   return config_lib.finish(made)
 
 
