@@ -27,20 +27,7 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """
   config = ml_collections.ConfigDict()
   config.model = model
-  config.data = {
-    "path": "",  # "" = the synthetic corpus
-    "format": "auto",
-    "modalities": (),  # () = every modality of the corpus
-    # MMSA's separate feature files that replace one modality of the main file.
-    "features": {"text": "", "audio": "", "vision": ""},
-    "task": "regression",  # or cls2, cls7: classes made from a sentiment label
-    "standardize": ("audio", "vision"),
-    "align": "none",  # pool: audio and vision at the text's steps
-    "max_steps": 0,  # longest sequence kept, in steps; 0 = as long as the corpus
-    "codes": 0,  # number of k-means codes of audio and vision frames; 0 = none
-    "synthetic": dataclasses.asdict(SyntheticOptions()),
-    "device_budget_mib": 4096,  # larger splits are streamed from the host
-  }
+  config.data = _data()
   # task: l1, mse, huber for regression; default = l1, or cross-entropy for classes
   config.loss = {"task": "default", "aux_warmup": 0.0}
   config.optim = {
@@ -86,6 +73,23 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "train_size": 0,
   }
   return config
+
+
+def _data() -> dict[str, Any]:
+  return {
+    "path": "",  # "" = the synthetic corpus
+    "format": "auto",
+    "modalities": (),  # () = every modality of the corpus
+    # MMSA's separate feature files that replace one modality of the main file.
+    "features": {"text": "", "audio": "", "vision": ""},
+    "task": "regression",  # or cls2, cls7: classes made from a sentiment label
+    "standardize": ("audio", "vision"),
+    "align": "none",  # pool: audio and vision at the text's steps
+    "max_steps": 0,  # longest sequence kept, in steps; 0 = as long as the corpus
+    "codes": 0,  # number of k-means codes of audio and vision frames; 0 = none
+    "synthetic": dataclasses.asdict(SyntheticOptions()),
+    "device_budget_mib": 4096,  # larger splits are streamed from the host
+  }
 
 
 def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
