@@ -90,4 +90,5 @@ def _family(task: Task) -> str:
 def shown_entropy(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
   """The progress bar's figure: mean over gates of the normalised router entropy."""
   values = [gate["router_entropy_dense_normalised"] for gate in summary.values()]
+  values = [value for value in values if np.isfinite(value)]  # gates in use
   return {"gate entropy": float(np.mean(values))} if values else {}
