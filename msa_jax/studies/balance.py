@@ -1,0 +1,261 @@
+"""What B-fusion and A-fusion do: training with and without, probes, ratios, optimizers.
+
+Source: AWF (Journal of Software 2024, 35(10):4781-4793), tables 3 and 7 to 10.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from msa_jax.data import batches, preprocess
+from msa_jax.models.base import predicted
+from msa_jax.studies import probes
+from msa_jax.train import inputs, recipe, run, scoring
+from msa_jax.train.objective import task_losses
+from msa_jax.train.rundir import RunDirectory
+from msa_jax.train.summary import over_seeds
+from msa_jax.typing import UserError
+
+# Weights that never move: the model alone, its gradients measured all the same.
+WITHOUT = {"balance.enabled": True, "balance.omega_lr": "0"}
+WITH = {"balance.enabled": True}
+SGD = {
+  "optim.name": "sgd",
+  "optim.momentum": 0.9,
+  "optim.lr_new": 0.05,
+  "optim.schedule": "cosine",
+}
+# Table -> name of a run -> what it changes in the config.
+TABLES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+  "balance": {"with": WITH, "without": WITHOUT},
+  "optimizers": {
+    "with": WITH,
+    "without": WITHOUT,
+    "sgd_with": {**WITH, **SGD},
+    "sgd_without": {**WITHOUT, **SGD},
+  },
+  "attention": {"with": WITH, "no_attention": {**WITH, "model.afusion": False}},
+}
+RATIO_SEEDS = (0, 1, 2)
+
+
+def changed(
+  config: ml_collections.ConfigDict, changes: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """A copy of a config with dotted keys replaced.
+
+  Raises:
+    UserError: the config has no such key.
+  """
+  config = config.copy_and_resolve_references()
+  for path, value in changes.items():
+    *sections, key = path.split(".")
+    node = config
+    for section in sections:
+      node = node.get(section, {})
+    if key not in node:
+      raise UserError(
+        f"this study changes config.{path}; {config.model.name} has no such option."
+      )
+    node[key] = value
+  return config
+
+
+def gradient_spread(folder: str | pathlib.Path) -> dict[str, Any]:
+  """Largest over smallest g_i of each seed's last epoch, and its fusion weights.
+
+  Args:
+    folder: a run directory that was trained with `balance.enabled`.
+
+  Returns:
+    `spread`, `g_<modality>` and `omega_<modality>`, each with mean, std, values.
+  """
+  last: dict[int, Mapping[str, float]] = {}
+  for record in RunDirectory(folder).metrics():
+    last[record["seed"]] = record["train"]
+  rows = []
+  for figures in last.values():
+    found = {
+      key.removeprefix("balance/"): value
+      for key, value in figures.items()
+      if key.startswith(("balance/g_", "balance/omega_"))
+    }
+    # Modalities that the corpus lacks have no gradient and no part in the spread.
+    sizes = [v for k, v in found.items() if k.startswith("g_") and v > 0]
+    rows.append({"spread": max(sizes) / min(sizes), **found})
+  return over_seeds(rows)
+
+
+def _open(folder: str | pathlib.Path):
+  """A trained run: its config, corpus, recipe and selected parameters per seed."""
+  directory = RunDirectory(folder)
+  config = directory.config()
+  preprocessor = preprocess.load(directory.path / "preprocessing.npz")
+  corpus = inputs.reload(config, preprocessor, "")
+  made = recipe.build(config)
+  return config, corpus, made, run.restore(directory, config, made)
+
+
+def probe_run(folder: str | pathlib.Path) -> dict[str, Any]:
+  """Table 8 of one trained run.
+
+  Args:
+    folder: its run directory.
+
+  Returns:
+    `probe` (a fresh head on frozen features) and `zero_others` (the model itself with
+    one modality) -> modality -> metric -> {"mean", "std", "values"} over seeds.
+  """
+  config, corpus, made, selected = _open(folder)
+  fresh = [
+    probes.probe(config, made, params, collections, corpus, seed)
+    for seed, (params, collections) in zip(config.replicas.seeds, selected, strict=True)
+  ]
+  alone = [
+    probes.zero_others(config, made, params, collections, corpus)
+    for params, collections in selected
+  ]
+  return {"probe": over_seeds(fresh), "zero_others": over_seeds(alone)}
+
+
+def attention_ratios(
+  folder: str | pathlib.Path, seeds: Sequence[int] = RATIO_SEEDS, epochs: int = 20
+) -> list[dict[str, Any]]:
+  """Table 10: A-fusion trained again from other seeds, everything else frozen.
+
+  Args:
+    folder: run directory of a trained AWF; its first seed is used.
+    seeds: of A-fusion's fresh parameters and of shuffling.
+    epochs: passes over the training split.
+
+  Returns:
+    One entry per seed: `ratio` (modality -> mean weight on the training split, sum 1)
+    and `figures` (metrics on test).
+
+  Raises:
+    UserError: the run has no A-fusion.
+  """
+  config, corpus, made, selected = _open(folder)
+  params, collections = selected[0]
+  if "attention" not in params:
+    raise UserError(f"{folder}: {config.model.name} has no A-fusion to train again.")
+  lengths = config.spec.lengths.to_dict()
+  train = batches.whole(corpus.splits["train"], corpus.tasks, lengths)
+  test = batches.whole(corpus.splits["test"], corpus.tasks, lengths)
+  labels = scoring.targets(corpus.splits["test"], corpus.tasks)
+  optimizer = optax.adam(config.optim.lr_new)
+
+  def predict(attention, data, rows):
+    whole = {**params, "attention": attention}
+    return made.predict(whole, collections, batches.take(data, rows))
+
+  def loss(attention, data, rows):
+    output = predict(attention, data, rows)
+    tasks = task_losses(config, output, batches.take(data, rows))
+    return sum(tasks.values())
+
+  @jax.jit
+  def fit(attention, data, seed):
+    def step(carry, rows):
+      attention, state = carry
+      gradient = jax.grad(loss)(attention, data, rows)
+      updates, state = optimizer.update(gradient, state)
+      return (optax.apply_updates(attention, updates), state), None
+
+    def epoch(carry, number):
+      size = len(data.sample_mask)
+      order = batches.epoch_order(seed, number, size, config.optim.batch)
+      return jax.lax.scan(step, carry, order)[0], None
+
+    carry = (attention, optimizer.init(attention))
+    return jax.lax.scan(epoch, carry, jnp.arange(epochs))[0][0]
+
+  @jax.jit
+  def read(attention, data):
+    output = predict(attention, data, jnp.arange(len(data.sample_mask)))
+    return dict(output.predictions), output.features["alpha"]
+
+  entries = []
+  for seed in seeds:
+    attention = fit(made.init(seed).params["attention"], train, seed)
+    _, alpha = jax.device_get(read(attention, train))
+    outputs, _ = jax.device_get(read(attention, test))
+    mean = np.asarray(alpha).mean(axis=0)
+    shares = (mean / mean.sum()).tolist()
+    entries.append(
+      {
+        "seed": seed,
+        "ratio": dict(zip(train.order, shares, strict=True)),
+        "figures": scoring.score(config, outputs, labels)[predicted(config).name],
+      }
+    )
+  return entries
+
+
+def study(
+  config: ml_collections.ConfigDict, workdir: str | pathlib.Path, table: str
+) -> dict[str, Any]:
+  """Trains what a table compares, each run in a folder of its own, and compares.
+
+  Runs that are there already are resumed or reused.
+
+  Args:
+    config: an unresolved config.
+    workdir: folder of the study; gets `<run>/` and `study.json`.
+    table: one of `TABLES`.
+
+  Returns:
+    Run -> `figures` (test metrics over seeds), `gradients` (see `gradient_spread`),
+    `probes` (see `probe_run`), and for `attention` also `ratios`.
+
+  Raises:
+    UserError: unknown table, or an option that the system lacks.
+  """
+  if table not in TABLES:
+    raise UserError(f"--table={table}: choose one of {', '.join(TABLES)}.")
+  workdir = pathlib.Path(workdir)
+  report: dict[str, Any] = {}
+  for name, changes in TABLES[table].items():
+    folder = workdir / name
+    summary = run.train(changed(config, changes), folder)
+    split = "test" if "test" in summary["splits"] else "valid"
+    (figures,) = summary["splits"][split].values()
+    report[name] = {"figures": figures, "gradients": gradient_spread(folder)}
+    if table == "balance":
+      report[name]["probes"] = probe_run(folder)
+    if table == "attention" and name == "with":
+      report[name]["ratios"] = attention_ratios(folder)
+  (workdir / "study.json").write_text(json.dumps(report, indent=2))
+  return report
+
+
+def as_text(report: Mapping[str, Any], metric: str) -> str:
+  """The comparison as lines of text.
+
+  Args:
+    report: from `study`.
+    metric: the figure to show, e.g. `mae`.
+  """
+
+  def figure(entry):
+    spread = "" if entry["std"] is None else f" ± {entry['std']:.3f}"
+    return f"{entry['mean']:.3f}{spread}"
+
+  lines = []
+  for name, parts in report.items():
+    line = f"{name}: test {metric} {figure(parts['figures'][metric])}"
+    line += f", largest over smallest gradient {figure(parts['gradients']['spread'])}"
+    lines.append(line)
+    for modality, figures in parts.get("probes", {}).get("probe", {}).items():
+      lines.append(f"  probe {modality}: {metric} {figure(figures[metric])}")
+    for entry in parts.get("ratios", ()):
+      shares = ", ".join(f"{n} {share:.2f}" for n, share in entry["ratio"].items())
+      lines.append(f"  attention {shares}: {metric} {entry['figures'][metric]:.3f}")
+  return "\n".join(lines)
