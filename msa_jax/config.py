@@ -38,6 +38,8 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "clip": 2.0,  # global norm; 0 = no clipping
     "weight_decay": 0.0,
     "momentum": 0.0,
+    # decay of a running mean of the parameters, with which is predicted; 0 = none
+    "average": 0.0,
     "epochs": 40,
     "batch": 32,
     "patience": 10,  # epochs without improvement on validation; 0 = never stop
@@ -168,6 +170,7 @@ _POSITIVE = (
   "train.steps_per_call",
   "train.checkpoint_every_seconds",
 )
+_BELOW_ONE = ("optim.average",)
 _NOT_NEGATIVE = ("optim.clip", "optim.patience", "data.max_steps", "data.codes")
 _SHARES = ("optim.warmup", "loss.aux_warmup", "train.modality_dropout")
 
@@ -199,6 +202,9 @@ def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> N
   for path in _SHARES:
     if not 0.0 <= get(config, path) <= 1.0:
       raise UserError(f"config.{path}={get(config, path)} must be in [0, 1].")
+  for path in _BELOW_ONE:
+    if not 0.0 <= get(config, path) < 1.0:
+      raise UserError(f"config.{path}={get(config, path)} must be in [0, 1).")
   for path in _NOT_NEGATIVE:
     if get(config, path) < 0:
       raise UserError(f"config.{path}={get(config, path)} must be 0 (off) or positive.")

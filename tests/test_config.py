@@ -48,6 +48,7 @@ def test_resolve_reads_shapes_and_tasks_off_the_corpus():
     ({"optim": {"batch": 0}}, "config.optim.batch=0 must be positive"),
     ({"optim": {"warmup": 1.5}}, "config.optim.warmup=1.5 must be in"),
     ({"optim": {"clip": -1.0}}, "config.optim.clip=-1.0 must be 0"),
+    ({"optim": {"average": 1.0}}, r"config.optim.average=1.0 must be in \[0, 1\)"),
     ({"replicas": {"seeds": ()}}, "config.replicas.seeds"),
     ({"replicas": {"seeds": (1, 1)}}, "distinct"),
     ({"replicas": {"seeds": (-1,)}}, "non-negative"),

@@ -231,7 +231,7 @@ def train_losses(made, params, batch, seed):
   model, key = made.model, jax.random.key(seed)
   rngs = {"dropout": key, "noise": key}
   output = model.apply({"params": params}, batch, train=True, rngs=rngs)
-  auxiliary = hgem.auxiliary(made.config, output, batch)
+  auxiliary = hgem.auxiliary(made.config, output, batch, jnp.zeros(()))
   task = jnp.where(batch.sample_mask, output.predictions["sentiment"] - 0.7, 0.0)
   total = jnp.mean(task**2) + 0.1 * auxiliary["disc"] + 0.05 * auxiliary["mi"]
   return total + 0.1 * auxiliary["den"] + 0.01 * auxiliary["bal"], auxiliary["den"]
@@ -451,7 +451,7 @@ def test_route_losses_equal_loops_over_the_labelled_rows():
   batch = tiny.batch()
   label = batch.labels["sentiment"].replace(mask=jnp.arange(6) != 2)
   batch = batch.replace(labels={"sentiment": label})
-  losses = hgem.auxiliary(tiny.config(), output_with(routes), batch)
+  losses = hgem.auxiliary(tiny.config(), output_with(routes), batch, jnp.zeros(()))
   rows = [0, 1, 3, 4]  # 2 has no label, 5 is filler
   classes = [0, 2, 0, 2]
   alike, apart, nce = [], [], []
@@ -474,7 +474,7 @@ def test_route_losses_equal_loops_over_the_labelled_rows():
 def test_route_losses_vanish_without_labels_and_without_gate_two():
   routes = np.full((6, 3), 1.0 / 3.0)
   unlabelled = tiny.batch().replace(labels={})
-  losses = hgem.auxiliary(tiny.config(), output_with(routes), unlabelled)
+  losses = hgem.auxiliary(tiny.config(), output_with(routes), unlabelled, jnp.zeros(()))
   assert losses["disc"] == 0.0 and losses["mi"] == 0.0
   absent = Routing(*[jnp.zeros((6, 3))] * 3)
   output = hgem.ModelOutput(
@@ -483,7 +483,7 @@ def test_route_losses_vanish_without_labels_and_without_gate_two():
     {"gate1": absent, "gate2": absent},
     {"den": jnp.zeros(())},
   )
-  losses = hgem.auxiliary(tiny.config(), output, tiny.batch())
+  losses = hgem.auxiliary(tiny.config(), output, tiny.batch(), jnp.zeros(()))
   assert all(float(value) == 0.0 for value in losses.values())
 
 

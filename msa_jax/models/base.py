@@ -12,10 +12,13 @@ from msa_jax.typing import Batch, ModelOutput, UserError
 
 
 def no_auxiliary(
-  config: ml_collections.ConfigDict, output: ModelOutput, batch: Batch
+  config: ml_collections.ConfigDict,
+  output: ModelOutput,
+  batch: Batch,
+  progress: Float[Array, ""],
 ) -> Mapping[str, jax.Array]:
   """Auxiliary losses of a system that has none beyond `output.losses`."""
-  del config, batch
+  del config, batch, progress
   return output.losses
 
 
@@ -32,9 +35,10 @@ class System(NamedTuple):
     build: config -> Flax module with `__call__(batch, *, train) -> ModelOutput`.
       Reads `config.model` (its own options) and `config.spec` (widths, lengths and
       tasks of the corpus).
-    auxiliary: (config, output, batch) -> raw auxiliary losses by name, scalars
-      averaged over the batch's real samples; weights are applied by the trainer
-      (`config.loss.<name>`).
+    auxiliary: (config, output, batch, progress) -> raw auxiliary losses by name,
+      scalars averaged over the batch's real samples; weights are applied by the
+      trainer (`config.loss.<name>`). `progress` is the share of all steps done, for
+      schedules.
     partition: parameter path -> name of its optimizer partition
       (`config.optim.lr_<name>`).
   """

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from msa_jax.losses.routing import discriminative, info_nce, load_balance
 from msa_jax.models.base import System, predicted
@@ -30,15 +30,17 @@ _CHOICES = {
   "dense.out_act": ("gelu", "sigmoid"),
   "robust.blend": ("noisy", "clean"),
   "mi.similarity": ("onehot", "learned"),
+  "mi.tau_schedule": ("constant", "linear"),
   "route_label": ("polarity", "round7", "sign2", "class"),
   "fusion": ("moe", "multi", "single", "average", "fixed"),
   "missing_mode": ("mask", "embed"),
   "dispatch": ("dense", "capacity"),
   "dtype": ("float32", "bfloat16"),
 }
+_TAU_RANGE = (0.18, 0.08)  # the paper's range of temperatures
 _AT_LEAST_ONE = (
   *("D", "d", "T", "n_heads", "L_codes", "gate.n_units"),
-  *("gate0.k", "gate1.k", "gate2.k", "polarity.n"),
+  *("gate0.k", "gate1.k", "gate2.k", "polarity.n", "experts_per_family"),
 )
 
 
@@ -123,7 +125,15 @@ def _paper() -> ml_collections.ConfigDict:
         "expert": 0.1,
         "head": 0.1,
       },
-      "mi": {"tau": 0.12, "similarity": "onehot", "mask_duplicates": False},
+      # Parallel copies of every expert of layers 1 and 2, each with its own gate.
+      "experts_per_family": 1,
+      # tau_schedule: linear falls through the paper's range, in place of `tau`
+      "mi": {
+        "tau": 0.12,
+        "tau_schedule": "constant",
+        "similarity": "onehot",
+        "mask_duplicates": False,
+      },
       "route_label": "polarity",
       "fusion": "moe",
       "disabled_experts": (),
@@ -268,10 +278,28 @@ def route_classes(
   return classes.astype(jnp.int32), real
 
 
+def temperature(
+  config: ml_collections.ConfigDict, progress: Float[Array, ""]
+) -> Float[Array, ""]:
+  """tau of Eq. 11: `mi.tau`, or linear through the paper's range from .18 to .08."""
+  if config.model.mi.tau_schedule == "constant":
+    return jnp.full((), config.model.mi.tau)
+  first, last = _TAU_RANGE
+  return first + (last - first) * progress
+
+
 def auxiliary(
-  config: ml_collections.ConfigDict, output: ModelOutput, batch: Batch
+  config: ml_collections.ConfigDict,
+  output: ModelOutput,
+  batch: Batch,
+  progress: Float[Array, ""],
 ) -> Mapping[str, jax.Array]:
   """Raw auxiliary losses, each a scalar over the batch's real samples.
+
+  Args:
+    config: resolved config.
+    output, batch: predictions and labels.
+    progress: share of all steps done, for the schedule of the temperature.
 
   Returns:
     `disc` (Eq. 10) and `mi` (-I_NCE, Eq. 11) of Gate 2's routes, zero without labels;
@@ -288,7 +316,7 @@ def auxiliary(
       output.features["mi_scores"],
       classes,
       real,
-      config.model.mi.tau,
+      temperature(config, progress),
       config.model.mi.mask_duplicates,
     )
   balance = load_balance(output.routing["gate1"], batch.sample_mask)

@@ -30,14 +30,23 @@ class Context(NamedTuple):
     options: `config.model`, frozen.
     deterministic: True = evaluation.
     dtype: compute type.
+    copy: which expert of its family is being built (`experts_per_family`).
   """
 
   options: Options
   deterministic: bool
   dtype: Any
+  copy: int = 0
+
+  def copied(self, copy: int) -> "Context":
+    return self._replace(copy=copy)
+
+  def name(self, base: str) -> str:
+    """Parameter name: that of the paper's network for the first of a family."""
+    return base if self.copy == 0 else f"{base}_copy_{self.copy}"
 
   def dense(self, width: int, name: str) -> nn.Dense:
-    return nn.Dense(width, dtype=self.dtype, name=name)
+    return nn.Dense(width, dtype=self.dtype, name=self.name(name))
 
   def dropout(self, site: str) -> Dropout:
     return Dropout(self.options.dropout[site], self.deterministic)
@@ -85,7 +94,7 @@ def sparse_expert(
       sparse_top_k(options, n_modalities),
       options.sparse.renorm,
       dtype=context.dtype,
-      name=f"L2_sparse_{layer}",
+      name=context.name(f"L2_sparse_{layer}"),
     )(states, mask.reshape(n_batch, -1))
   states = states.reshape(tokens.shape)
   # The mean commutes with the linear output layer, which then acts on few rows.
@@ -155,7 +164,9 @@ def robust_expert(
   denoising = masked_mean(error**2, content, axis=(0, 1, 2, 3))
 
   initial = nn.initializers.constant(options.C_init)
-  confidence = nn.sigmoid(module.param("L2_C", initial, (n_modalities, width)))
+  confidence = nn.sigmoid(
+    module.param(context.name("L2_C"), initial, (n_modalities, width))
+  )
   confidence = jnp.where(slots, confidence[None, None], 0.0).astype(tokens.dtype)
   content = tokens if options.blend == "clean" else corrupted
   blended = confidence * content + (1.0 - confidence) * restored

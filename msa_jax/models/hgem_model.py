@@ -95,7 +95,9 @@ class HGEM(nn.Module):
     routing, features, losses = self._blank(seen)
     if self.options.fusion in ("average", "fixed"):
       weights = self._constant_weights(seen)
-      routing["gate0"] = Routing(weights, weights, jnp.zeros_like(weights))
+      # The whole weight of a modality is on the first expert of its family.
+      shares = _spread(weights, self.options.experts_per_family)
+      routing["gate0"] = Routing(shares, shares, jnp.zeros_like(shares))
       pooled = _pool(embedded, mask)  # [b m d]
       mean = jnp.einsum("bm,bmd->bd", weights, pooled.astype(jnp.float32))
       fused = context.dense(self.options.d, "fusion_dense")(mean.astype(self.dtype))
@@ -199,32 +201,45 @@ class HGEM(nn.Module):
 
   @nn.nowrap
   def _modality_layer(self, context, embedded, mask, seen):
-    """Layer 1 and Gate 0: one expert per modality, its output rescaled."""
+    """Layer 1 and Gate 0: the experts of each modality, their outputs rescaled.
+
+    A family of several experts has one output layer and norm; its result is the mean
+    of the experts' rescaled outputs.
+    """
     options, n_slots = self.options, len(self.modalities)
-    gate = self._gate(context, "gate0", n_slots, n_slots, options.gate0.k)
-    routing = gate(_pool(embedded, mask), seen, seen)
-    count = jnp.sum(seen, axis=1, keepdims=True).astype(jnp.float32)
-    scale = (count * routing.combine).astype(self.dtype)[:, :, None, None]  # [b m 1 1]
+    copies = options.experts_per_family
+    candidates = jnp.repeat(seen, copies, axis=1)  # [b m*copies]
+    gate = self._gate(
+      context, "gate0", n_slots, n_slots * copies, options.gate0.k * copies
+    )
+    routing = gate(_pool(embedded, mask), seen, candidates)
+    count = jnp.sum(candidates, axis=1, keepdims=True).astype(jnp.float32)
+    scale = (count * routing.combine).astype(self.dtype)
+    scale = scale.reshape(-1, n_slots, copies, 1, 1)
     hidden = []
     for slot, name in enumerate(self.modalities):
-      values = embedded[slot]
-      if options.gate0.apply in ("input", "both"):
-        values = values * scale[:, slot]
-      values = self._modality_expert(context, name)(values, mask[..., slot])
       short = _SHORT.get(name, name)
-      values = context.dense(options.D, f"out_{short}")(values)
-      values = nn.LayerNorm(
+      project = context.dense(options.D, f"out_{short}")
+      norm = nn.LayerNorm(
         epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=f"ln_out_{short}"
-      )(values)
-      if options.gate0.apply in ("output", "both"):
-        values = values * scale[:, slot]
-      hidden.append(jnp.where(mask[..., slot, None], values, 0.0))
+      )
+      results = []
+      for copy in range(copies):
+        values = embedded[slot]
+        if options.gate0.apply in ("input", "both"):
+          values = values * scale[:, slot, copy]
+        expert = self._modality_expert(context.copied(copy), name)
+        values = norm(project(expert(values, mask[..., slot])))
+        if options.gate0.apply in ("output", "both"):
+          values = values * scale[:, slot, copy]
+        results.append(values)
+      hidden.append(jnp.where(mask[..., slot, None], _mean(results), 0.0))
     return hidden, routing
 
   @nn.nowrap
   def _modality_expert(self, context, name: str) -> nn.Module:
     options = self.options
-    label = f"L1_{_EXPERT.get(name, name)}"
+    label = context.name(f"L1_{_EXPERT.get(name, name)}")
     if name == "audio":
       return AudioExpert(
         options.audio_expert.lstm,
@@ -258,10 +273,13 @@ class HGEM(nn.Module):
   def _fusion_layer(self, context, hidden, pooled, mask, seen):
     """Layer 2 and Gate 1: z_fused, the sparse summaries, routing, denoising loss."""
     options, n_batch = self.options, seen.shape[0]
-    used = jnp.array([n not in options.disabled_experts for n in FUSION_EXPERTS])
-    available = jnp.broadcast_to(used[None], (n_batch, len(FUSION_EXPERTS)))
+    copies = options.experts_per_family
+    n_experts = len(FUSION_EXPERTS) * copies
+    used = [n not in options.disabled_experts for n in FUSION_EXPERTS]
+    used = jnp.repeat(jnp.array(used), copies)
+    available = jnp.broadcast_to(used[None], (n_batch, n_experts))
     gate = self._gate(
-      context, "gate1", len(self.modalities), len(FUSION_EXPERTS), options.gate1.k
+      context, "gate1", len(self.modalities), n_experts, options.gate1.k
     )
     routing = gate(pooled, seen, available)
     tokens = []
@@ -274,21 +292,26 @@ class HGEM(nn.Module):
       tokens.append(norm(values))
     tokens = context.dense(options.D, "l2_adapter")(jnp.stack(tokens, axis=2))
     tokens = jnp.where(mask[..., None], tokens, 0.0)  # [b t m d]
-    results = {}
-    summaries, denoising = None, jnp.zeros(())
-    if "sparse" not in options.disabled_experts:
-      results["sparse"], summaries = sparse_expert(context, tokens, mask)
-    if "dense" not in options.disabled_experts:
-      results["dense"] = dense_expert(context, tokens, mask)
-    if "robust" not in options.disabled_experts:
-      results["robust"], denoising = robust_expert(self, context, tokens, mask)
-    fused = jnp.zeros((n_batch, options.d))
-    for index, name in enumerate(FUSION_EXPERTS):
-      if name in results:
-        norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name=f"l2_oln_{index}")
-        normalised = norm(results[name].astype(jnp.float32))
-        fused = fused + routing.combine[:, index, None] * normalised
-    return fused, summaries, routing, denoising
+    fused, summaries, denoising = jnp.zeros((n_batch, options.d)), [], []
+    for copy in range(copies):
+      own, results = context.copied(copy), {}
+      if "sparse" not in options.disabled_experts:
+        results["sparse"], per_modality = sparse_expert(own, tokens, mask)
+        summaries.append(per_modality)
+      if "dense" not in options.disabled_experts:
+        results["dense"] = dense_expert(own, tokens, mask)
+      if "robust" not in options.disabled_experts:
+        results["robust"], error = robust_expert(self, own, tokens, mask)
+        denoising.append(error)
+      for index, name in enumerate(FUSION_EXPERTS):
+        if name in results:
+          label = own.name(f"l2_oln_{index}")
+          norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name=label)
+          normalised = norm(results[name].astype(jnp.float32))
+          weight = routing.combine[:, index * copies + copy, None]
+          fused = fused + weight * normalised
+    summaries = _mean(summaries) if summaries else None
+    return fused, summaries, routing, _mean(denoising) if denoising else jnp.zeros(())
 
   @nn.nowrap
   def _polarity_layer(self, context, fused, summaries, seen, rows):
@@ -371,9 +394,10 @@ class HGEM(nn.Module):
     """Routing, features and losses of a model without any of its layers."""
     n_batch, n_slots = seen.shape
     n_polarities = len(self.polarities)
+    copies = self.options.experts_per_family
     sizes = {
-      "gate0": n_slots,
-      "gate1": len(FUSION_EXPERTS),
+      "gate0": n_slots * copies,
+      "gate1": len(FUSION_EXPERTS) * copies,
       "gate2": n_polarities,
       "gate3": n_polarities,
     }
@@ -383,6 +407,16 @@ class HGEM(nn.Module):
     features = {n: jnp.zeros((n_batch, self.options.d)) for n in ("r", "H_fusion")}
     features["mi_scores"] = jnp.zeros((n_batch, self.n_route_classes))
     return routing, features, {"den": jnp.zeros(())}
+
+
+def _mean(values: list) -> Array:
+  return sum(values[1:], start=values[0]) / len(values)
+
+
+def _spread(weights: Float[Array, "b m"], copies: int) -> Array:
+  """[b m] -> [b m*copies]: each weight first, then zeros for the other copies."""
+  filled = jnp.pad(weights[..., None], ((0, 0), (0, 0), (0, copies - 1)))
+  return filled.reshape(len(weights), -1)
 
 
 def _pool(sequences: list, mask: Bool[Array, "b t m"]) -> Float[Array, "b m d"]:

@@ -52,7 +52,7 @@ def objective(
       loss `<name>`, `loss.aux_warmup` its ramp.
     system: gives the raw auxiliary losses.
     output, batch: predictions and labels.
-    step: optimizer step, for the ramp.
+    step: optimizer step, for the ramp and for schedules of auxiliary losses.
 
   Returns:
     The scalar to differentiate, and metrics: `loss`, `loss/<task>`, raw `aux/<name>`
@@ -62,7 +62,8 @@ def objective(
   total = sum(tasks.values(), start=jnp.zeros(()))
   metrics = {f"loss/{name}": value for name, value in tasks.items()}
   ramp = auxiliary_ramp(config, step)
-  for name, raw in system.auxiliary(config, output, batch).items():
+  progress = jnp.minimum(1.0, step / optim.total_steps(config)).astype(jnp.float32)
+  for name, raw in system.auxiliary(config, output, batch, progress).items():
     weighted = ramp * config.loss[name] * raw
     total = total + weighted
     metrics[f"aux/{name}"] = raw

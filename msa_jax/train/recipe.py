@@ -163,7 +163,8 @@ def with_modality_dropout(recipe: Recipe, rate: float) -> Recipe:
 def build(config: ml_collections.ConfigDict) -> Recipe:
   """Builds the recipe that `config` asks for."""
   # Imported here: recipes of other modules are made of this one's parts.
-  from msa_jax.train import balance
+  from msa_jax.train import averaging, balance
 
   make = balance.balanced if config.balance.enabled else supervised
-  return with_modality_dropout(make(config), config.train.modality_dropout)
+  system = with_modality_dropout(make(config), config.train.modality_dropout)
+  return averaging.with_averaging(system, config.optim.average)

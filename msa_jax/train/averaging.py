@@ -1,0 +1,63 @@
+"""Predicts with a running mean of the parameters instead of the last ones.
+
+A behaviour around any recipe: training is untouched, `predict` reads the mean.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from msa_jax.train.recipe import Recipe, Seed
+from msa_jax.typing import (
+  Batch,
+  Collections,
+  Metrics,
+  ModelOutput,
+  Params,
+  TrainState,
+)
+
+_AVERAGE = "average"
+
+
+def with_averaging(recipe: Recipe, decay: float) -> Recipe:
+  """Keeps an exponential mean of the parameters and predicts with it.
+
+  After step n (from 1) the mean moves by 1 - min(decay, n / (n + 9)) towards the
+  parameters, so that the first steps are forgotten quickly.
+
+  Args:
+    recipe: the recipe to wrap.
+    decay: share of the old mean kept per step, in [0, 1); 0 = no mean.
+  """
+  if decay == 0.0:
+    return recipe
+
+  def init(seed: Seed) -> TrainState:
+    state = recipe.init(seed)
+    # A copy: a state's buffers are donated, and none may be given away twice.
+    average = jax.tree.map(jnp.copy, state.params)
+    return state.replace(collections={**state.collections, _AVERAGE: average})
+
+  def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Metrics]:
+    average, inner = _split(state.collections)
+    state, metrics = recipe.step(state.replace(collections=inner), batch, seed)
+    n = state.step.astype(jnp.float32)
+    kept = jnp.minimum(decay, n / (n + 9.0))
+    average = jax.tree.map(
+      lambda mean, new: (kept * mean + (1.0 - kept) * new).astype(mean.dtype),
+      average,
+      state.params,
+    )
+    return state.replace(collections={**state.collections, _AVERAGE: average}), metrics
+
+  def predict(params: Params, collections: Collections, batch: Batch) -> ModelOutput:
+    del params
+    average, inner = _split(collections)
+    return recipe.predict(average, inner, batch)
+
+  return Recipe(init, step, predict)
+
+
+def _split(collections: Collections) -> tuple[Params, Collections]:
+  inner = dict(collections)
+  return inner.pop(_AVERAGE), inner
