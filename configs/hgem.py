@@ -29,7 +29,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
     {"disc": 0.1, "mi": 0.05, "den": 0.1, "bal": 0.01, "aux_warmup": 0.1}
   )
   config.optim.update({"lr_backbone": 2e-5, "lr_new": 3e-4, "epochs": 10})
-  config.train.modality_dropout = 0.1
+  config.missing.train = "dropout:0.1"
   for name in chosen:
     VARIANTS[name](config)
   return config_lib.finish(config)
@@ -42,7 +42,7 @@ def _paper(config):
   config.optim.patience = 0
   config.loss.update({"den": 0.0, "bal": 0.0})
   config.model.robust.p_slot = 0.0
-  config.train.modality_dropout = 0.0
+  config.missing.train = "none"
 
 
 def _mosi(config):

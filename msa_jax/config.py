@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+import numpy as np
 
+from msa_jax.data import missing
 from msa_jax.data.world import SyntheticOptions
+from msa_jax.losses.prior import best_constant
 from msa_jax.typing import Corpus, UserError
 
 
@@ -45,11 +48,16 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "patience": 10,  # epochs without improvement on validation; 0 = never stop
   }
   config.train = {
-    "modality_dropout": 0.0,
     "select": "auto",  # validation metric that picks the epoch; auto = by task
     "eval_batch": 64,
     "checkpoint_every_seconds": 30.0,
     "steps_per_call": 100,
+  }
+  # What is missing; see data/missing.py for the patterns.
+  config.missing = {
+    "train": "none",  # e.g. dropout:0.1; drawn anew each step, but for frames, tokens
+    "eval": "none",  # in validation and test, drawn once: e.g. random:0.3
+    "seed": 0,  # of the masks that are drawn once
   }
   # B-fusion around any model with `encode` and `tail`; see train/balance.py.
   config.balance = {
@@ -72,6 +80,7 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "lengths": {},
     "ids": {},
     "tasks": {},
+    "priors": {},
     "train_size": 0,
   }
   return config
@@ -121,7 +130,22 @@ def resolve(
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.spec = spec_of(corpus)
+    config.spec.priors = _priors(corpus, config.loss.task)
   return config.lock()
+
+
+def _priors(corpus: Corpus, loss: str) -> dict[str, tuple[float, ...]]:
+  """Task -> what to predict of a sample without any content."""
+  labels = corpus.splits["train"].labels
+  priors = {}
+  for name, task in corpus.tasks.items():
+    if name in labels:
+      values = labels[name]
+      known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
+      if task.kind == "binary":
+        known = known.all(axis=-1)
+      priors[name] = best_constant(task.kind, loss, values, known, len(task.classes))
+  return priors
 
 
 def check_trainable(corpus: Corpus) -> None:
@@ -171,8 +195,14 @@ _POSITIVE = (
   "train.checkpoint_every_seconds",
 )
 _BELOW_ONE = ("optim.average",)
-_NOT_NEGATIVE = ("optim.clip", "optim.patience", "data.max_steps", "data.codes")
-_SHARES = ("optim.warmup", "loss.aux_warmup", "train.modality_dropout")
+_NOT_NEGATIVE = (
+  "optim.clip",
+  "optim.patience",
+  "data.max_steps",
+  "data.codes",
+  "missing.seed",
+)
+_SHARES = ("optim.warmup", "loss.aux_warmup")
 
 
 def get(config: ml_collections.ConfigDict, path: str) -> Any:
@@ -208,6 +238,11 @@ def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> N
   for path in _NOT_NEGATIVE:
     if get(config, path) < 0:
       raise UserError(f"config.{path}={get(config, path)} must be 0 (off) or positive.")
+  for key in ("train", "eval"):
+    try:
+      missing.parse(config.missing[key])
+    except UserError as error:
+      raise UserError(f"config.missing.{key}: {error}") from None
   seeds = config.replicas.seeds
   if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
     raise UserError(

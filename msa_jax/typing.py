@@ -211,6 +211,9 @@ class Split:
     groups: [n] str, video or dialogue of each sample, or None.
     extras: name -> [n ...] arrays that travel along unread by models (speaker,
       session, tokenised text, the synthetic corpus's latent variables).
+    available: [n m] or, for utterances of dialogues, [n t m] bool, columns in
+      `modality_order`; False = the modality is missing for this sample or utterance,
+      whatever its lengths say. None = lengths alone decide.
   """
 
   ids: np.ndarray
@@ -219,6 +222,7 @@ class Split:
   raw_text: np.ndarray | None = None
   groups: np.ndarray | None = None
   extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  available: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.ids)

@@ -11,9 +11,9 @@ import toy
 
 from configs import hgem
 from msa_jax import models, train_state
-from msa_jax.data import batches
+from msa_jax.data import batches, missing
 from msa_jax.train import inputs, run
-from msa_jax.train.recipe import Recipe, with_modality_dropout
+from msa_jax.train.recipe import Recipe, with_missing
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -125,7 +125,7 @@ def test_filler_rows_change_neither_loss_nor_update(toy_system):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_modality_dropout_hides_some_modalities_never_all(toy_system):
+def test_dropped_modalities_are_hidden_some_never_all(toy_system):
   config, corpus = train_state.prepare(toy.config())
   data = train_state.whole_split(config, corpus, "train")
   batch = batches.take(data, np.arange(37))
@@ -135,7 +135,7 @@ def test_modality_dropout_hides_some_modalities_never_all(toy_system):
     seen["batch"] = batch
     return state, {}
 
-  spied = with_modality_dropout(Recipe(None, spy, None), 0.5)
+  spied = with_missing(Recipe(None, spy, None), missing.parse("dropout:0.5"), 5)
   state = train_state.create(config)
   spied.step(state, batch, 0)
   available = np.asarray(seen["batch"].available)

@@ -66,6 +66,22 @@ def _label(values: np.ndarray | None, task: Task, size: int) -> Label:
   return Label(np.where(present, values, 0).astype(kind), mask)
 
 
+def availability(split: Split) -> Bool[np.ndarray, "n *t m"]:
+  """Which modalities each sample, or each utterance of a dialogue, has.
+
+  Returns:
+    [n m] bool, columns in `modality_order`; [n t m] if `split.available` is.
+  """
+  order = modality_order(split.modalities)
+  lengths = np.stack([split.modalities[name].lengths for name in order], axis=-1)
+  if split.available is None:
+    return lengths > 0
+  if split.available.ndim == 2:
+    return split.available & (lengths > 0)
+  step = np.arange(split.available.shape[1])[None, :, None]
+  return split.available & (step < lengths[:, None, :])
+
+
 def whole(
   split: Split, tasks: Mapping[str, Task], lengths: Mapping[str, int] | None = None
 ) -> Batch:
@@ -89,7 +105,7 @@ def whole(
     modalities[name] = _modality(sequences, length)
   return Batch(
     modalities=modalities,
-    available=np.stack([split.modalities[n].lengths > 0 for n in order], axis=1),
+    available=availability(split),
     labels={
       name: _label(split.labels.get(name), task, len(split))
       for name, task in tasks.items()
@@ -169,6 +185,7 @@ def _rows(split: Split, index: Int[np.ndarray, " b"]) -> Split:
       for name, sequences in split.modalities.items()
     },
     labels={name: values[index] for name, values in split.labels.items()},
+    available=None if split.available is None else split.available[index],
   )
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from msa_jax.data import batches
 from msa_jax.train import compilation
-from msa_jax.train.recipe import Recipe, Seed
+from msa_jax.train.recipe import Recipe, Seed, has_content
 from msa_jax.typing import Batch, Collections, Metrics, Params, Split, Task, TrainState
 
 
@@ -141,10 +141,13 @@ class Predictions(NamedTuple):
   Attributes:
     outputs: task name -> [n ...].
     routing: gate name -> {"probs", "combine", "logits"} -> [n e].
+    content: [n] or [n t] bool; False = nothing of the sample is there, and the
+      prediction is the training prior.
   """
 
   outputs: Mapping[str, np.ndarray]
   routing: Mapping[str, Mapping[str, np.ndarray]]
+  content: np.ndarray
 
 
 class Predictor:
@@ -185,4 +188,4 @@ def _predict_batch(recipe, params, collections, batch):
     gate: {"probs": r.probs, "combine": r.combine, "logits": r.logits}
     for gate, r in output.routing.items()
   }
-  return dict(output.predictions), routing
+  return dict(output.predictions), routing, has_content(batch)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax.data import preprocess, reading, synthetic
+from msa_jax.data import missing, preprocess, reading, synthetic
 from msa_jax.models import SYSTEMS
 from msa_jax.typing import Corpus, UserError
 
@@ -21,12 +21,14 @@ class Inputs(NamedTuple):
     corpus: preprocessed corpus.
     preprocessor: what was fitted on the training split.
     description: contents of data.json.
+    masks: split -> what is missing there by `config.missing`, where anything is.
   """
 
   config: ml_collections.ConfigDict
   corpus: Corpus
   preprocessor: preprocess.Preprocessor
   description: dict[str, Any]
+  masks: dict[str, missing.Masks]
 
 
 def load(config: ml_collections.ConfigDict) -> Corpus:
@@ -55,11 +57,38 @@ def prepare(config: ml_collections.ConfigDict) -> Inputs:
   corpus = select_modalities(load(config), config.data.modalities)
   corpus = preprocess.derive_task(corpus, config.data.task)
   config_lib.check_trainable(corpus)
+  corpus, masks = degrade(config, corpus)
   preprocessor = preprocess.fit(corpus, config.data)
   corpus = preprocess.apply(preprocessor, corpus)
+  description = describe(config, corpus)
+  description["missing"] = {
+    name: {"pattern": str(drawn.pattern), "realised": dict(drawn.realised)}
+    for name, drawn in masks.items()
+  }
   return Inputs(
-    config_lib.resolve(config, corpus), corpus, preprocessor, describe(config, corpus)
+    config_lib.resolve(config, corpus), corpus, preprocessor, description, masks
   )
+
+
+def degrade(
+  config: ml_collections.ConfigDict, corpus: Corpus
+) -> tuple[Corpus, dict[str, missing.Masks]]:
+  """Applies what `config.missing` draws once: all of validation and test, and the
+  lost steps of training.
+
+  Args:
+    config: a run's.
+    corpus: its corpus, not preprocessed.
+
+  Raises:
+    UserError: a pattern that does not fit the corpus.
+  """
+  known = _modalities(corpus)
+  options = config.missing
+  patterns = dict.fromkeys(corpus.splits, missing.parse(options.eval, known))
+  train = missing.parse(options.train, known)
+  patterns["train"] = train if train.stepwise else missing.NONE
+  return missing.degrade(corpus, patterns, options.seed, config.optim.batch)
 
 
 def reload(
@@ -70,7 +99,22 @@ def reload(
   Args:
     config: the run's resolved config.
     preprocessor: the run's.
-    path: file to read in place of the run's own.
+    path: file to read in place of the run's own, without `config.missing`.
+  """
+  corpus = reread(config, path)
+  corpus = corpus if path else degrade(config, corpus)[0]
+  return preprocess.apply(preprocessor, corpus)
+
+
+def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
+  """Reads a corpus for a trained run as it is on disk: its own or another file.
+
+  Args:
+    config: the run's resolved config.
+    path: file to read; "" = the run's own.
+
+  Returns:
+    The modalities and tasks that the run knows, not preprocessed.
   """
   if path:
     config = config.copy_and_resolve_references()
@@ -79,8 +123,7 @@ def reload(
       config.data.features = {name: "" for name in config.data.features}
   corpus = load(config)
   kept = [n for n in config.spec.widths if n in _modalities(corpus)]
-  corpus = preprocess.derive_task(select_modalities(corpus, kept), config.data.task)
-  return preprocess.apply(preprocessor, corpus)
+  return preprocess.derive_task(select_modalities(corpus, kept), config.data.task)
 
 
 def _modalities(corpus: Corpus) -> list[str]:

@@ -212,6 +212,7 @@ class _Session:
       )
       record["valid"] = scoring.score(self.config, predictions.outputs, self.labels)
       record["routing"] = routing_metrics(predictions.routing)
+      record["without_content"] = scoring.without_content(predictions, self.labels)
       task, name = scoring.selection(self.config)
       value = metrics.selection_value(record["valid"][task], name)
       improved = position.best_value is None or value > position.best_value

@@ -1,9 +1,10 @@
 """How a system trains: three pure functions that survive `jit` and `vmap`.
 
-The default supervises one model. Behaviours (modality dropout, later accumulation)
-wrap a recipe and keep its signature; they are not flags inside the step.
+The default supervises one model. Behaviours (missing modalities, priors) wrap a
+recipe and keep its signature; they are not flags inside the step.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
+from msa_jax.data import missing
 from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models import SYSTEMS
 from msa_jax.train import optim, rngs
@@ -136,28 +138,67 @@ def supervised(config: ml_collections.ConfigDict) -> Recipe:
   return Recipe(init, step, predict)
 
 
-def with_modality_dropout(recipe: Recipe, rate: float) -> Recipe:
-  """Hides whole modalities at random during training.
-
-  Each available modality of each sample is dropped with probability `rate`, never
-  the last one a sample has.
+def with_missing(recipe: Recipe, pattern: missing.Pattern, n_batches: int) -> Recipe:
+  """Hides modalities during training, drawn anew at every step.
 
   Args:
     recipe: the recipe to wrap.
-    rate: probability per sample and modality.
+    pattern: what goes missing; lost steps are a matter of the data, not of the step.
+    n_batches: steps per epoch.
   """
-  if rate == 0.0:
+  if pattern.protocol == "none" or pattern.stepwise:
     return recipe
 
   def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Metrics]:
-    key = rngs.stream(seed, "modality_dropout", state.step)
-    keep = batch.available & ~jax.random.bernoulli(key, rate, batch.available.shape)
-    nothing_left = ~jnp.any(keep, axis=-1, keepdims=True)
-    keep = jnp.where(nothing_left, batch.available, keep)
+    key, of_batch = jax.random.split(rngs.stream(seed, "missing", state.step))
+    shape = batch.available.shape
+    keep = missing.keep(
+      pattern,
+      batch.order,
+      jax.random.uniform(key, (*shape, 2)),
+      batch.available,
+      jnp.broadcast_to(jax.random.uniform(of_batch, shape[-1:]), shape),
+      jnp.broadcast_to(state.step % n_batches, shape[:-1]),
+      n_batches,
+    )
     hidden = hide_unavailable(batch.replace(available=keep), keep_lost=True)
     return recipe.step(state, hidden, seed)
 
   return recipe._replace(step=step)
+
+
+def has_content(batch: Batch) -> Bool[Array, "b *t"]:
+  """Which samples, or utterances of dialogues, have any visible step at all."""
+  visible = [m.mask for m in hide_unavailable(batch).modalities.values()]
+  if batch.available.ndim == 3:
+    return functools.reduce(jnp.logical_or, visible)
+  return functools.reduce(jnp.logical_or, [jnp.any(mask, axis=1) for mask in visible])
+
+
+def with_prior(recipe: Recipe, config: ml_collections.ConfigDict) -> Recipe:
+  """Predicts the training prior where a sample has no content (of `has_content`).
+
+  Args:
+    recipe: the recipe to wrap.
+    config: resolved; `spec.priors` has the best constant of each task.
+  """
+  # A spec written by hand, or of an older run, may know no priors.
+  priors = config.spec.get("priors", {})
+
+  def predict(params: Params, collections: Collections, batch: Batch) -> ModelOutput:
+    output = recipe.predict(params, collections, batch)
+    content = has_content(batch)
+    predictions = dict(output.predictions)
+    for name, value in predictions.items():
+      if name in priors:
+        shown = content.reshape(*content.shape, *[1] * (value.ndim - content.ndim))
+        prior = jnp.asarray(priors[name], value.dtype).reshape(
+          *[1] * content.ndim, *value.shape[content.ndim :]
+        )
+        predictions[name] = jnp.where(shown, value, prior)
+    return output.replace(predictions=predictions)
+
+  return recipe._replace(predict=predict)
 
 
 def build(config: ml_collections.ConfigDict) -> Recipe:
@@ -166,5 +207,8 @@ def build(config: ml_collections.ConfigDict) -> Recipe:
   from msa_jax.train import averaging, balance
 
   make = balance.balanced if config.balance.enabled else supervised
-  system = with_modality_dropout(make(config), config.train.modality_dropout)
-  return averaging.with_averaging(system, config.optim.average)
+  n_batches = -(-config.spec.train_size // config.optim.batch)
+  pattern = missing.parse(config.missing.train)
+  system = with_missing(make(config), pattern, n_batches)
+  averaged = averaging.with_averaging(system, config.optim.average)
+  return with_prior(averaged, config)

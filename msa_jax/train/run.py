@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from msa_jax.data import preprocess
+from msa_jax.data import missing, preprocess
 from msa_jax.train import feed as feed_lib
 from msa_jax.train import inputs, loop, recipe, scoring, summary, tables
 from msa_jax.train.checkpoint import load_best
@@ -76,6 +76,9 @@ def train(
   run = RunDirectory(workdir)
   run.create(config, prepared.description)
   preprocess.save(prepared.preprocessor, run.path / _PREPROCESSING)
+  for name, masks in prepared.masks.items():
+    path = run.path / "predictions" / f"missing_{name}.npz"
+    missing.save(path, corpus.splits[name], {str(masks.pattern): missing.arrays(masks)})
   programs = loop.make_programs(config, recipe.build(config))
   feeds = make_feeds(config, corpus)
   labels = (

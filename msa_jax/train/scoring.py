@@ -8,6 +8,7 @@ import numpy as np
 
 from msa_jax import metrics as metrics_lib
 from msa_jax.models.base import predicted
+from msa_jax.train.feed import Predictions
 from msa_jax.train.recipe import task_of
 from msa_jax.typing import Split, Task, UserError
 
@@ -50,6 +51,18 @@ def score(
     for name, prediction in outputs.items()
     if name in labels
   }
+
+
+def without_content(predictions: Predictions, labels: Mapping[str, Targets]) -> int:
+  """How many labelled samples or utterances had nothing to be predicted from.
+
+  They were given the training prior. Padding of dialogues has no label and does not
+  count; without any labels every row counts.
+  """
+  missing = ~predictions.content
+  if labels:
+    missing = missing & np.any([target.mask for target in labels.values()], axis=0)
+  return int(missing.sum())
 
 
 def selection(config: ml_collections.ConfigDict) -> tuple[str, str]:

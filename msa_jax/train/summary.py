@@ -80,6 +80,7 @@ def write(
     "train_seconds": [round(position.seconds, 2) for position in positions],
     "splits": {},
     "routing": {},
+    "without_content": {},
   }
   for split, per_seed in predictions.items():
     data = corpus.splits[split]
@@ -89,6 +90,7 @@ def write(
     summary["routing"][split] = over_seeds(
       [routing_metrics(p.routing) for p in per_seed]
     )
+    summary["without_content"][split] = scoring.without_content(per_seed[0], labels)
     tables.write_predictions(run, config, split, data, labels, per_seed)
     tables.write_routing(run, split, data, per_seed, seeds)
   summary["bayes"] = _bayes(summary, corpus)
