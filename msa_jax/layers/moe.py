@@ -160,6 +160,43 @@ def combine_capacity(
   return total.astype(outputs.dtype)
 
 
+def scatter_capacity(
+  plan: Plan, values: Float[Array, "e c"], rows: int
+) -> Float[Array, "n e"]:
+  """Puts one value per buffer slot back at [row, expert]; zero where nothing was sent.
+
+  Args:
+    plan: from `plan_capacity`.
+    values: one per slot, e.g. scores of the experts' outputs.
+    rows: n, of the batch.
+  """
+  blank = jnp.zeros((rows, plan.row.shape[0]), values.dtype)
+  kept = jnp.where(plan.filled, values, 0.0)
+  return blank.at[plan.row, _experts_of(plan)].add(kept)
+
+
+def reweigh_capacity(
+  plan: Plan, routing: Routing, mask: Bool[Array, " n"] | None = None
+) -> Plan:
+  """Gives the buffers the weights of another routing over the same selection.
+
+  Args:
+    plan: from `plan_capacity`.
+    routing: whose `combine` replaces the plan's weights.
+    mask: False = filler row.
+  """
+  weights = _real_rows(routing, mask).combine
+  sent = scatter_capacity(plan, plan.filled.astype(jnp.float32), len(weights)) > 0
+  return plan.replace(
+    weight=jnp.where(plan.filled, weights[plan.row, _experts_of(plan)], 0.0),
+    dropped=jnp.sum(jnp.where(sent, 0.0, weights), axis=1),
+  )
+
+
+def _experts_of(plan: Plan) -> Array:
+  return jnp.broadcast_to(jnp.arange(plan.row.shape[0])[:, None], plan.row.shape)
+
+
 class ExpertBank(nn.Module):
   """Like experts in one stack: any module lifted by `nn.vmap`, params axis 0.
 

@@ -15,12 +15,13 @@ from msa_jax.layers.convolution import MaskedConvolution
 from msa_jax.layers.masking import hide_unavailable, masked_mean
 from msa_jax.layers.moe import (
   ExpertBank,
-  Plan,
   capacity_of,
   combine_capacity,
   combine_dense,
   dispatch_capacity,
   plan_capacity,
+  reweigh_capacity,
+  scatter_capacity,
 )
 from msa_jax.losses.routing import vertex_cosine
 from msa_jax.models.base import Target, shape_predictions
@@ -349,9 +350,9 @@ class HGEM(nn.Module):
       slots = capacity_of(n_batch, n_experts, used_k, options.capacity_factor)
       plan = plan_capacity(prior, slots, rows)
       outputs = bank(dispatch_capacity(fused, plan), in_axes=0)  # [e slots d]
-      scores = _scatter(plan, output_gate(outputs).T, n_batch)
+      scores = scatter_capacity(plan, output_gate(outputs).T, n_batch)
       routing = self._output_routing(scores, prior)
-      plan = _reweigh(plan, routing, rows)
+      plan = reweigh_capacity(plan, routing, rows)
       mixed = combine_capacity(outputs.astype(jnp.float32), plan, fused)
     sparse = jnp.zeros_like(mixed)
     if options.igsf.enabled and summaries is not None:
@@ -432,23 +433,3 @@ def _unit(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
   """Rows scaled to length 1, zero rows kept (cosines)."""
   square = jnp.sum(rows**2, axis=-1, keepdims=True)
   return rows * jnp.where(square > 0, 1.0, 0.0) / jnp.sqrt(jnp.maximum(square, 1e-12))
-
-
-def _experts_of(plan: Plan) -> Array:
-  return jnp.broadcast_to(jnp.arange(plan.row.shape[0])[:, None], plan.row.shape)
-
-
-def _scatter(plan: Plan, values: Float[Array, "e c"], n_batch: int) -> Array:
-  """Puts the buffers' values back at [row, expert]; zero where nothing was sent."""
-  blank = jnp.zeros((n_batch, plan.row.shape[0]), values.dtype)
-  return blank.at[plan.row, _experts_of(plan)].add(jnp.where(plan.filled, values, 0.0))
-
-
-def _reweigh(plan: Plan, routing: Routing, rows: Bool[Array, " b"]) -> Plan:
-  """Gives the buffers the weights of another routing over the same selection."""
-  weights = jnp.where(rows[:, None], routing.combine, 0.0)
-  sent = _scatter(plan, plan.filled.astype(jnp.float32), weights.shape[0]) > 0
-  return plan.replace(
-    weight=jnp.where(plan.filled, weights[plan.row, _experts_of(plan)], 0.0),
-    dropped=jnp.sum(jnp.where(sent, 0.0, weights), axis=1),
-  )
