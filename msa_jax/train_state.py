@@ -11,6 +11,7 @@ config is static.
 """
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from msa_jax.data import batches
@@ -120,10 +121,9 @@ def load(
   run = RunDirectory(workdir)
   config = run.config()
   seed = config.replicas.seeds[0] if seed is None else seed
-  system = recipe.build(config)
   one = config.copy_and_resolve_references()
   with one.unlocked():
     one.replicas.seeds = (seed,)
-  params, collections = run_lib.restore(run, one, system)[0]
-  fresh = system.init(seed)
-  return config, fresh.replace(params=params, collections=collections)
+  params, collections = run_lib.restore(run, one)[0]
+  start = recipe.build(config).start
+  return config, start(params, collections, jnp.zeros((), jnp.int32))

@@ -41,6 +41,15 @@ def modality_order(names: Iterable[str]) -> tuple[str, ...]:
   return (*known, *sorted(names - set(MODALITIES)))
 
 
+def task_name(prediction: str) -> str:
+  """Task of an entry of `ModelOutput.predictions`: `emotion@text` -> `emotion`.
+
+  A model with several heads for one task calls its predictions `<task>@<head>`; all
+  of them are trained and scored on the task's labels.
+  """
+  return prediction.partition("@")[0]
+
+
 # A field of a pytree struct: a JAX or NumPy array, or whatever a tree map puts in its
 # place (shapes, shardings). Hence not checked.
 Leaf = Any
@@ -126,8 +135,8 @@ class ModelOutput:
   """What every model returns, whatever its flags.
 
   Attributes:
-    predictions: task name -> [b] (regression), [b c] logits (one class of c), or
-      [b c 2] logits (c yes/no questions).
+    predictions: task name, or `<task>@<head>` -> [b] (regression), [b c] logits (one
+      class of c), or [b c 2] logits (c yes/no questions).
     features: name -> representation of any shape with leading b.
     routing: gate name -> `Routing`.
     losses: name -> raw, unweighted auxiliary term that needs no label: a scalar,
@@ -154,9 +163,9 @@ class TrainState:
   """
 
   step: Leaf
-  params: Params
-  collections: Collections
-  opt_state: Any
+  params: Leaf
+  collections: Leaf
+  opt_state: Leaf
 
 
 TaskKind = Literal["regression", "classes", "binary"]

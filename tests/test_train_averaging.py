@@ -31,7 +31,10 @@ def counting() -> Recipe:
     assert set(collections) == {"seen"}
     return ModelOutput({"sentiment": params["w"]}, {}, {}, {})
 
-  return Recipe(init, step, predict)
+  def start(params, collections, step):
+    return TrainState(step, params, collections, ())
+
+  return Recipe(init, step, predict, start)
 
 
 @pytest.mark.parametrize("decay", [0.05, 0.3])

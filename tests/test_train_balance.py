@@ -351,7 +351,6 @@ def test_a_model_of_ones_own_is_balanced_by_a_whole_run(tmp_path, monkeypatch):
   loaded = run.restore(
     rundir.RunDirectory(tmp_path),
     rundir.RunDirectory(tmp_path).config(),
-    recipe.build(rundir.RunDirectory(tmp_path).config()),
   )[0]
   assert np.any(np.asarray(loaded[1]["balance"]["omega"]) != 1.0)
 

@@ -40,7 +40,9 @@ def _kept(pattern, batch, step, seed=0, n_batches=5):
     seen["available"] = batch.available
     return state, {}
 
-  wrapped = with_missing(Recipe(None, spy, None), missing.parse(pattern), n_batches)
+  wrapped = with_missing(
+    Recipe(None, spy, None, None), missing.parse(pattern), n_batches
+  )
   wrapped.step(TrainState(jnp.asarray(step), {}, {}, ()), batch, seed)
   return np.asarray(seen["available"])
 
@@ -171,7 +173,7 @@ def test_utterances_and_questions_get_their_own_prior():
   output = ModelOutput(
     {"yes": jnp.full((1, 3, 2, 2), 7.0), "no": jnp.ones(3)}, {}, {}, {}
   )
-  plain = Recipe(None, None, lambda params, collections, batch: output)
+  plain = Recipe(None, None, lambda params, collections, batch: output, None)
   found = recipe.with_prior(plain, config).predict({}, {}, batch).predictions
   prior = np.log([[0.9, 0.1], [0.4, 0.6]])
   np.testing.assert_allclose(found["yes"][0, 0], 7.0)

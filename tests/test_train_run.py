@@ -14,7 +14,9 @@ import toy
 from msa_jax import models
 from msa_jax.data import batches, npz
 from msa_jax.train import inputs, loop, recipe, run, rundir, scoring
+from msa_jax.train.checkpoint import ResumePoint
 from msa_jax.train.feed import Steps
+from msa_jax.train.programs import Programs
 from msa_jax.train.summary import over_seeds, parameter_hash
 from msa_jax.typing import UserError
 
@@ -34,16 +36,22 @@ def _config(**sections):
 
 
 def _fit(config, folder, stop=lambda: False, corpus=None):
-  """Trains seed 0 of the toy system; returns (params, position)."""
+  """Trains seed 0 of the toy system; returns (params, what `fit` says)."""
   corpus = toy.corpus() if corpus is None else corpus
   config = inputs.config_lib.resolve(config, corpus)
   feeds = run.make_feeds(config, corpus)
   labels = scoring.targets(corpus.splits["valid"], corpus.tasks)
-  programs = loop.make_programs(config, recipe.build(config))
-  params, _, position = loop.fit(
-    config, programs, feeds, labels, 0, rundir.RunDirectory(folder), stop
+  directory = rundir.RunDirectory(folder)
+  (trained,) = loop.fit(
+    config,
+    Programs(config),
+    feeds,
+    labels,
+    [loop.Replica(0, directory)],
+    ResumePoint(directory.last(0)),
+    stop,
   )
-  return params, position
+  return trained.params, trained
 
 
 def _stop_after(calls):

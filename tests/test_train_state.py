@@ -135,7 +135,7 @@ def test_dropped_modalities_are_hidden_some_never_all(toy_system):
     seen["batch"] = batch
     return state, {}
 
-  spied = with_missing(Recipe(None, spy, None), missing.parse("dropout:0.5"), 5)
+  spied = with_missing(Recipe(None, spy, None, None), missing.parse("dropout:0.5"), 5)
   state = train_state.create(config)
   spied.step(state, batch, 0)
   available = np.asarray(seen["batch"].available)

@@ -1,14 +1,15 @@
 """What a system hands to the trainer."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import ml_collections
 from jaxtyping import Array, Float
 
-from msa_jax.typing import Batch, ModelOutput, UserError
+from msa_jax.typing import Batch, ModelOutput, Params, UserError
 
 
 def no_auxiliary(
@@ -28,6 +29,72 @@ def one_partition(path: tuple[str, ...]) -> str:
   return "new"
 
 
+def everything(path: tuple[str, ...]) -> bool:
+  """Every parameter is trained."""
+  del path
+  return True
+
+
+def all_of(track: str, params: Params) -> Params:
+  """A snapshot keeps every parameter."""
+  del track
+  return params
+
+
+def first_track(snapshots: Mapping[str, Params], final: Params) -> Params:
+  """The parameters that the stage's first track selected."""
+  del final
+  return next(iter(snapshots.values()))
+
+
+class Stage(NamedTuple):
+  """A part of the training with a graph, an optimizer and a selection of its own.
+
+  Attributes:
+    name: for metrics.jsonl and messages, unique within the run.
+    epochs: most epochs of the stage; the schedule runs over these.
+    patience: the stage ends when none of its tracks has improved for as many epochs;
+      0 = never.
+    call: keyword arguments of the module, e.g. `{"stage": 2}`. A module creates all
+      its parameters whatever the stage when it is initialised.
+    tracks: track name -> validation figure, `<prediction>/<metric>` as
+      `config.train.select` has it. Each track keeps a snapshot of its own best epoch.
+      Empty = one track, `selected`, by `config.train.select`.
+    trainable: parameter path -> whether the stage trains it. Others get neither
+      updates nor weight decay.
+    keep: (track, params) -> what the track's snapshot keeps of them.
+    compose: (snapshots by track, final params) -> params that the next stage starts
+      from, or, of the last stage, that the run has selected. The structure may
+      change. Traced, so made of JAX operations alone.
+    collections: track whose snapshot the other collections (batch statistics, ...)
+      are taken from, or `final`; "" = the first track.
+    carry_opt_state: goes on with the optimizer state (and place in the schedule) of
+      the stage before, in place of a fresh one.
+  """
+
+  name: str
+  epochs: int
+  patience: int = 0
+  call: Mapping[str, Any] = MappingProxyType({})
+  tracks: Mapping[str, str] = MappingProxyType({})
+  trainable: Callable[[tuple[str, ...]], bool] = everything
+  keep: Callable[[str, Params], Params] = all_of
+  compose: Callable[[Mapping[str, Params], Params], Params] = first_track
+  collections: str = ""
+  carry_opt_state: bool = False
+
+
+def one_stage(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
+  """The whole training in one stage, by `config.optim` and `config.train.select`."""
+  return (Stage("train", config.optim.epochs, config.optim.patience),)
+
+
+def default_recipe(config: ml_collections.ConfigDict, stage: Stage, recipe: Any) -> Any:
+  """A stage that trains as every other."""
+  del config, stage
+  return recipe
+
+
 class System(NamedTuple):
   """One row of the table in `models/__init__.py`.
 
@@ -41,11 +108,16 @@ class System(NamedTuple):
       schedules.
     partition: parameter path -> name of its optimizer partition
       (`config.optim.lr_<name>`).
+    stages: config -> stages of the training, in order.
+    recipe: (config, stage, default recipe) -> `train.recipe.Recipe` of a stage, for a
+      system that trains in a way of its own. The config is that of the stage.
   """
 
   build: Callable[[ml_collections.ConfigDict], nn.Module]
   auxiliary: Callable[..., Mapping[str, jax.Array]] = no_auxiliary
   partition: Callable[[tuple[str, ...]], str] = one_partition
+  stages: Callable[[ml_collections.ConfigDict], tuple[Stage, ...]] = one_stage
+  recipe: Callable[[ml_collections.ConfigDict, Stage, Any], Any] = default_recipe
 
 
 class Target(NamedTuple):

@@ -100,7 +100,7 @@ def _open(folder: str | pathlib.Path):
   preprocessor = preprocess.load(directory.path / "preprocessing.npz")
   corpus = inputs.reload(config, preprocessor, "")
   made = recipe.build(config)
-  return config, corpus, made, run.restore(directory, config, made)
+  return config, corpus, made, run.restore(directory, config)
 
 
 def probe_run(folder: str | pathlib.Path) -> dict[str, Any]:

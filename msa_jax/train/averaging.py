@@ -3,6 +3,8 @@
 A behaviour around any recipe: training is untouched, `predict` reads the mean.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -55,7 +57,12 @@ def with_averaging(recipe: Recipe, decay: float) -> Recipe:
     average, inner = _split(collections)
     return recipe.predict(average, inner, batch)
 
-  return Recipe(init, step, predict)
+  def start(params: Params, collections: Collections, at: Any) -> TrainState:
+    average, inner = _split(collections)
+    state = recipe.start(params, inner, at)
+    return state.replace(collections={**state.collections, _AVERAGE: average})
+
+  return Recipe(init, step, predict, start)
 
 
 def _split(collections: Collections) -> tuple[Params, Collections]:

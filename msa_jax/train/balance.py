@@ -38,7 +38,7 @@ from jaxtyping import Array, Bool, Float, Key
 from msa_jax.layers.masking import hide_unavailable, masked_mean
 from msa_jax.losses.balance import mean_magnitude
 from msa_jax.models import SYSTEMS
-from msa_jax.models.base import System
+from msa_jax.models.base import Stage, System, one_stage
 from msa_jax.train import optim, rngs
 from msa_jax.train.objective import objective, task_losses
 from msa_jax.train.omega import (
@@ -65,6 +65,7 @@ from msa_jax.typing import (
   TrainState,
   UserError,
   modality_order,
+  task_name,
 )
 
 COLLECTION = "balance"
@@ -82,7 +83,7 @@ def seen_modalities(
   """Which modalities have a visible step in a sample that has a label of `tasks`."""
   labelled = jnp.zeros_like(batch.sample_mask)
   for name in tasks:
-    mask = batch.labels[name].mask
+    mask = batch.labels[task_name(name)].mask
     labelled = labelled | jnp.any(mask.reshape(len(mask), -1), axis=1)
   visible = hide_unavailable(batch)
   return jnp.stack(
@@ -226,6 +227,7 @@ def balanced(
   system: System | None = None,
   kernel: Callable[[str], Path] = last_kernel,
   owner: Callable[[Path, tuple[str, ...]], str | None] = owner_of,
+  stage: Stage | None = None,
 ) -> Recipe:
   """B-fusion around one model.
 
@@ -239,6 +241,7 @@ def balanced(
     kernel: modality -> path of its last linear kernel in the parameters.
     owner: (parameter path, modalities) -> modality whose network it belongs to, or
       None; those parameters' updates are scaled under adaptive optimizers.
+    stage: which parameters to train; None = all.
 
   Returns:
     A recipe whose step adds metrics: `g`, `omega`, `ratio`, and `alpha_mean` if the
@@ -248,28 +251,33 @@ def balanced(
   Raises:
     UserError: a bad option, or a model that does not take part.
   """
+  stage = one_stage(config)[0] if stage is None else stage
+  if stage.call:
+    raise UserError(
+      f"B-fusion cannot balance {config.model.name}: its stages call the module with"
+      f" {dict(stage.call)}, which encode and tail do not take. Set"
+      " config.balance.enabled=False."
+    )
   system = SYSTEMS[config.model.name] if system is None else system
   check_options(config.balance)
   host = Host(config, system, kernel)
-  network = optim.build(config, system.partition)
+  network = optim.build(config, system.partition, stage.trainable)
   if scales_updates(config):
     network = optax.chain(network, scale_by_omega(host.modalities, owner))
   network = optax.with_extra_args_support(network)
   weights = optax.sgd(omega_learning_rate(config))
 
+  def start(params, collections, step) -> TrainState:
+    omega = weights.init(collections[COLLECTION]["omega"])
+    opt_state = {"network": network.init(params), "omega": omega}
+    return TrainState(step, params, collections, opt_state)
+
   def init(seed: Seed) -> TrainState:
     variables = host.init(rngs.stream(seed, "params", 0))
     collections, params = flax.core.pop(variables, "params")
     memory = initial_memory(config.balance, len(host.modalities))
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      collections={**collections, COLLECTION: memory},
-      opt_state={
-        "network": network.init(params),
-        "omega": weights.init(memory["omega"]),
-      },
-    )
+    collections = {**collections, COLLECTION: memory}
+    return start(params, collections, jnp.zeros((), jnp.int32))
 
   def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Metrics]:
     others = dict(state.collections)
@@ -313,7 +321,7 @@ def balanced(
     omega = collections[COLLECTION]["omega"]
     return host.predict({"params": params, **others}, omega, batch)
 
-  return Recipe(init, step, predict)
+  return Recipe(init, step, predict, start)
 
 
 class _Differentiated(NamedTuple):

@@ -4,6 +4,7 @@ The only file that knows Orbax.
 """
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,11 +38,13 @@ class ResumePoint:
       ),
     )
 
-  def restore(self, example: Any) -> tuple[Any, dict[str, Any]] | None:
+  def restore(
+    self, example: Callable[[dict[str, Any]], Any]
+  ) -> tuple[Any, dict[str, Any]] | None:
     """Returns (tree, position) of the newest save, or None where there is none.
 
     Args:
-      example: a tree with the structure, shapes and shardings to restore into.
+      example: position -> a tree with the structure and shapes to restore into.
 
     Raises:
       UserError: the files on disk do not fit `example`.
@@ -49,17 +52,15 @@ class ResumePoint:
     step = self._manager.latest_step()
     if step is None:
       return None
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, example)
     try:
-      saved = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          tree=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
-        ),
-      )
+      position = self._restore(step, position=ocp.args.JsonRestore()).position
+      tree = jax.tree.map(_on_device, example(position))
+      return self._restore(step, tree=ocp.args.StandardRestore(tree)).tree, position
     except (ValueError, KeyError, OSError) as error:
       raise UserError(_damaged(self.folder / str(step), error)) from error
-    return saved.tree, saved.position
+
+  def _restore(self, step: int, **items: Any) -> Any:
+    return self._manager.restore(step, args=ocp.args.Composite(**items))
 
   def close(self) -> None:
     """Waits for saves in flight."""
@@ -100,6 +101,12 @@ def load_best(
   except (ValueError, KeyError, OSError) as error:
     raise UserError(_damaged(folder, error)) from error
   return saved["params"], saved["collections"]
+
+
+def _on_device(leaf: Any) -> jax.ShapeDtypeStruct:
+  """A leaf's shape, to be restored onto the first device wherever it was saved."""
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
 
 def _damaged(folder: pathlib.Path, error: Exception) -> str:

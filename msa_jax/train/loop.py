@@ -1,23 +1,21 @@
-"""Trains one seed: epochs on the device, selection on validation only, checkpoints."""
+"""Trains seeds: epochs on the device, selection on validation only, checkpoints."""
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from msa_jax import metrics
 from msa_jax.data import batches
 from msa_jax.metrics.routing import routing_metrics
-from msa_jax.train import compilation, scoring
+from msa_jax.train import scoring
 from msa_jax.train.checkpoint import ResumePoint, save_best
-from msa_jax.train.feed import Feed, Predictor, Steps
+from msa_jax.train.feed import Feed
+from msa_jax.train.programs import Programs, Snapshots
 from msa_jax.train.progress import TrainingProgress
-from msa_jax.train.recipe import Recipe
 from msa_jax.train.rundir import RunDirectory
 from msa_jax.typing import Collections, Params, TrainState, UserError
 
@@ -31,44 +29,85 @@ class Diverged(UserError):
 
 
 @dataclasses.dataclass
-class Position:
-  """Where a seed's training stands; everything the loop knows besides arrays.
+class Course:
+  """How far one seed has come.
 
   Attributes:
-    epoch: finished epochs.
-    step: steps done in the epoch in progress.
-    sums: running sums of the step metrics of that epoch.
-    best_value, best_epoch: validation figure (greater is better) and number of the
-      selected epoch so far.
-    seconds: training time so far.
-    finished: no more epochs to do.
+    epoch: finished epochs, over all stages.
+    start: of these, how many before the stage in progress.
+    sums: running sums of the step metrics of the epoch in progress.
+    values: track -> best validation figure of the stage (greater is better).
+    epochs: track -> number of the epoch that reached it.
+    over: the stage has ended for this seed.
   """
 
   epoch: int = 0
-  step: int = 0
+  start: int = 0
   sums: dict[str, float] = dataclasses.field(default_factory=dict)
-  best_value: float | None = None
-  best_epoch: int = 0
+  values: dict[str, float] = dataclasses.field(default_factory=dict)
+  epochs: dict[str, int] = dataclasses.field(default_factory=dict)
+  over: bool = False
+
+  def stale(self) -> int:
+    """Epochs of the stage since any track improved."""
+    return self.epoch - max([self.start, *self.epochs.values()])
+
+  def next_stage(self) -> None:
+    """Starts a stage."""
+    self.start, self.values, self.epochs, self.over = self.epoch, {}, {}, False
+
+
+@dataclasses.dataclass
+class Position:
+  """Where training stands; everything the loop knows besides arrays.
+
+  Seeds that are trained at once go through stages and steps together.
+
+  Attributes:
+    courses: one per seed.
+    stage: index of the stage in progress.
+    epoch: finished epochs of the seed that has had most.
+    step: steps done in the epoch in progress.
+    seconds: training time so far.
+    finished: nothing left to do.
+  """
+
+  courses: list[Course]
+  stage: int = 0
+  epoch: int = 0
+  step: int = 0
   seconds: float = 0.0
   finished: bool = False
 
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-  """The compiled pieces that all seeds of a run share."""
-
-  recipe: Recipe
-  steps: Steps
-  predictor: Predictor
+  @classmethod
+  def read(cls, saved: Mapping[str, Any]) -> "Position":
+    """The inverse of `dataclasses.asdict`."""
+    courses = [Course(**course) for course in saved["courses"]]
+    return cls(**{**saved, "courses": courses})
 
 
-def make_programs(config: ml_collections.ConfigDict, recipe: Recipe) -> Programs:
-  """Wraps a recipe's functions; they compile at their first call."""
-  per_epoch = -(-config.spec.train_size // config.optim.batch)
-  capacity = min(config.train.steps_per_call, per_epoch)
-  return Programs(
-    recipe, Steps(recipe, capacity), Predictor(recipe, config.train.eval_batch)
-  )
+class Trained(NamedTuple):
+  """What came of one seed.
+
+  Attributes:
+    params, collections: selected.
+    best_epoch: that the first track of the last stage selected.
+    epoch: epochs trained.
+    seconds: training time, of all seeds that were trained at once.
+  """
+
+  params: Params
+  collections: Collections
+  best_epoch: int
+  epoch: int
+  seconds: float
+
+
+class Replica(NamedTuple):
+  """One seed and where its files go."""
+
+  seed: int
+  run: RunDirectory
 
 
 def fit(
@@ -76,160 +115,213 @@ def fit(
   programs: Programs,
   feeds: Mapping[str, Feed],
   labels: Mapping[str, Any],
-  seed: int,
-  run: RunDirectory,
+  replicas: Sequence[Replica],
+  saver: ResumePoint,
   stop_requested: Callable[[], bool] = lambda: False,
-) -> tuple[Params, Collections, Position]:
-  """Trains one seed to its end, or resumes it.
+) -> list[Trained]:
+  """Trains seeds to their end, or resumes them.
 
   Args:
     config: a resolved config.
-    programs: from `make_programs`.
+    programs: for as many seeds at once as there are replicas.
     feeds: split name -> feed; needs `train`, selects on `valid` if there is one.
     labels: task name -> validation labels, as `scoring.score` takes them.
-    seed: initialisation, shuffling and dropout all derive from it.
-    run: where checkpoints and metrics.jsonl go.
+    replicas: the seeds; initialisation, shuffling and dropout derive from them.
+    saver: the checkpoint to resume from; closed at the end.
     stop_requested: asked after every call of the step program.
-
-  Returns:
-    The selected parameters and collections, and the final position.
 
   Raises:
     Interrupted: on request, after saving.
     Diverged: the loss is not finite.
   """
-  run.best(seed).parent.mkdir(parents=True, exist_ok=True)
-  saver = ResumePoint(run.last(seed))
+  session = _Session(config, programs, feeds, labels, replicas, saver)
   try:
-    state, best, position = _start(programs.recipe, seed, saver)
-    run.rewind_metrics(seed, position.epoch)
-    session = _Session(config, programs, feeds, labels, seed, run, saver)
+    state, best, position = session.start()
+    for replica, course in zip(replicas, position.courses, strict=True):
+      replica.run.rewind_metrics(replica.seed, course.epoch)
     state, best = session.train(state, best, position, stop_requested)
   finally:
     saver.close()
-  save_best(run.best(seed), best["params"], best["collections"])
-  return best["params"], best["collections"], position
-
-
-def _start(recipe: Recipe, seed: int, saver: ResumePoint):
-  state = jax.jit(recipe.init, compiler_options=compilation.options())(seed)
-  best = _snapshot(state)
-  saved = saver.restore({"state": state, "best": best})
-  if saved is None:
-    return state, best, Position()
-  tree, position = saved
-  return tree["state"], tree["best"], Position(**position)
-
-
-def _snapshot(state: TrainState) -> dict[str, Any]:
-  # Copies: the state's own buffers are donated to the next step.
-  return jax.tree.map(
-    jnp.copy, {"params": state.params, "collections": state.collections}
-  )
+  results = []
+  first = next(iter(programs.stages[-1].tracks))
+  chosen = programs.selected(best, state)
+  for replica, course, one in zip(replicas, position.courses, chosen, strict=True):
+    save_best(replica.run.best(replica.seed), *one)
+    epochs = (course.epochs[first], course.epoch)
+    results.append(Trained(*one, *epochs, position.seconds))
+  return results
 
 
 @dataclasses.dataclass
 class _Session:
-  """One seed's training, the parts that do not change."""
+  """The parts of a training that do not change."""
 
   config: ml_collections.ConfigDict
   programs: Programs
   feeds: Mapping[str, Feed]
   labels: Mapping[str, Any]
-  seed: int
-  run: RunDirectory
+  replicas: Sequence[Replica]
   saver: ResumePoint
+
+  def __post_init__(self):
+    self.seeds = [replica.seed for replica in self.replicas]
+    self.tracks = [scoring.tracks(self.config, s) for s in self.programs.stages]
+    size, batch = self.feeds["train"].size, self.config.optim.batch
+    self.per_epoch = -(-size // batch)
+    self.title = ", ".join(f"seed {seed}" for seed in self.seeds)
+
+  def start(self) -> tuple[TrainState, Snapshots, Position]:
+    """The beginning, or where the last checkpoint was made."""
+
+    def shapes(position):
+      state, best = self.programs.shapes(position["stage"], self.seeds)
+      return {"state": state, "best": best}
+
+    saved = self.saver.restore(shapes)
+    if saved is None:
+      position = Position([Course() for _ in self.seeds])
+      return *self.programs.begin(self.seeds), position
+    tree, position = saved
+    return tree["state"], tree["best"], Position.read(position)
 
   def train(self, state, best, position, stop_requested):
     """Runs epochs until the last one or until validation stops improving."""
-    options = self.config.optim
-    per_epoch = -(-self.feeds["train"].size // options.batch)
-    total = per_epoch * options.epochs
-    done = position.epoch * per_epoch + position.step
+    total = self.per_epoch * sum(stage.epochs for stage in self.programs.stages)
+    done = position.epoch * self.per_epoch + position.step
     started, saved_at = time.monotonic() - position.seconds, time.monotonic()
     figures: dict[str, float] = {}
-    with TrainingProgress(f"seed {self.seed}", total, done) as progress:
+    with TrainingProgress(self.title, total, done) as progress:
       while not position.finished:
-        state, epoch_done = self._advance(state, position)
+        state = self._advance(state, position)
         position.seconds = time.monotonic() - started
-        figures["loss"] = position.sums["loss"] / position.step
-        if epoch_done:
-          best, shown = self._close_epoch(state, best, position)
-          figures.update(shown)
-        done = position.epoch * per_epoch + position.step
+        figures["loss"] = self._shown_loss(position)
+        done += position.step - done % self.per_epoch
+        if position.step == self.per_epoch:
+          state, best = self._close_epoch(state, best, position, figures)
         progress.update(done, figures)
         stop = stop_requested() and not position.finished
         due = time.monotonic() - saved_at > self.config.train.checkpoint_every_seconds
         if stop or due or position.finished:
           saved_at = time.monotonic()
-          self._save(done, state, best, position)
+          tree = {"state": state, "best": best}
+          self.saver.save(done, tree, dataclasses.asdict(position))
         if stop:
           raise Interrupted(
-            f"stopped after step {done} of {total} of seed {self.seed}; the same"
-            " command goes on from there."
+            f"stopped after step {done} of {total} of {self.title}; the same command"
+            " goes on from there."
           )
     return state, best
 
-  def _save(self, done, state, best, position):
-    tree = {"state": state, "best": best}
-    self.saver.save(done, tree, dataclasses.asdict(position))
+  def _shown_loss(self, position) -> float:
+    losses = [c.sums["loss"] for c in position.courses if not c.over]
+    return float(np.mean(losses)) / position.step
 
   def _advance(self, state, position):
-    """Runs the next steps of the epoch; returns the state and whether it is over."""
-    order = np.asarray(
-      batches.epoch_order(
-        self.seed, position.epoch, self.feeds["train"].size, self.config.optim.batch
-      )
+    """Runs the next steps of the epoch."""
+    size, batch = self.feeds["train"].size, self.config.optim.batch
+    orders = [
+      np.asarray(batches.epoch_order(seed, course.epoch, size, batch))
+      for seed, course in zip(self.seeds, position.courses, strict=True)
+    ]
+    active = [not course.over for course in position.courses]
+    state, figures = self.programs.advance(
+      position.stage,
+      state,
+      self.feeds["train"],
+      orders,
+      position.step,
+      self.seeds,
+      active,
     )
-    state, figures = self.programs.steps(
-      state, self.feeds["train"], order, position.step, self.seed
-    )
+    for seed, course, measured in zip(
+      self.seeds, position.courses, figures, strict=True
+    ):
+      if not course.over:
+        self._check_finite(seed, course, measured, position.step)
+        _add(course.sums, measured)
+    position.step += len(figures[0]["loss"])
+    return state
+
+  def _check_finite(self, seed, course, figures, first) -> None:
     finite = np.isfinite(figures["loss"]) & np.isfinite(figures["gradient_norm"])
     if not finite.all():
-      bad = position.step + int(np.argmin(finite))
+      bad = first + int(np.argmin(finite))
       raise Diverged(
         f"the loss or its gradient is not finite at step {bad + 1} of epoch"
-        f" {position.epoch + 1} (seed {self.seed}): lower the learning rate"
+        f" {course.epoch + 1} (seed {seed}): lower the learning rate"
         f" (config.optim.lr_*) or the clip norm ({self.config.optim.clip=})."
       )
-    for name, values in figures.items():
-      previous = position.sums.get(name, 0.0)
-      # Only scalars are averaged over the epoch.
-      if values.ndim == 1:
-        position.sums[name] = previous + float(values.sum(dtype=np.float64))
-    position.step += len(finite)
-    return state, position.step == len(order)
 
-  def _close_epoch(self, state, best, position):
-    """Validates, selects, logs; returns the selected snapshot and figures to show."""
-    record: dict[str, Any] = {"seed": self.seed, "epoch": position.epoch + 1}
-    record["train"] = {k: v / position.step for k, v in position.sums.items()}
-    figures: dict[str, float] = {}
-    improved = True  # without a validation split the last epoch is taken
+  def _close_epoch(self, state, best, position, figures):
+    """Validates, selects, logs; starts the next stage where one has ended."""
+    index = position.stage
+    predicted: Sequence[Any] = [None] * len(self.seeds)
     if "valid" in self.feeds:
-      predictions = self.programs.predictor(
-        state.params, state.collections, self.feeds["valid"]
-      )
+      predicted = self.programs.predict(index, state, self.feeds["valid"])
+    improved = []
+    for replica, course, predictions in zip(
+      self.replicas, position.courses, predicted, strict=True
+    ):
+      if course.over:
+        improved.append(dict.fromkeys(self.tracks[index], False))
+        continue
+      record = self._record(replica, course, position)
+      improved.append(self._validate(record, course, predictions, index, figures))
+      replica.run.append_metrics(record)
+      course.sums = {}
+    best = self.programs.keep(index, best, state, improved)
+    position.epoch, position.step = position.epoch + 1, 0
+    if all(course.over for course in position.courses):
+      if index + 1 == len(self.programs.stages):
+        position.finished = True
+      else:
+        position.stage += 1
+        state, best = self.programs.enter(position.stage, best, state)
+        for course in position.courses:
+          course.next_stage()
+    return state, best
+
+  def _record(self, replica, course, position) -> dict[str, Any]:
+    """What metrics.jsonl says of an epoch before it is validated."""
+    record: dict[str, Any] = {"seed": replica.seed, "epoch": course.epoch + 1}
+    if len(self.programs.stages) > 1:
+      record["stage"] = self.programs.stages[position.stage].name
+    record["train"] = {k: v / position.step for k, v in course.sums.items()}
+    record["seconds"] = round(position.seconds, 3)
+    return record
+
+  def _validate(self, record, course, predictions, index, figures) -> dict[str, bool]:
+    """Scores an epoch into `record` and `course`; which tracks it improved."""
+    tracks, stage = self.tracks[index], self.programs.stages[index]
+    course.epoch += 1
+    improved = dict.fromkeys(tracks, True)  # without validation the last is taken
+    if predictions is not None:
       record["valid"] = scoring.score(self.config, predictions.outputs, self.labels)
       record["routing"] = routing_metrics(predictions.routing)
       record["without_content"] = scoring.without_content(predictions, self.labels)
-      task, name = scoring.selection(self.config)
-      value = metrics.selection_value(record["valid"][task], name)
-      improved = position.best_value is None or value > position.best_value
-      figures[f"valid {name}"] = record["valid"][task][name]
+      for track, (prediction, name) in tracks.items():
+        value = metrics.selection_value(record["valid"][prediction], name)
+        previous = course.values.get(track)
+        improved[track] = previous is None or value > previous
+        if improved[track]:
+          course.values[track] = value
+      prediction, name = next(iter(tracks.values()))
+      figures[f"valid {name}"] = record["valid"][prediction][name]
       figures.update(scoring.shown_entropy(record["routing"]))
-      if improved:
-        position.best_value = value
-    position.epoch += 1
-    if improved:
-      position.best_epoch = position.epoch
-      best = _snapshot(state)
-    record["selected"] = bool(improved)
-    record["seconds"] = round(position.seconds, 3)
-    self.run.append_metrics(record)
-    position.step, position.sums = 0, {}
-    options = self.config.optim
-    stale = position.epoch - position.best_epoch
-    patience = options.patience if "valid" in self.feeds else 0
-    position.finished = position.epoch >= options.epochs or (0 < patience <= stale)
-    return best, figures
+    for track in tracks:
+      if improved[track]:
+        course.epochs[track] = course.epoch
+    record["selected"] = any(improved.values())
+    if len(tracks) > 1:
+      record["improved"] = [track for track in tracks if improved[track]]
+    stale = 0 < stage.patience <= course.stale()
+    course.over = course.epoch - course.start >= stage.epochs or stale
+    return improved
+
+
+def _add(sums: dict[str, float], figures: Mapping[str, np.ndarray]) -> None:
+  """Adds the metrics of some steps to running sums, over scalars only."""
+  for name, values in figures.items():
+    if values.ndim == 1:
+      previous = sums.get(name, 0.0)
+      sums[name] = previous + float(values.sum(dtype=np.float64))

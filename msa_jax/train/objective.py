@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from msa_jax.losses.task import masked_average, task_loss
 from msa_jax.models.base import System
 from msa_jax.train import optim
-from msa_jax.typing import Batch, Metrics, ModelOutput
+from msa_jax.typing import Batch, Metrics, ModelOutput, task_name
 
 
 def auxiliary_ramp(
@@ -25,14 +25,14 @@ def auxiliary_ramp(
 def task_losses(
   config: ml_collections.ConfigDict, output: ModelOutput, batch: Batch
 ) -> dict[str, jax.Array]:
-  """Task name -> mean loss over the real samples that carry the label."""
+  """Prediction name -> mean loss over the real samples that carry its task's label."""
   losses = {}
   for name, prediction in output.predictions.items():
-    label = batch.labels[name]
+    label = batch.labels[task_name(name)]
     rows = batch.sample_mask
     owners = label.mask & rows.reshape(*rows.shape, *[1] * (label.mask.ndim - 1))
     per_example = task_loss(
-      config.spec.tasks[name].kind, config.loss.task, prediction, label
+      config.spec.tasks[task_name(name)].kind, config.loss.task, prediction, label
     )
     losses[name] = masked_average(per_example, owners)
   return losses

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
+from msa_jax.models.base import everything
 from msa_jax.typing import Params, UserError
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -80,14 +82,37 @@ def _update_rule(config: ml_collections.ConfigDict) -> optax.GradientTransformat
   return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
-def build(
-  config: ml_collections.ConfigDict, partition: Callable[[tuple[str, ...]], str]
+def _only(
+  trainable: Callable[[tuple[str, ...]], bool], inner: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-  """Builds the optimizer of a run.
+  """`inner` for some parameters; the others get no update of any kind, and their
+  gradients do not count in the clipping. The state is that of `inner`."""
+
+  def masked(tree):
+    def keep(path, leaf):
+      names = tuple(str(getattr(key, "key", key)) for key in path)
+      return leaf if trainable(names) else jnp.zeros_like(leaf)
+
+    return jax.tree_util.tree_map_with_path(keep, tree)
+
+  def update(gradients, state, params=None):
+    updates, state = inner.update(masked(gradients), state, params)
+    return masked(updates), state
+
+  return optax.GradientTransformation(inner.init, update)
+
+
+def build(
+  config: ml_collections.ConfigDict,
+  partition: Callable[[tuple[str, ...]], str],
+  trainable: Callable[[tuple[str, ...]], bool] = everything,
+) -> optax.GradientTransformation:
+  """Builds the optimizer of a run, or of one stage of it.
 
   Args:
     config: reads `optim` (name, lr_*, warmup, schedule, clip, weight_decay, ...).
     partition: parameter path -> partition name.
+    trainable: parameter path -> whether it is trained; the others stay as they are.
 
   Returns:
     Clip by global norm over all partitions, then the update rule, decoupled weight
@@ -112,4 +137,5 @@ def build(
     )
   )
   parts.append(optax.scale_by_schedule(relative))
-  return optax.chain(*parts)
+  optimizer = optax.chain(*parts)
+  return optimizer if trainable is everything else _only(trainable, optimizer)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Int
 from msa_jax.data import missing
 from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models import SYSTEMS
+from msa_jax.models.base import Stage, one_stage
 from msa_jax.train import optim, rngs
 from msa_jax.train.objective import objective
 from msa_jax.typing import (
@@ -30,7 +31,9 @@ from msa_jax.typing import (
   Params,
   Task,
   TrainState,
+  UserError,
   modality_order,
+  task_name,
 )
 
 Seed = Int[Array, ""] | int
@@ -43,11 +46,14 @@ class Recipe(NamedTuple):
     init: seed -> `TrainState`.
     step: (state, batch, seed) -> (state, metrics); one optimizer update.
     predict: (params, collections, batch) -> `ModelOutput`, without dropout.
+    start: (params, collections, step) -> `TrainState` that goes on from there with a
+      fresh optimizer; how a stage starts from what the one before it left.
   """
 
   init: Callable[[Seed], TrainState]
   step: Callable[[TrainState, Batch, Seed], tuple[TrainState, Metrics]]
   predict: Callable[[Params, Collections, Batch], ModelOutput]
+  start: Callable[[Params, Collections, Int[Array, ""]], TrainState]
 
 
 def task_of(options: ml_collections.ConfigDict) -> Task:
@@ -87,26 +93,28 @@ def example_batch(spec: ml_collections.ConfigDict, size: int = 2) -> Batch:
   )
 
 
-def supervised(config: ml_collections.ConfigDict) -> Recipe:
+def supervised(config: ml_collections.ConfigDict, stage: Stage | None = None) -> Recipe:
   """The default recipe: task loss plus auxiliary losses of one model.
 
   Args:
     config: a resolved config (`config.spec` filled in).
+    stage: what to call the module with and which parameters to train; None = no
+      arguments, and all.
   """
+  stage = one_stage(config)[0] if stage is None else stage
   system = SYSTEMS[config.model.name]
   model = system.build(config)
-  optimizer = optim.build(config, system.partition)
+  optimizer = optim.build(config, system.partition, stage.trainable)
+
+  def start(params, collections, step) -> TrainState:
+    return TrainState(step, params, collections, optimizer.init(params))
 
   def init(seed: Seed) -> TrainState:
     keys = rngs.streams(seed, ("params",), 0)
-    variables = model.init(keys, example_batch(config.spec), train=False)
+    example = example_batch(config.spec)
+    variables = model.init(keys, example, train=False, **stage.call)
     collections, params = flax.core.pop(variables, "params")
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      collections=collections,
-      opt_state=optimizer.init(params),
-    )
+    return start(params, collections, jnp.zeros((), jnp.int32))
 
   def loss_and_aux(params, state, batch, seed):
     output, collections = model.apply(
@@ -115,6 +123,7 @@ def supervised(config: ml_collections.ConfigDict) -> Recipe:
       train=True,
       rngs=rngs.streams(seed, ("dropout", "noise"), state.step),
       mutable=list(state.collections),
+      **stage.call,
     )
     loss, metrics = objective(config, system, output, batch, state.step)
     return loss, (collections, metrics)
@@ -133,9 +142,10 @@ def supervised(config: ml_collections.ConfigDict) -> Recipe:
     return state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
 
   def predict(params: Params, collections: Collections, batch: Batch) -> ModelOutput:
-    return model.apply({"params": params, **collections}, batch, train=False)
+    variables = {"params": params, **collections}
+    return model.apply(variables, batch, train=False, **stage.call)
 
-  return Recipe(init, step, predict)
+  return Recipe(init, step, predict, start)
 
 
 def with_missing(recipe: Recipe, pattern: missing.Pattern, n_batches: int) -> Recipe:
@@ -190,9 +200,9 @@ def with_prior(recipe: Recipe, config: ml_collections.ConfigDict) -> Recipe:
     content = has_content(batch)
     predictions = dict(output.predictions)
     for name, value in predictions.items():
-      if name in priors:
+      if task_name(name) in priors:
         shown = content.reshape(*content.shape, *[1] * (value.ndim - content.ndim))
-        prior = jnp.asarray(priors[name], value.dtype).reshape(
+        prior = jnp.asarray(priors[task_name(name)], value.dtype).reshape(
           *[1] * content.ndim, *value.shape[content.ndim :]
         )
         predictions[name] = jnp.where(shown, value, prior)
@@ -201,14 +211,62 @@ def with_prior(recipe: Recipe, config: ml_collections.ConfigDict) -> Recipe:
   return recipe._replace(predict=predict)
 
 
-def build(config: ml_collections.ConfigDict) -> Recipe:
-  """Builds the recipe that `config` asks for."""
+def stages_of(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
+  """The stages of a system's training, every one with at least one track.
+
+  Raises:
+    UserError: no stages, two of one name, a stage without epochs, or one that takes
+      its collections from a track it has not.
+  """
+  name = config.model.name
+  stages = tuple(
+    stage._replace(tracks=dict(stage.tracks) or {"selected": config.train.select})
+    for stage in SYSTEMS[name].stages(config)
+  )
+  names = [stage.name for stage in stages]
+  if not stages or len(set(names)) != len(names):
+    raise UserError(f"{name} has stages {names}: there must be one, names distinct.")
+  for stage in stages:
+    if stage.epochs < 1:
+      raise UserError(f"stage {stage.name!r}: epochs={stage.epochs} must be positive.")
+    known = ("", "final", *stage.tracks)
+    if stage.collections not in known:
+      raise UserError(
+        f"stage {stage.name!r}: collections={stage.collections!r} must be one of"
+        f" {known}."
+      )
+  return stages
+
+
+def build(config: ml_collections.ConfigDict, stage: int = -1) -> Recipe:
+  """Builds the recipe that `config` asks for.
+
+  Args:
+    config: a resolved config.
+    stage: index into `stages_of(config)`; the last one makes the predictions.
+  """
   # Imported here: recipes of other modules are made of this one's parts.
   from msa_jax.train import averaging, balance
 
-  make = balance.balanced if config.balance.enabled else supervised
+  stages = stages_of(config)
+  chosen = stages[stage]
+  if config.optim.average and len(stages) > 1:
+    raise UserError(
+      f"config.optim.average={config.optim.average}: must be 0 for {config.model.name},"
+      " which is trained in stages."
+    )
+  if chosen.epochs != config.optim.epochs:
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+      config.optim.epochs = chosen.epochs
+    config.lock()
+  if not config.balance.enabled:
+    made = supervised(config, chosen)
+  else:
+    made = balance.balanced(config, stage=chosen)
+  made = SYSTEMS[config.model.name].recipe(config, chosen, made)
   n_batches = -(-config.spec.train_size // config.optim.batch)
   pattern = missing.parse(config.missing.train)
-  system = with_missing(make(config), pattern, n_batches)
-  averaged = averaging.with_averaging(system, config.optim.average)
-  return with_prior(averaged, config)
+  made = with_missing(made, pattern, n_batches)
+  made = averaging.with_averaging(made, config.optim.average)
+  return with_prior(made, config)

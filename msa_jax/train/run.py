@@ -7,13 +7,13 @@ import time
 from contextlib import contextmanager
 from typing import Any
 
-import jax
 import ml_collections
 
 from msa_jax.data import missing, preprocess
 from msa_jax.train import feed as feed_lib
 from msa_jax.train import inputs, loop, recipe, scoring, summary, tables
-from msa_jax.train.checkpoint import load_best
+from msa_jax.train.checkpoint import ResumePoint, load_best
+from msa_jax.train.programs import Programs
 from msa_jax.train.rundir import RunDirectory
 from msa_jax.typing import Collections, Corpus, Params, UserError
 
@@ -72,49 +72,48 @@ def train(
   """
   prepared = inputs.prepare(config)
   config, corpus = prepared.config, prepared.corpus
-  scoring.selection(config)  # fails early on an unknown metric
+  programs = Programs(config)
+  for stage in programs.stages:
+    scoring.tracks(config, stage)  # fails early on an unknown metric
   run = RunDirectory(workdir)
   run.create(config, prepared.description)
   preprocess.save(prepared.preprocessor, run.path / _PREPROCESSING)
   for name, masks in prepared.masks.items():
     path = run.path / "predictions" / f"missing_{name}.npz"
     missing.save(path, corpus.splits[name], {str(masks.pattern): missing.arrays(masks)})
-  programs = loop.make_programs(config, recipe.build(config))
   feeds = make_feeds(config, corpus)
   labels = (
     scoring.targets(corpus.splits["valid"], corpus.tasks)
     if ("valid" in corpus.splits)
     else {}
   )
-  selected, positions = [], []
+  trained = []
   with _stop_signal() as stop_requested:
     for seed in config.replicas.seeds:
-      params, collections, position = loop.fit(
-        config, programs, feeds, labels, seed, run, stop_requested
+      replicas, saver = [loop.Replica(seed, run)], ResumePoint(run.last(seed))
+      trained += loop.fit(
+        config, programs, feeds, labels, replicas, saver, stop_requested
       )
-      selected.append((params, collections))
-      positions.append(position)
   # The test split is read here, once, with the parameters that validation selected.
   held_out = {name: feeds[name] for name in ("valid", "test") if name in feeds}
   predictions = {
-    split: [programs.predictor(*chosen, feed) for chosen in selected]
+    split: [programs.predictors[-1](t.params, t.collections, feed) for t in trained]
     for split, feed in held_out.items()
   }
-  return summary.write(run, config, corpus, predictions, selected, positions)
+  return summary.write(run, config, corpus, predictions, trained)
 
 
 def restore(
-  run: RunDirectory, config: ml_collections.ConfigDict, system: recipe.Recipe
+  run: RunDirectory, config: ml_collections.ConfigDict
 ) -> list[tuple[Params, Collections]]:
   """Selected parameters of every seed of a run.
 
   Raises:
     UserError: a seed has not finished, or its checkpoint is damaged.
   """
-  shapes = jax.eval_shape(system.init, 0)
+  params, collections = Programs(config).final_shapes()
   return [
-    load_best(run.best(seed), shapes.params, shapes.collections)
-    for seed in config.replicas.seeds
+    load_best(run.best(seed), params, collections) for seed in config.replicas.seeds
   ]
 
 
@@ -145,7 +144,7 @@ def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
     raise UserError(f"{path} has no labels to evaluate on; use --mode=predict.")
   system = recipe.build(config)
   predictor = feed_lib.Predictor(system, config.train.eval_batch)
-  chosen = restore(run, config, system)
+  chosen = restore(run, config)
   feeds = make_feeds(config, corpus)
   report = {}
   for name, split in labelled.items():
@@ -178,7 +177,7 @@ def predict(
   corpus = inputs.reload(config, preprocess.load(run.path / _PREPROCESSING), path)
   system = recipe.build(config)
   predictor = feed_lib.Predictor(system, config.train.eval_batch)
-  chosen = restore(run, config, system)
+  chosen = restore(run, config)
   columns: tables.Columns = {}
   for name, feed in make_feeds(config, corpus).items():
     per_seed = [predictor(*seed, feed) for seed in chosen]

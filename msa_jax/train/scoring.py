@@ -7,10 +7,10 @@ import ml_collections
 import numpy as np
 
 from msa_jax import metrics as metrics_lib
-from msa_jax.models.base import predicted
+from msa_jax.models.base import Stage, predicted
 from msa_jax.train.feed import Predictions
 from msa_jax.train.recipe import task_of
-from msa_jax.typing import Split, Task, UserError
+from msa_jax.typing import Split, Task, UserError, task_name
 
 # The headline metric of each protocol, which selects the epoch.
 _HEADLINE = {"mosi": "mae", "sims": "mae", "classes": "wa", "emotions": "f1"}
@@ -40,16 +40,19 @@ def score(
   outputs: Mapping[str, np.ndarray],
   labels: Mapping[str, Targets],
 ) -> dict[str, dict[str, float]]:
-  """Task name -> metric name -> value, computed once over all predictions."""
+  """Prediction name -> metric name -> value, computed once over all predictions.
+
+  A prediction `<task>@<head>` is scored against its task's labels.
+  """
   return {
     name: metrics_lib.evaluate(
-      task_of(config.spec.tasks[name]),
+      task_of(config.spec.tasks[task_name(name)]),
       prediction,
-      labels[name].values,
-      labels[name].mask,
+      labels[task_name(name)].values,
+      labels[task_name(name)].mask,
     )
     for name, prediction in outputs.items()
-    if name in labels
+    if task_name(name) in labels
   }
 
 
@@ -65,21 +68,27 @@ def without_content(predictions: Predictions, labels: Mapping[str, Targets]) -> 
   return int(missing.sum())
 
 
-def selection(config: ml_collections.ConfigDict) -> tuple[str, str]:
-  """Which validation figure selects the epoch: (task, metric).
+def selection(
+  config: ml_collections.ConfigDict, select: str | None = None
+) -> tuple[str, str]:
+  """Which validation figure selects the epoch: (prediction, metric).
 
-  `config.train.select` is `auto` (the headline of the first predicted task),
-  `<metric>`, or `<task>/<metric>`.
+  Args:
+    config: resolved config.
+    select: `auto` (the headline of the first predicted task), `<metric>`,
+      `<task>/<metric>` or `<task>@<head>/<metric>`; None = `config.train.select`.
 
   Raises:
     UserError: unknown task or metric.
   """
   tasks = config.spec.tasks
-  task, _, name = config.train.select.rpartition("/")
-  task = task or predicted(config).name
+  select = config.train.select if select is None else select
+  prediction, _, name = select.rpartition("/")
+  prediction = prediction or predicted(config).name
+  task = task_name(prediction)
   if task not in tasks:
     raise UserError(
-      f"{config.train.select=}: the corpus has no task {task!r} (it has"
+      f"config.train.select={select!r}: the corpus has no task {task!r} (it has"
       f" {sorted(tasks)})."
     )
   family = _family(task_of(tasks[task]))
@@ -91,8 +100,17 @@ def selection(config: ml_collections.ConfigDict) -> tuple[str, str]:
   if name == "auto":
     name = _HEADLINE[family]
   if name not in known:
-    raise UserError(f"{config.train.select=} must be one of {known}, or auto.")
-  return task, name
+    raise UserError(f"config.train.select={select!r} must be one of {known}, or auto.")
+  return prediction, name
+
+
+def tracks(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, tuple]:
+  """Track name -> (prediction, metric) of a stage.
+
+  Raises:
+    UserError: unknown task or metric.
+  """
+  return {name: selection(config, select) for name, select in stage.tracks.items()}
 
 
 def _family(task: Task) -> str:

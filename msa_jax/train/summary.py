@@ -9,10 +9,11 @@ import ml_collections
 import numpy as np
 
 from msa_jax.metrics.routing import routing_metrics
-from msa_jax.train import scoring, tables
+from msa_jax.train import recipe, scoring, tables
 from msa_jax.train.feed import Predictions
+from msa_jax.train.loop import Trained
 from msa_jax.train.rundir import RunDirectory
-from msa_jax.typing import Collections, Corpus, Params
+from msa_jax.typing import Corpus, Params
 
 
 def over_seeds(scores: Sequence[Any]) -> Any:
@@ -51,8 +52,7 @@ def write(
   config: ml_collections.ConfigDict,
   corpus: Corpus,
   predictions: Mapping[str, Sequence[Predictions]],
-  selected: Sequence[tuple[Params, Collections]],
-  positions: Sequence[Any],
+  trained: Sequence[Trained],
 ) -> dict[str, Any]:
   """Scores all seeds and writes summary.json, predictions/ and routing/.
 
@@ -61,23 +61,22 @@ def write(
     config: resolved config.
     corpus: gives ids, labels and, where known, the Bayes-optimal figures.
     predictions: split name -> one `Predictions` per seed.
-    selected: parameters and collections of each seed.
-    positions: final `loop.Position` of each seed.
+    trained: what came of each seed.
 
   Returns:
     The contents of summary.json.
   """
   seeds = list(config.replicas.seeds)
-  task, metric = scoring.selection(config)
+  tracks = scoring.tracks(config, recipe.stages_of(config)[-1])
   summary: dict[str, Any] = {
     "model": config.model.name,
     "seeds": seeds,
-    "parameters": parameter_count(selected[0][0]),
-    "parameter_hash": [parameter_hash(params) for params, _ in selected],
-    "selected_by": f"valid {task}/{metric}",
-    "selected_epoch": [position.best_epoch for position in positions],
-    "epochs": [position.epoch for position in positions],
-    "train_seconds": [round(position.seconds, 2) for position in positions],
+    "parameters": parameter_count(trained[0].params),
+    "parameter_hash": [parameter_hash(one.params) for one in trained],
+    "selected_by": ", ".join(f"valid {t}/{metric}" for t, metric in tracks.values()),
+    "selected_epoch": [one.best_epoch for one in trained],
+    "epochs": [one.epoch for one in trained],
+    "train_seconds": [round(one.seconds, 2) for one in trained],
     "splits": {},
     "routing": {},
     "without_content": {},

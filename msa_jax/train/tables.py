@@ -11,7 +11,7 @@ import numpy as np
 from msa_jax.train.feed import Predictions
 from msa_jax.train.recipe import task_of
 from msa_jax.train.rundir import RunDirectory
-from msa_jax.typing import Split, UserError
+from msa_jax.typing import Split, UserError, task_name
 
 Columns = dict[str, Any]  # name -> sequence or array, all of one length
 
@@ -39,7 +39,7 @@ def prediction_columns(
   """
   columns: Columns = {}
   for name in per_seed[0].outputs:
-    task = task_of(config.spec.tasks[name])
+    task = task_of(config.spec.tasks[task_name(name)])
     values = np.stack([p.outputs[name] for p in per_seed]).astype(np.float64)
     if task.kind == "regression":
       mean = values.mean(axis=0)
