@@ -7,7 +7,7 @@ that is what a run directory keeps.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -239,16 +239,34 @@ def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> N
     if get(config, path) < 0:
       raise UserError(f"config.{path}={get(config, path)} must be 0 (off) or positive.")
   for key in ("train", "eval"):
-    try:
-      missing.parse(config.missing[key])
-    except UserError as error:
-      raise UserError(f"config.missing.{key}: {error}") from None
+    missing_pattern(config, key)
   seeds = config.replicas.seeds
   if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
     raise UserError(
       f"config.replicas.seeds={seeds} must be distinct non-negative integers, at"
       " least one."
     )
+
+
+def missing_pattern(
+  config: ml_collections.ConfigDict,
+  key: str,
+  modalities: Sequence[str] | None = None,
+) -> missing.Pattern:
+  """Reads `config.missing.train` or `config.missing.eval`.
+
+  Args:
+    config: any config.
+    key: `train` or `eval`.
+    modalities: those of the corpus, if it is known yet.
+
+  Raises:
+    UserError: not a pattern, or one that does not fit the corpus.
+  """
+  try:
+    return missing.parse(config.missing[key], modalities)
+  except UserError as error:
+    raise UserError(f"config.missing.{key}: {error}") from None
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

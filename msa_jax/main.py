@@ -18,6 +18,9 @@ _MODE = flags.DEFINE_enum(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Run directory. Training makes one under runs/ if none is given."
 )
+_MISSING = flags.DEFINE_string(
+  "missing", "", "With evaluate: a grid of missing modalities, conditions,random."
+)
 _INPUT = flags.DEFINE_string("input", "", "File to predict or evaluate.")
 _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes.")
 
@@ -25,12 +28,16 @@ _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes
 def main(_) -> None:
   # Imported here: a wrong flag is answered before JAX starts.
   from msa_jax.report import terminal
+  from msa_jax.report.missing import print_grids
+  from msa_jax.studies.missing import grid
   from msa_jax.train import loop, run
   from msa_jax.train.compilation import use_cache
 
   use_cache()
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
   try:
+    if _MISSING.value and _MODE.value != "evaluate":
+      raise UserError("--missing needs --mode=evaluate; to train, --config.missing.*.")
     if _MODE.value == "train":
       if _CONFIG.value is None:
         raise UserError("--mode=train needs --config=configs/<system>.py[:variant].")
@@ -40,6 +47,9 @@ def main(_) -> None:
       return
     if _WORKDIR.value is None:
       raise UserError(f"--mode={_MODE.value} needs --workdir, the folder of a run.")
+    if _MISSING.value:
+      print_grids(grid(_WORKDIR.value, _MISSING.value, _INPUT.value))
+      return
     if _MODE.value == "evaluate":
       print(terminal.evaluation(run.evaluate(_WORKDIR.value, _INPUT.value)))
       return

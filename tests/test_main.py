@@ -44,6 +44,11 @@ def _command(*arguments):
       "nowhere.pkl",
     ),
     (("--config=configs/hgem.py", "--config.model.fusion=soup"), "soup"),
+    (("--config=configs/hgem.py", "--missing=text"), "needs --mode=evaluate"),
+    (
+      ("--config=configs/hgem.py", "--config.missing.train=fog"),
+      "config.missing.train",
+    ),
     (("--config=configs/hgem.py", "--config.optim.batch=0"), "must be positive"),
   ],
 )

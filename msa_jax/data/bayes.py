@@ -244,6 +244,29 @@ def optimum(posterior: Posterior, split: Split) -> dict[str, float]:
   return {name: float(value) for name, value in figures.items()}
 
 
+def optimum_under(
+  options: SyntheticOptions,
+  split: Split,
+  available: Bool[np.ndarray, "n m"],
+  likelihoods: Mapping[str, Float[np.ndarray, "n s"]] | None = None,
+) -> dict[str, float]:
+  """`optimum` where each sample has modalities of its own.
+
+  Args:
+    options: those the split was drawn with.
+    split: not preprocessed; steps may have been marked lost.
+    available: columns in the order of `MODALITIES`, True = visible.
+    likelihoods: of `log_likelihoods`; None = they are computed.
+  """
+  if likelihoods is None:
+    likelihoods = log_likelihoods(options, split)
+  seen = {
+    name: np.where(available[:, [column]], likelihoods[name], 0.0)
+    for column, name in enumerate(MODALITIES)
+  }
+  return optimum(posterior_from(options, seen), split)
+
+
 def optimum_by_condition(
   options: SyntheticOptions, split: Split
 ) -> dict[str, dict[str, float]]:

@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 # Figures that a table shows, in this order; the rest is in the JSON files.
-_SHOWN = (
+SHOWN = (
   "mae", "corr", "acc2_has0", "acc2_non0", "f1_non0", "acc5", "acc7",
   "acc2_sims", "f1_sims", "acc3_sims", "acc5_sims",
   "wa", "ua", "f1_weighted", "f1_macro", "acc", "f1", "wacc",
 )  # fmt: skip
 
 
-def _figure(figure: Mapping[str, Any]) -> str:
-  if figure["mean"] is None:
+def figure(entry: Mapping[str, Any]) -> str:
+  """Mean ± standard deviation over seeds; a dash where there is no figure."""
+  if entry["mean"] is None or math.isnan(entry["mean"]):
     return "-"
-  spread = "" if figure["std"] is None else f" ± {figure['std']:.3f}"
-  return f"{figure['mean']:.3f}{spread}"
+  spread = "" if entry["std"] is None else f" ± {entry['std']:.3f}"
+  return f"{entry['mean']:.3f}{spread}"
 
 
 def evaluation(splits: Mapping[str, Any]) -> str:
@@ -25,7 +26,7 @@ def evaluation(splits: Mapping[str, Any]) -> str:
   lines = []
   for split, tasks in splits.items():
     for task, figures in tasks.items():
-      shown = [f"{name} {_figure(figures[name])}" for name in _SHOWN if name in figures]
+      shown = [f"{name} {figure(figures[name])}" for name in SHOWN if name in figures]
       lines.append(f"{split} {task}: " + ", ".join(shown))
   return "\n".join(lines)
 

@@ -51,6 +51,29 @@ def make_feed(
   return Feed(len(split), resident, stream)
 
 
+def with_available(feed: Feed, available: np.ndarray) -> Feed:
+  """The same split with other modalities missing; nothing else is copied.
+
+  Args:
+    feed: any feed.
+    available: [n m] or [n t m] bool, replaces the split's own.
+  """
+  if feed.resident is not None:
+    shape = feed.resident.available.shape
+    resident = feed.resident.replace(
+      available=jax.device_put(np.broadcast_to(available, shape))
+    )
+    return feed._replace(resident=resident)
+
+  def stream(order: np.ndarray, first: int):
+    batches_of = feed.stream(order, first)
+    for rows, batch in zip(order[first:], batches_of, strict=True):
+      real = (rows >= 0).reshape(-1, *[1] * (available.ndim - 1))
+      yield batch.replace(available=available[rows] & real)
+
+  return feed._replace(stream=stream)
+
+
 class Steps:
   """Runs optimizer steps of an epoch, some at a time, compiled once.
 
@@ -155,6 +178,7 @@ class Predictor:
 
   Attributes:
     batch_size: rows per step; smaller splits are filled up and masked.
+    n_programs: how many programs have been compiled so far.
   """
 
   def __init__(self, recipe: Recipe, batch_size: int):
@@ -163,6 +187,10 @@ class Predictor:
     self._predict = jax.jit(
       functools.partial(_predict_batch, recipe), compiler_options=compilation.options()
     )
+
+  @property
+  def n_programs(self) -> int:
+    return self._predict._cache_size()
 
   def __call__(
     self, params: Params, collections: Collections, feed: Feed

@@ -84,11 +84,11 @@ def degrade(
     UserError: a pattern that does not fit the corpus.
   """
   known = _modalities(corpus)
-  options = config.missing
-  patterns = dict.fromkeys(corpus.splits, missing.parse(options.eval, known))
-  train = missing.parse(options.train, known)
+  held_out = config_lib.missing_pattern(config, "eval", known)
+  train = config_lib.missing_pattern(config, "train", known)
+  patterns = dict.fromkeys(corpus.splits, held_out)
   patterns["train"] = train if train.stepwise else missing.NONE
-  return missing.degrade(corpus, patterns, options.seed, config.optim.batch)
+  return missing.degrade(corpus, patterns, config.missing.seed, config.optim.batch)
 
 
 def reload(

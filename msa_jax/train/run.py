@@ -149,11 +149,11 @@ def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
   report = {}
   for name, split in labelled.items():
     targets = scoring.targets(split, corpus.tasks)
-    scores = [
-      scoring.score(config, predictor(*seed, feeds[name]).outputs, targets)
-      for seed in chosen
-    ]
-    report[name] = summary.over_seeds(scores)
+    predictions = [predictor(*seed, feeds[name]) for seed in chosen]
+    scoring.without_content(predictions[0], targets, name)
+    report[name] = summary.over_seeds(
+      [scoring.score(config, p.outputs, targets) for p in predictions]
+    )
   run.write_json("evaluation.json", {"file": path or "own", "splits": report})
   return report
 
@@ -181,6 +181,7 @@ def predict(
   columns: tables.Columns = {}
   for name, feed in make_feeds(config, corpus).items():
     per_seed = [predictor(*seed, feed) for seed in chosen]
+    scoring.without_content(per_seed[0], {}, name)
     part = {"id": corpus.splits[name].ids, "split": [name] * feed.size}
     part |= tables.prediction_columns(config, per_seed, config.replicas.seeds)
     part |= tables.gate_columns(per_seed)

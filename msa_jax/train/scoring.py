@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
+from absl import logging
 
 from msa_jax import metrics as metrics_lib
 from msa_jax.models.base import Stage, predicted
@@ -56,16 +57,28 @@ def score(
   }
 
 
-def without_content(predictions: Predictions, labels: Mapping[str, Targets]) -> int:
+def without_content(
+  predictions: Predictions, labels: Mapping[str, Targets], split: str = ""
+) -> int:
   """How many labelled samples or utterances had nothing to be predicted from.
 
   They were given the training prior. Padding of dialogues has no label and does not
   count; without any labels every row counts.
+
+  Args:
+    predictions: of a split.
+    labels: of that split; may be empty.
+    split: its name, for a line in the log if there are any; "" = no line.
   """
   missing = ~predictions.content
   if labels:
     missing = missing & np.any([target.mask for target in labels.values()], axis=0)
-  return int(missing.sum())
+  count = int(missing.sum())
+  if count and split:
+    logging.warning(
+      "%d of %s have no content at all: predicted by the training prior", count, split
+    )
+  return count
 
 
 def selection(

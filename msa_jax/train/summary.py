@@ -89,7 +89,9 @@ def write(
     summary["routing"][split] = over_seeds(
       [routing_metrics(p.routing) for p in per_seed]
     )
-    summary["without_content"][split] = scoring.without_content(per_seed[0], labels)
+    summary["without_content"][split] = scoring.without_content(
+      per_seed[0], labels, split
+    )
     tables.write_predictions(run, config, split, data, labels, per_seed)
     tables.write_routing(run, split, data, per_seed, seeds)
   summary["bayes"] = _bayes(summary, corpus)

@@ -1,0 +1,226 @@
+"""The missing-modality grid: one trained run under every condition and rate.
+
+  python -m msa_jax.main --mode=evaluate --workdir=runs/a --missing=conditions,random
+
+Nothing is trained, and one program predicts all of it: masks are its arguments. Every
+run sees the same masks of the same samples (by `config.missing.seed`). On the synthetic
+corpus the Bayes-optimal figures under the same masks stand beside the run's.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from msa_jax.data import batches, bayes, missing, preprocess
+from msa_jax.data.world import read_options
+from msa_jax.train import feed as feed_lib
+from msa_jax.train import inputs, recipe, run, scoring, tables
+from msa_jax.train.rundir import RunDirectory
+from msa_jax.train.summary import over_seeds
+from msa_jax.typing import MODALITIES, Corpus, Split, UserError, modality_order
+
+# Figures of `bayes.optimum` by the task and metric that they bound.
+_BOUNDS = {
+  "mae": ("sentiment", "mae"),
+  "acc2_non0": ("sentiment", "acc2_non0"),
+  "acc2_has0": ("sentiment", "acc2_has0"),
+  "emotion_accuracy": ("emotion", "wa"),
+}
+
+
+class _Opened(NamedTuple):
+  """A trained run and the split to evaluate it on.
+
+  Attributes:
+    config: the run's.
+    corpus: that one split, not preprocessed.
+    name: of the split.
+    preprocessor: the run's.
+    predictor: one program.
+    selected: parameters and collections of every seed.
+  """
+
+  config: ml_collections.ConfigDict
+  corpus: Corpus
+  name: str
+  preprocessor: preprocess.Preprocessor
+  predictor: feed_lib.Predictor
+  selected: Sequence[Any]
+
+  def feed(self, split: Split) -> feed_lib.Feed:
+    """A feed of the split, preprocessed as the run's was."""
+    corpus = dataclasses.replace(self.corpus, splits={self.name: split})
+    corpus = preprocess.apply(self.preprocessor, corpus)
+    return run.make_feeds(self.config, corpus)[self.name]
+
+
+def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
+  directory = RunDirectory(workdir)
+  config = directory.config()
+  corpus = inputs.reread(config, path)
+  labelled = [n for n, s in corpus.splits.items() if scoring.targets(s, corpus.tasks)]
+  if not labelled:
+    raise UserError(f"{path} has no labels to evaluate on; use --mode=predict.")
+  # False sorts first: test, else valid, else whatever else there is, train last.
+  name = min(labelled, key=lambda n: (n != "test", n != "valid", n == "train"))
+  system = recipe.build(config)
+  return _Opened(
+    config,
+    dataclasses.replace(corpus, splits={name: corpus.splits[name]}),
+    name,
+    preprocess.load(directory.path / "preprocessing.npz"),
+    feed_lib.Predictor(system, config.train.eval_batch),
+    run.restore(directory, config),
+  )
+
+
+def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, Any]:
+  """Evaluates a trained run under missing-modality patterns.
+
+  Args:
+    workdir: folder of the run. For each entry of `wanted` it gets, under `missing/`,
+      `<entry>.json` (the rows below), `<entry>.csv` (one line per pattern, metric and
+      seed) and `<entry>.npz` (masks and predictions).
+    wanted: what `data.missing.grids` reads, e.g. `conditions,random`.
+    path: another labelled file; "" = the run's own. Its test split is evaluated,
+      without one its validation split, else the first that has labels.
+
+  Returns:
+    `model`, `file`, `split`, `samples`, `seed` (of the masks), `n_programs` (compiled
+    for all of it) and `grids`: entry -> rows with `pattern`, `protocol`, `visible`,
+    `rate`, `realised`, `without_content`, `figures` (task -> metric -> mean, std,
+    values over seeds) and `bayes` (task -> metric -> value, where it is known).
+
+  Raises:
+    UserError: no such run or file, no labels, or an entry that does not fit.
+  """
+  opened = _open(workdir, path)
+  split, config = opened.corpus.splits[opened.name], opened.config
+  present = batches.availability(split)
+  seen = present.any(axis=tuple(range(present.ndim - 1)))  # [m]
+  order = modality_order(split.modalities)
+  names = [name for name, some in zip(order, seen, strict=True) if some]
+  grids = missing.grids(wanted, names)
+  optimal = _optimal(config, opened.name) if not path else lambda masks: {}
+  report: dict[str, Any] = {
+    "model": config.model.name,
+    "file": path or "own",
+    "split": opened.name,
+    "samples": len(split),
+    "seed": config.missing.seed,
+    "seeds": list(config.replicas.seeds),
+    "grids": {},
+  }
+  folder = RunDirectory(pathlib.Path(workdir) / "missing")
+  complete = opened.feed(split)
+  for entry, patterns in grids.items():
+    rows, arrays = [], {}
+    for pattern in patterns:
+      row, arrays[str(pattern)] = _evaluate(opened, complete, pattern, optimal)
+      rows.append(row)
+    report["grids"][entry] = rows
+    stem = entry.replace(":", "_")
+    missing.save(folder.path / f"{stem}.npz", split, arrays)
+    about = {key: value for key, value in report.items() if key != "grids"}
+    folder.write_json(f"{stem}.json", {**about, "rows": rows})
+    tables.write_csv(folder.path / f"{stem}.csv", _tidy(report, rows))
+  return {**report, "n_programs": opened.predictor.n_programs}
+
+
+def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
+  """One row of a grid, and the arrays to keep of it."""
+  config, split = opened.config, opened.corpus.splits[opened.name]
+  masks = missing.draw(pattern, split, config.missing.seed, config.optim.batch)
+  if masks.lost:
+    feed = opened.feed(missing.apply(split, masks))
+  else:
+    feed = feed_lib.with_available(complete, masks.available)
+  predictions = [opened.predictor(*seed, feed) for seed in opened.selected]
+  labels = scoring.targets(split, opened.corpus.tasks)
+  row = {
+    "pattern": str(pattern),
+    "protocol": pattern.protocol,
+    "visible": list(pattern.visible),
+    "rate": pattern.rate,
+    "realised": dict(masks.realised),
+    "without_content": scoring.without_content(predictions[0], labels),
+    "figures": over_seeds(
+      [scoring.score(config, p.outputs, labels) for p in predictions]
+    ),
+    "bayes": optimal(masks),
+  }
+  outputs = {
+    f"predictions_{task}": np.stack([p.outputs[task] for p in predictions])
+    for task in predictions[0].outputs
+  }
+  return row, {**missing.arrays(masks), **outputs}
+
+
+def _optimal(config: ml_collections.ConfigDict, name: str):
+  """Returns masks -> Bayes-optimal figures: task -> metric -> value.
+
+  Empty for corpora of files, and for tasks derived from the synthetic labels.
+  """
+  if config.data.path or config.data.task != "regression":
+    return lambda masks: {}
+  corpus = inputs.load(config)
+  if "bayes" not in corpus.notes:
+    return lambda masks: {}
+  # As the corpus was drawn: the run may read only some of its modalities.
+  split = corpus.splits[name]
+  options = read_options(config.data.synthetic.items())
+  likelihoods = bayes.log_likelihoods(options, split)
+  order = modality_order(config.spec.widths)
+
+  def figures(masks: missing.Masks) -> dict[str, dict[str, float]]:
+    available = np.zeros((len(split), len(MODALITIES)), bool)
+    for column, modality in enumerate(order):
+      available[:, MODALITIES.index(modality)] = masks.available[:, column]
+    known = likelihoods
+    if masks.lost:
+      hidden = missing.apply(split, masks._replace(available=available))
+      known = bayes.log_likelihoods(options, hidden)
+    found: dict[str, dict[str, float]] = {}
+    best = bayes.optimum_under(options, split, available, known)
+    for key, (task, metric) in _BOUNDS.items():
+      if key in best:
+        found.setdefault(task, {})[metric] = best[key]
+    return found
+
+  return figures
+
+
+def _tidy(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]):
+  """Columns of the csv: one line per pattern, task, metric and seed."""
+  lines = []
+  for row in rows:
+    realised = row["realised"].get("steps", row["realised"]["entries"])
+    fixed = {
+      "model": report["model"],
+      "split": report["split"],
+      "protocol": row["protocol"],
+      "pattern": row["pattern"],
+      "rate": row["rate"],
+      "realised_rate": realised,
+      "samples": report["samples"],
+      "without_content": row["without_content"],
+    }
+    for task, figures in row["figures"].items():
+      for metric, figure in figures.items():
+        optimum = row["bayes"].get(task, {}).get(metric, "")
+        lines += [
+          {
+            **fixed,
+            "task": task,
+            "metric": metric,
+            "seed": seed,
+            "value": value,
+            "bayes": optimum,
+          }
+          for seed, value in zip(report["seeds"], figure["values"], strict=True)
+        ]
+  return {key: [line[key] for line in lines] for key in lines[0]}
