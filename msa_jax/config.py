@@ -7,13 +7,13 @@ that is what a run directory keeps.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from msa_jax.data import joint, missing
+from msa_jax.data import dialogues, missing
 from msa_jax.data.world import SyntheticOptions
 from msa_jax.losses.prior import best_constant
 from msa_jax.typing import Corpus, UserError
@@ -48,10 +48,9 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "patience": 10,  # epochs without improvement on validation; 0 = never stop
   }
   config.train = {
-    # What picks the epoch on validation: auto, or [weight*][task/]metric, comma
-    # separated; see train/selection.py.
-    "select": "auto",
-    "task_cosine": False,  # log how the tasks' gradients agree on shared parameters
+    "select": "auto",  # validation metric that picks the epoch; auto = by task
+    # val, or official: by the test split, as some released code does (with a warning)
+    "selection": "val",
     "eval_batch": 64,
     "checkpoint_every_seconds": 30.0,
     "steps_per_call": 100,
@@ -84,8 +83,8 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "ids": {},
     "tasks": {},
     "priors": {},
-    "train_size": 0,  # samples of an epoch
-    "sources": (),  # samples of each corpus that trains, where there are several
+    "train_size": 0,
+    "utterances": 0,  # of a dialogue; 0 = samples are utterances
   }
   return config
 
@@ -94,15 +93,13 @@ def _data() -> dict[str, Any]:
   return {
     "path": "",  # "" = the synthetic corpus
     "format": "auto",
-    # Further files to train with, each sample with the labels it has; batches draw
-    # from all files equally. Validation and test are those of `path`, or of all.
-    "joint": (),
-    "joint_evaluation": False,
-    "pseudo": "",  # run whose predictions are the labels that training lacks
     "modalities": (),  # () = every modality of the corpus
-    # MMSA's separate feature files that replace one modality of the main file.
+    # MMSA's separate feature files that replace one modality of the main file, or
+    # GCNet's folders of one .npy per utterance.
     "features": {"text": "", "audio": "", "vision": ""},
-    "valence": False,  # ratings of valence in 1..5 become sentiment in [-3, 3]
+    "unit": "utterance",  # what one sample is; dialogue: its utterances are the steps
+    "fold": 0,  # session to test on, of corpora split by session; 0 = the last
+    "iemocap_val": "holdout10",  # of the training dialogues, to select on; or none
     "task": "regression",  # or cls2, cls7: classes made from a sentiment label
     "standardize": ("audio", "vision"),
     "align": "none",  # pool: audio and vision at the text's steps
@@ -134,27 +131,17 @@ def parse_variants(text: str, known: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def resolve(
-  config: ml_collections.ConfigDict,
-  corpus: Corpus,
-  losses: Callable[[ml_collections.ConfigDict], Mapping[str, str]] | None = None,
+  config: ml_collections.ConfigDict, corpus: Corpus
 ) -> ml_collections.ConfigDict:
-  """Returns a locked copy of `config`, `spec` read off the preprocessed corpus.
-
-  Args:
-    config: an unresolved config.
-    corpus: preprocessed.
-    losses: resolved config -> name of each task's loss; None = `config.loss.task`.
-  """
+  """Returns a locked copy of `config`, `spec` read off the preprocessed corpus."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.spec = spec_of(corpus)
-    named = dict.fromkeys(corpus.tasks, config.loss.task)
-    named = named if losses is None else losses(config)
-    config.spec.priors = _priors(corpus, named)
+    config.spec.priors = _priors(corpus, config.loss.task)
   return config.lock()
 
 
-def _priors(corpus: Corpus, losses: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
+def _priors(corpus: Corpus, loss: str) -> dict[str, tuple[float, ...]]:
   """Task -> what to predict of a sample without any content."""
   labels = corpus.splits["train"].labels
   priors = {}
@@ -164,9 +151,7 @@ def _priors(corpus: Corpus, losses: Mapping[str, str]) -> dict[str, tuple[float,
       known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
       if task.kind == "binary":
         known = known.all(axis=-1)
-      priors[name] = best_constant(
-        task.kind, losses[name], values, known, len(task.classes)
-      )
+      priors[name] = best_constant(task.kind, loss, values, known, len(task.classes))
   return priors
 
 
@@ -188,7 +173,7 @@ def spec_of(corpus: Corpus) -> dict[str, Any]:
   """Shapes and meanings of a corpus: all that building a model needs to know."""
   train = corpus.splits["train"]
   names = sorted(train.modalities)
-  sources = joint.source_sizes(train)
+  utterances = dialogues.real(train)
   return {
     "widths": {n: int(train.modalities[n].features.shape[-1]) for n in names},
     "lengths": {
@@ -206,8 +191,8 @@ def spec_of(corpus: Corpus) -> dict[str, Any]:
       }
       for name, task in corpus.tasks.items()
     },
-    "train_size": joint.epoch_size(len(train), sources),
-    "sources": sources,
+    "train_size": len(train),
+    "utterances": 0 if utterances is None else utterances.shape[1],
   }
 
 
@@ -225,6 +210,7 @@ _NOT_NEGATIVE = (
   "data.max_steps",
   "data.codes",
   "missing.seed",
+  "data.fold",
 )
 _SHARES = ("optim.warmup", "loss.aux_warmup")
 
@@ -250,6 +236,7 @@ def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> N
     raise UserError(
       f"config.model.name={config.model.name!r} must be one of {sorted(systems)}."
     )
+  _check_unit(config, systems[config.model.name].units)
   for path in _POSITIVE:
     if get(config, path) <= 0:
       raise UserError(f"config.{path}={get(config, path)} must be positive.")
@@ -291,6 +278,23 @@ def missing_pattern(
     return missing.parse(config.missing[key], modalities)
   except UserError as error:
     raise UserError(f"config.missing.{key}: {error}") from None
+
+
+def _check_unit(config: ml_collections.ConfigDict, units: tuple[str, ...]) -> None:
+  data = config.data
+  if data.unit not in dialogues.UNITS:
+    raise UserError(f"config.data.unit={data.unit!r} must be one of {dialogues.UNITS}.")
+  if data.unit not in units:
+    raise UserError(
+      f"config.data.unit={data.unit!r}: {config.model.name} reads samples that are one"
+      f" {' or one '.join(units)} each."
+    )
+  if data.unit == "dialogue" and (data.align != "none" or data.max_steps or data.codes):
+    raise UserError(
+      "config.data.unit='dialogue' makes one step of every utterance: config.data.align"
+      f"={data.align!r} must be 'none', max_steps={data.max_steps} and"
+      f" codes={data.codes} 0 (off)."
+    )
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

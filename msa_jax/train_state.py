@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import ml_collections
 
 from msa_jax.data import batches
-from msa_jax.models import SYSTEMS
 from msa_jax.train import inputs, objective, recipe
 from msa_jax.train import run as run_lib
 from msa_jax.train.rundir import RunDirectory
@@ -102,8 +101,7 @@ def eval_step(
     `loss/<task>`: mean over the real samples that carry the label.
   """
   output = predict(config, state, batch)
-  terms = SYSTEMS[config.model.name].terms(config)
-  losses = objective.task_losses(config, output, batch, terms)
+  losses = objective.task_losses(config, output, batch)
   return {f"loss/{name}": value for name, value in losses.items()}
 
 

@@ -136,9 +136,10 @@ class ModelOutput:
 
   Attributes:
     predictions: task name, or `<task>@<head>` -> [b] (regression), [b c] logits (one
-      class of c), or [b c 2] logits (c yes/no questions).
+      class of c), or [b c 2] logits (c yes/no questions). Of dialogues [b t] in place
+      of [b].
     features: name -> representation of any shape with leading b.
-    routing: gate name -> `Routing`.
+    routing: gate name -> `Routing`; of dialogues [b t e] in place of [n e].
     losses: name -> raw, unweighted auxiliary term that needs no label: a scalar,
       already averaged over `sample_mask`.
   """

@@ -23,6 +23,9 @@ def _with_spec(config, variant):
   if variant == "iemocap":
     task = ("emotion", {"kind": "binary", "classes": EMOTIONS, "protocol": "emotions"})
     task[1].update({"low": 0.0, "high": 0.0})
+  elif variant.startswith("iemocap"):
+    task = (config.model.task, {"kind": "classes", "classes": EMOTIONS})
+    task[1].update({"low": 0.0, "high": 0.0, "protocol": "classes"})
   else:
     limit, protocol = (1.0, "sims") if "sims" in variant else (3.0, "mosi")
     task = ("sentiment", {"kind": "regression", "classes": (), "protocol": protocol})
@@ -35,6 +38,7 @@ def _with_spec(config, variant):
       "ids": {"text": (), "audio": (), "vision": ()},
       "tasks": dict([task]),
       "train_size": 64,
+      "utterances": 6 if config.data.unit == "dialogue" else 0,
     }
   return config.lock()
 

@@ -295,9 +295,19 @@ def test_the_file_cannot_change_what_a_name_stands_for(tmp_path):
       load(tmp_path, b"\x80\x02" + name + b"}X\x05\x00\x00\x00_makeK\x01sb.")
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_sets_of_strings_and_numbers_are_read_and_other_sets_refused(
+  tmp_path, protocol
+):
+  members = {"Ses01F_impro01", 3}
+  assert load(tmp_path, pickle.dumps(members, protocol=protocol)) == members
+  with pytest.raises(UserError, match="refused (a set of|an object of type set)"):
+    load(tmp_path, pickle.dumps({(1, 2)}, protocol=protocol))
+
+
 def test_containers_of_other_kinds_and_bottomless_ones_are_refused(tmp_path):
-  with pytest.raises(UserError, match="refused an object of type set"):
-    load(tmp_path, pickle.dumps({1}, protocol=4))
+  with pytest.raises(UserError, match="refused an object of type frozenset"):
+    load(tmp_path, pickle.dumps(frozenset({1}), protocol=4))
   with pytest.raises(UserError, match="refused an object of type _Name"):
     load(tmp_path, pickle.dumps(np.ndarray))
   with pytest.raises(UserError, match="refused an object of type dict"):

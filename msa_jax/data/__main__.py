@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
   for name in ("check", "convert", "describe"):
     command = commands.add_parser(name)
-    command.add_argument("file", metavar="FILE", help="MMSA or MulT pickle, or .npz")
+    command.add_argument(
+      "file", metavar="FILE", help="MMSA, MulT or GCNet pickle, or .npz"
+    )
     if name == "convert":
       command.add_argument("output", metavar="OUT.npz")
       command.add_argument("--force", action="store_true", help="replace OUT.npz")
@@ -60,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
       action="append",
       default=[],
       metavar="MODALITY=FILE",
-      help="MMSA: a pickle that replaces the features of text, audio or vision",
+      help="MMSA: a pickle that replaces the features of text, audio or vision;"
+      " GCNet: the folder of a modality's .npy files",
     )
   return parser
 

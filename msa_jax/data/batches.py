@@ -2,13 +2,13 @@
 samples whether they live on the device or are streamed from the host."""
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from msa_jax.typing import (
   Batch,
@@ -56,13 +56,14 @@ def _modality(sequences: Sequences, length: int) -> Modality:
   )
 
 
-def _label(values: np.ndarray | None, task: Task, size: int) -> Label:
+def _label(values: np.ndarray | None, task: Task, shape: tuple[int, ...]) -> Label:
+  """Label of samples [n], or of dialogues' utterances [n t], as `shape` says."""
   kind = np.float32 if task.kind == "regression" else np.int32
   if values is None:
-    shape = (size, len(task.classes)) if task.kind == "binary" else (size,)
-    return Label(np.zeros(shape, kind), np.zeros(size, bool))
+    columns = (len(task.classes),) if task.kind == "binary" else ()
+    return Label(np.zeros((*shape, *columns), kind), np.zeros(shape, bool))
   present = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
-  mask = present.reshape(size, -1).all(axis=1)
+  mask = present.reshape(*shape, -1).all(axis=-1)
   return Label(np.where(present, values, 0).astype(kind), mask)
 
 
@@ -91,13 +92,17 @@ def whole(
     split: host arrays, n samples.
     tasks: tasks to carry; a label the split lacks is masked for every sample.
     lengths: static number of steps per modality (cut or zero-padded to it); None or
-      an absent name = as stored.
+      an absent name = as stored. Dialogues are taken as stored.
 
   Returns:
     A `Batch` of numpy arrays with b = n; features keep their float type and are zero
     at padded and lost steps (copied only where they were not).
   """
   order = modality_order(split.modalities)
+  available = availability(split)
+  if available.ndim == 3:
+    # All utterances of a dialogue, also of one longer than those of the training.
+    lengths = {}
   modalities = {}
   for name in order:
     sequences = split.modalities[name]
@@ -105,9 +110,9 @@ def whole(
     modalities[name] = _modality(sequences, length)
   return Batch(
     modalities=modalities,
-    available=availability(split),
+    available=available,
     labels={
-      name: _label(split.labels.get(name), task, len(split))
+      name: _label(split.labels.get(name), task, available.shape[:-1])
       for name, task in tasks.items()
     },
     index=np.arange(len(split), dtype=np.int32),
@@ -143,48 +148,22 @@ def epoch_order(
   size: int,
   batch_size: int,
   shuffle: bool = True,
-  sources: Sequence[int] = (),
 ) -> Int[Array, "steps b"]:
-  """Rows of every batch of an epoch, the last batch filled with -1.
-
-  Each sample once; with `sources`, draws alternate between them, each in random order
-  and anew when it is through, until every sample of the largest was drawn once.
+  """Rows of every batch of an epoch: each sample once, the last batch filled with -1.
 
   Args:
     seed, epoch: decide the permutation; may be traced.
     size: number of samples.
     batch_size: rows per batch.
     shuffle: False = in the split's order.
-    sources: numbers of successive rows that come from one corpus, adding up to
-      `size`; () = one corpus.
   """
   order = jnp.arange(size, dtype=jnp.int32)
   if shuffle:
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"shuffle"))
-    key = jax.random.fold_in(key, epoch)
-    order = (
-      _alternating(key, sources)
-      if len(sources) > 1
-      else jax.random.permutation(key, order)
-    )
-  steps = -(-len(order) // batch_size)
-  filler = jnp.full((steps * batch_size - len(order),), -1, jnp.int32)
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), order)
+  steps = -(-size // batch_size)
+  filler = jnp.full((steps * batch_size - size,), -1, jnp.int32)
   return jnp.concatenate([order, filler]).reshape(steps, batch_size)
-
-
-def _alternating(key: Key[Array, ""], sources: Sequence[int]) -> Int[Array, " n"]:
-  """One row of each source in turn, as many of each as the largest has."""
-  longest, start, columns = max(sources), 0, []
-  for number, count in enumerate(sources):
-    rows = jnp.arange(start, start + count, dtype=jnp.int32)
-    own = jax.random.fold_in(key, number)
-    passes = [
-      jax.random.permutation(jax.random.fold_in(own, again), rows)
-      for again in range(-(-longest // count))
-    ]
-    columns.append(jnp.concatenate(passes)[:longest])
-    start += count
-  return jnp.stack(columns, axis=1).reshape(-1)
 
 
 def needed_bytes(split: Split) -> int:

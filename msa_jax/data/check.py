@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from msa_jax.data.folds import WHOLE
 from msa_jax.data.published import SHA256, Published, Signs, nearest
 from msa_jax.typing import Corpus, Split, Task, modality_order
 
@@ -253,7 +254,7 @@ def _unlabelled(corpus: Corpus) -> list[str]:
   if not corpus.tasks:
     return ["no labels: this file can be predicted on, not trained on"]
   missing = [name for name in _USUAL if name not in corpus.splits]
-  if missing:
+  if missing and set(corpus.splits) != {WHOLE}:
     lines.append(f"no split named {', '.join(missing)}; training needs train and valid")
   for name, split in corpus.splits.items():
     for task in corpus.tasks:

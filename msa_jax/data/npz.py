@@ -20,6 +20,7 @@ are regression (range as in `mmsa.sentiment_tasks`), int labels [n] one class an
 int labels [n c] yes/no questions (-1 = none). Keys without a split, such as `text`,
 make one split `predict`.
 
+Files with `id`, `dialog` and `session` are read by `conversations` instead.
 Files written by `save` hold the key `format` and come back exactly as they were.
 Files without it are cleaned like every other format.
 """
@@ -35,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from msa_jax.data import fields
+from msa_jax.data import conversations, fields
 from msa_jax.data.cleaning import check_lengths, check_structure
 from msa_jax.data.mmsa import sentiment_tasks
 from msa_jax.data.pickles import characters_exist
@@ -123,6 +124,8 @@ def load(path: Path) -> tuple[Corpus, bool]:
     if not characters_exist(array):
       raise UserError(f"{path}: {key!a} has characters that do not exist")
   try:
+    if conversations.is_flat(arrays):
+      return conversations.from_arrays(arrays, path.stem), False
     return _corpus(arrays, path.stem)
   except UserError as error:
     raise UserError(f"{path}: {error}") from None

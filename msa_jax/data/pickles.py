@@ -159,6 +159,16 @@ def _empty(make: Callable[[], Any], name: str) -> Callable[..., Any]:
   return build
 
 
+def _make_set(members: Any = ()) -> set:
+  if not isinstance(members, list | tuple) or not _leaves(members):
+    raise UserError(f"refused a set of other things than strings, numbers: {_CONTENT}")
+  return set(members)
+
+
+def _leaves(members: Any) -> bool:
+  return all(isinstance(member, _LEAVES) for member in members)
+
+
 def _array_class(*arguments: Any) -> Any:
   raise UserError(f"refused a direct call of numpy.ndarray: {_CONTENT}")
 
@@ -178,6 +188,7 @@ def _table() -> dict[tuple[str, str], Callable[..., Any]]:
   for builtins in ("builtins", "__builtin__"):
     # Protocols 0 to 2 write b"" as a call of `bytes`.
     table[builtins, "bytes"] = _empty(bytes, "bytes")
+    table[builtins, "set"] = _make_set  # Protocols 0 to 3; split sets of GCNet.
   sizes = {"Bool": "b1", "Float16": "f2", "Float32": "f4", "Float64": "f8"}
   for bits in (8, 16, 32, 64):
     sizes |= {f"Int{bits}": f"i{bits // 8}", f"UInt{bits}": f"u{bits // 8}"}
@@ -213,6 +224,8 @@ def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
       result[position] = _plain(result[position], seen, depth + 1)
   elif isinstance(value, dict) and all(isinstance(key, _LEAVES) for key in value):
     result = {key: _plain(item, seen, depth + 1) for key, item in value.items()}
+  elif type(value) is set and _leaves(value):
+    result = value
   elif isinstance(value, list | tuple):
     result = type(value)(_plain(item, seen, depth + 1) for item in value)
   else:
@@ -228,7 +241,7 @@ def load_pickle(path: Path) -> Any:
     path: an existing file, any pickle protocol (0 to 5), NumPy 1 or 2 names.
 
   Returns:
-    Dicts, lists, tuples, strings, bytes, numbers, None, and `numpy.ndarray` of
+    Dicts, lists, tuples, sets, strings, bytes, numbers, None, and `numpy.ndarray` of
     booleans, integers, floats, strings or (from lists) objects of these kinds.
     Arrays of numbers and strings are read-only: they share the memory of what was
     read, and the file may mention one in several places.

@@ -129,14 +129,14 @@ def _split(preprocessor: Preprocessor, split: Split) -> tuple[Split, int]:
   """One split, and how many texts were cut."""
   modalities, truncated = {}, 0
   for name, width in preprocessor.widths.items():
-    sequences = split.modalities.get(name, _absent(len(split), width))
+    sequences = split.modalities.get(name, _absent(split, width))
     if sequences.features.shape[-1] != width:
       raise UserError(
         f"{name} has {sequences.features.shape[-1]} features per step; the run was"
         f" trained on {width}."
       )
     if name in preprocessor.unseen:
-      sequences = _absent(len(split), width)
+      sequences = _absent(split, width)
     modalities[name] = _standardized(preprocessor, name, sequences)
   longest = preprocessor.max_steps
   if longest and _ANCHOR in modalities:
@@ -155,8 +155,12 @@ def _split(preprocessor: Preprocessor, split: Split) -> tuple[Split, int]:
   return dataclasses.replace(split, modalities=modalities), truncated
 
 
-def _absent(size: int, width: int) -> Sequences:
-  return Sequences(np.zeros((size, 1, width), np.float32), np.zeros(size, np.int32))
+def _absent(split: Split, width: int) -> Sequences:
+  available = split.available
+  # Dialogues share their steps between modalities.
+  steps = 1 if available is None or available.ndim == 2 else available.shape[1]
+  shape = (len(split), steps, width)
+  return Sequences(np.zeros(shape, np.float32), np.zeros(len(split), np.int32))
 
 
 def visible_steps(sequences: Sequences) -> Bool[np.ndarray, "n t"]:

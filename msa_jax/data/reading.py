@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from msa_jax.data import mmsa, mult, npz, published
+from msa_jax.data import conversations, mmsa, mult, npz, published
 from msa_jax.data.cleaning import check_unique_ids, clean
 from msa_jax.data.pickles import load_pickle
 from msa_jax.typing import Corpus, UserError
 
-FORMATS = ("auto", "mmsa", "mult", "npz")
+FORMATS = ("auto", "mmsa", "mult", "gcnet", "npz")
 
 
 def read(
@@ -23,9 +23,11 @@ def read(
   """Reads, checks and cleans a corpus.
 
   Args:
-    path: MMSA pickle, MulT pickle, or `.npz`; `~` is the home folder.
+    path: MMSA pickle, MulT pickle, GCNet's label pickle, or `.npz`; `~` is the home
+      folder.
     format: one of `FORMATS`; `auto` looks at the content.
-    features: MMSA only: modality -> pickle that replaces its features.
+    features: MMSA: modality -> pickle that replaces its features. GCNet: modality ->
+      folder of one `.npy` per utterance.
 
   Returns:
     The corpus; `notes` tells the file (name, bytes, SHA-256), the format and what
@@ -99,10 +101,13 @@ def _from_pickle(
   data: Any, path: Path, format: str, features: Mapping[str, str | os.PathLike] | None
 ) -> Corpus:
   if format == "pickle":
-    format = "mult" if _is_mult(data) else "mmsa"
+    gcnet = conversations.is_label_file(data)
+    format = "gcnet" if gcnet else "mult" if _is_mult(data) else "mmsa"
   if features and format == "mult":
     raise UserError("separate feature files go with MMSA pickles only, not with MulT's")
   try:
+    if format == "gcnet":
+      return conversations.from_pickle(data, path.stem, features or {})
     if format == "mult":
       return mult.from_pickle(data, path.stem)
     return mmsa.from_pickle(data, path.stem, features)

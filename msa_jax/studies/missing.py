@@ -165,7 +165,8 @@ def _optimal(config: ml_collections.ConfigDict, name: str):
 
   Empty for corpora of files, and for tasks derived from the synthetic labels.
   """
-  if config.data.path or config.data.task != "regression":
+  derived = config.data.task != "regression" or config.data.unit == "dialogue"
+  if config.data.path or derived:
     return lambda masks: {}
   corpus = inputs.load(config)
   if "bayes" not in corpus.notes:

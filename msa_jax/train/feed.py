@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from msa_jax.data import batches
+from msa_jax.data import batches, dialogues
 from msa_jax.train import compilation
 from msa_jax.train.recipe import Recipe, Seed, has_content
 from msa_jax.typing import Batch, Collections, Metrics, Params, Split, Task, TrainState
@@ -23,11 +23,13 @@ class Feed(NamedTuple):
     size: number of samples.
     resident: the whole split on the device, or None when it is streamed.
     stream: (order [steps b], first step) -> iterator of batches, from the host.
+    utterances: [n t] bool, which steps are utterances, where samples are dialogues.
   """
 
   size: int
   resident: Batch | None
   stream: Callable[[np.ndarray, int], Any]
+  utterances: np.ndarray | None = None
 
 
 def make_feed(
@@ -44,11 +46,12 @@ def make_feed(
     lengths: static length per modality (`config.spec.lengths`).
     budget_bytes: device memory that one split may take.
   """
+  utterances = dialogues.real(split)
   resident = None
   if batches.fits(split, budget_bytes):
     resident = jax.device_put(batches.whole(split, tasks, lengths))
   stream = functools.partial(batches.stream, split, tasks, lengths=lengths)
-  return Feed(len(split), resident, stream)
+  return Feed(len(split), resident, stream, utterances)
 
 
 def with_available(feed: Feed, available: np.ndarray) -> Feed:
@@ -161,6 +164,8 @@ def _run_resident(
 class Predictions(NamedTuple):
   """What a model says of a split, on the host, in the split's order.
 
+  Of dialogues, n are the utterances of all of them (`dialogues.utterances`).
+
   Attributes:
     outputs: task name -> [n ...].
     routing: gate name -> {"probs", "combine", "logits"} -> [n e].
@@ -207,6 +212,8 @@ class Predictor:
     rows = jax.tree.map(
       lambda *leaves: np.concatenate(leaves)[: feed.size], *jax.device_get(parts)
     )
+    if feed.utterances is not None:
+      rows = jax.tree.map(lambda leaf: leaf[feed.utterances], rows)
     return Predictions(*rows)
 
 

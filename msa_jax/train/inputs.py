@@ -6,11 +6,11 @@ import pathlib
 from typing import Any, NamedTuple
 
 import ml_collections
+from absl import logging
 
 from msa_jax import config as config_lib
-from msa_jax.data import joint, missing, preprocess, ratings, reading, synthetic
+from msa_jax.data import dialogues, folds, missing, preprocess, reading, synthetic
 from msa_jax.models import SYSTEMS
-from msa_jax.train import pseudo
 from msa_jax.typing import Corpus, UserError
 
 
@@ -33,29 +33,16 @@ class Inputs(NamedTuple):
 
 
 def load(config: ml_collections.ConfigDict) -> Corpus:
-  """Reads the corpus that `config.data` names, as it is on disk, with the training
-  splits of `config.data.joint` added.
+  """Reads the corpus that `config.data` names, as it is on disk.
 
   Raises:
-    UserError: no such file, not readable, or corpora that do not go together.
+    UserError: no such file, or not readable.
   """
   options = config.data
-  if options.path:
-    features = {name: path for name, path in options.features.items() if path}
-    corpus = reading.read(options.path, options.format, features=features)
-  else:
-    corpus = synthetic.synthetic(options.synthetic)
-  if options.valence:
-    corpus = ratings.valence_as_sentiment(corpus)
-  # `--config.data.joint=a.npz,b.npz` arrives as one string.
-  paths = [path for entry in options.joint for path in entry.split(",")]
-  if not paths:
-    return corpus
-  corpora = [corpus, *(reading.read(path) for path in paths)]
-  for each in corpora:
-    config_lib.check_trainable(each)
-  chosen = [select_modalities(each, options.modalities) for each in corpora]
-  return joint.join(chosen, options.joint_evaluation)
+  if not options.path:
+    return synthetic.synthetic(options.synthetic)
+  features = {name: path for name, path in options.features.items() if path}
+  return reading.read(options.path, options.format, features=features)
 
 
 def prepare(config: ml_collections.ConfigDict) -> Inputs:
@@ -68,11 +55,11 @@ def prepare(config: ml_collections.ConfigDict) -> Inputs:
     UserError: bad file, or a config that contradicts the corpus.
   """
   config_lib.validate(config, SYSTEMS)
-  corpus = select_modalities(load(config), config.data.modalities)
+  corpus = folds.by_session(load(config), config.data.fold, config.data.iemocap_val)
+  corpus = select_modalities(corpus, config.data.modalities)
   corpus = preprocess.derive_task(corpus, config.data.task)
   config_lib.check_trainable(corpus)
-  if config.data.pseudo:
-    corpus = pseudo.fill(corpus, config.data.pseudo)
+  corpus = grouped(config, selecting(config, corpus))
   corpus, masks = degrade(config, corpus)
   preprocessor = preprocess.fit(corpus, config.data)
   corpus = preprocess.apply(preprocessor, corpus)
@@ -82,18 +69,39 @@ def prepare(config: ml_collections.ConfigDict) -> Inputs:
     for name, drawn in masks.items()
   }
   return Inputs(
-    config_lib.resolve(config, corpus, _losses),
-    corpus,
-    preprocessor,
-    description,
-    masks,
+    config_lib.resolve(config, corpus), corpus, preprocessor, description, masks
   )
 
 
-def _losses(config: ml_collections.ConfigDict) -> dict[str, str]:
-  """Task -> name of its loss, as the system says."""
-  terms = SYSTEMS[config.model.name].terms(config)
-  return {name: terms[name].loss for name in config.spec.tasks}
+def selecting(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
+  """The corpus with the split that selects epochs as `valid`.
+
+  `config.train.selection` is `val`, or `official`: the test split, with a warning, as
+  some released code has it. Its figures are not comparable with any other.
+
+  Raises:
+    UserError: another value, or no test split.
+  """
+  chosen = config.train.selection
+  if chosen == "val":
+    return corpus
+  if chosen != "official" or "test" not in corpus.splits:
+    raise UserError(
+      f"config.train.selection={chosen!r} must be val, or official where there is a"
+      f" test split ({corpus.name!r} has {', '.join(corpus.splits)})."
+    )
+  logging.warning(
+    "config.train.selection='official' selects epochs on the test split: the figures"
+    " overstate what the model can do, and serve to compare with such results only."
+  )
+  splits = {**corpus.splits, "valid": corpus.splits["test"]}
+  notes = {**corpus.notes, "selected_on": "test"}
+  return dataclasses.replace(corpus, splits=splits, notes=notes)
+
+
+def grouped(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
+  """The corpus in the units of `config.data.unit`: utterances or dialogues."""
+  return dialogues.group(corpus) if config.data.unit == "dialogue" else corpus
 
 
 def degrade(
@@ -145,11 +153,14 @@ def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
   if path:
     config = config.copy_and_resolve_references()
     with config.unlocked():
-      config.data.update({"path": path, "format": "auto", "joint": ()})
+      config.data.update({"path": path, "format": "auto"})
       config.data.features = {name: "" for name in config.data.features}
   corpus = load(config)
+  if not path:
+    corpus = folds.by_session(corpus, config.data.fold, config.data.iemocap_val)
   kept = [n for n in config.spec.widths if n in _modalities(corpus)]
-  return preprocess.derive_task(select_modalities(corpus, kept), config.data.task)
+  corpus = preprocess.derive_task(select_modalities(corpus, kept), config.data.task)
+  return grouped(config, corpus)
 
 
 def _modalities(corpus: Corpus) -> list[str]:
@@ -190,9 +201,10 @@ def describe(config: ml_collections.ConfigDict, corpus: Corpus) -> dict[str, Any
     with path.open("rb") as file:
       digest = hashlib.file_digest(file, "sha256").hexdigest()
     description |= {"file": path.name, "sha256": digest}
+  flat = {key: dialogues.utterances(split) for key, split in corpus.splits.items()}
   description["splits"] = {
     key: {"samples": len(split), "labels": _label_counts(split)}
-    for key, split in corpus.splits.items()
+    for key, split in flat.items()
   }
   return description
 

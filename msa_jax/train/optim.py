@@ -57,7 +57,7 @@ def learning_rates(config: ml_collections.ConfigDict) -> dict[str, float]:
 
 def _labels(params: Params, partition: Callable, known: dict[str, float]) -> Params:
   def label(path, _):
-    name = partition(tuple(str(getattr(key, "key", key)) for key in path))
+    name = partition(_names(path))
     if name not in known:
       raise UserError(
         f"no learning rate for the parameter partition {name!r}: set"
@@ -90,8 +90,7 @@ def _only(
 
   def masked(tree):
     def keep(path, leaf):
-      names = tuple(str(getattr(key, "key", key)) for key in path)
-      return leaf if trainable(names) else jnp.zeros_like(leaf)
+      return leaf if trainable(_names(path)) else jnp.zeros_like(leaf)
 
     return jax.tree_util.tree_map_with_path(keep, tree)
 
@@ -102,10 +101,42 @@ def _only(
   return optax.GradientTransformation(inner.init, update)
 
 
+def _clip_branches(
+  norm: float, branched: Callable[[tuple[str, ...]], bool]
+) -> optax.GradientTransformation:
+  """Clips every branch by its own norm: as many runs of their own would.
+
+  Args:
+    norm: greatest norm of a branch's gradient.
+    branched: parameter path -> whether its first axis is that of the branches.
+  """
+
+  def update(gradients, state, params=None):
+    del params
+    flat = jax.tree_util.tree_flatten_with_path(gradients)[0]
+    owned = [leaf for path, leaf in flat if branched(_names(path))]
+    squares = [jnp.sum(leaf.reshape(len(leaf), -1) ** 2, axis=1) for leaf in owned]
+    total = jnp.sqrt(sum(squares))
+    scale = jnp.where(total < norm, 1.0, norm / jnp.maximum(total, 1e-38))
+
+    def clip(path, leaf):
+      shape = (-1, *[1] * (leaf.ndim - 1))
+      return leaf * scale.reshape(shape) if branched(_names(path)) else leaf
+
+    return jax.tree_util.tree_map_with_path(clip, gradients), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _names(path) -> tuple[str, ...]:
+  return tuple(str(getattr(key, "key", key)) for key in path)
+
+
 def build(
   config: ml_collections.ConfigDict,
   partition: Callable[[tuple[str, ...]], str],
   trainable: Callable[[tuple[str, ...]], bool] = everything,
+  branched: bool = False,
 ) -> optax.GradientTransformation:
   """Builds the optimizer of a run, or of one stage of it.
 
@@ -113,10 +144,13 @@ def build(
     config: reads `optim` (name, lr_*, warmup, schedule, clip, weight_decay, ...).
     partition: parameter path -> partition name.
     trainable: parameter path -> whether it is trained; the others stay as they are.
+    branched: the trained parameters' first axis is that of independent branches, each
+      of which is clipped by its own norm.
 
   Returns:
-    Clip by global norm over all partitions, then the update rule, decoupled weight
-    decay on matrices (`adamw`), the schedule and each partition's learning rate.
+    Clip by global norm over all partitions, then weight decay as a part of the gradient
+    of every parameter (L2; `adam`, `sgd`), the update rule, or after it decoupled
+    weight decay on matrices (`adamw`), the schedule and each partition's learning rate.
 
   Raises:
     UserError: unknown optimizer or schedule, or a partition without learning rate.
@@ -124,12 +158,15 @@ def build(
   rates = learning_rates(config)
   relative = schedule(config)
   rule = _update_rule(config)
-  parts = (
-    [] if config.optim.clip == 0 else [optax.clip_by_global_norm(config.optim.clip)]
-  )
-  parts.append(rule)
+  clip, decay = config.optim.clip, config.optim.weight_decay
+  parts = []
+  if clip:
+    by_branch = _clip_branches(clip, trainable) if branched else None
+    parts.append(by_branch or optax.clip_by_global_norm(clip))
   if config.optim.name == "adamw":
-    parts.append(optax.add_decayed_weights(config.optim.weight_decay, mask=_decays))
+    parts += [rule, optax.add_decayed_weights(decay, mask=_decays)]
+  else:
+    parts += [optax.add_decayed_weights(decay), rule] if decay else [rule]
   parts.append(
     optax.multi_transform(
       {name: optax.scale(-rate) for name, rate in rates.items()},

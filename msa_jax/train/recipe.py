@@ -19,8 +19,8 @@ from msa_jax.data import missing
 from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models import SYSTEMS
 from msa_jax.models.base import Stage, one_stage
-from msa_jax.train import optim, rngs, task_gradients
-from msa_jax.train.objective import objective_terms
+from msa_jax.train import optim, rngs
+from msa_jax.train.objective import objective
 from msa_jax.typing import (
   Batch,
   Collections,
@@ -69,6 +69,8 @@ def example_batch(spec: ml_collections.ConfigDict, size: int = 2) -> Batch:
     size: rows.
   """
   order = modality_order(spec.widths)
+  utterances = spec.get("utterances", 0)
+  rows = (size, utterances) if utterances else (size,)
   modalities = {}
   for name in order:
     length = spec.lengths[name]
@@ -81,12 +83,12 @@ def example_batch(spec: ml_collections.ConfigDict, size: int = 2) -> Batch:
   labels = {}
   for name, options in spec.tasks.items():
     task = task_of(options)
-    shape = (size, len(task.classes)) if task.kind == "binary" else (size,)
+    shape = (*rows, len(task.classes)) if task.kind == "binary" else rows
     dtype = jnp.float32 if task.kind == "regression" else jnp.int32
-    labels[name] = Label(jnp.zeros(shape, dtype), jnp.ones((size,), bool))
+    labels[name] = Label(jnp.zeros(shape, dtype), jnp.ones(rows, bool))
   return Batch(
     modalities=modalities,
-    available=jnp.ones((size, len(order)), bool),
+    available=jnp.ones((*rows, len(order)), bool),
     labels=labels,
     index=jnp.arange(size, dtype=jnp.int32),
     sample_mask=jnp.ones((size,), bool),
@@ -104,7 +106,7 @@ def supervised(config: ml_collections.ConfigDict, stage: Stage | None = None) ->
   stage = one_stage(config)[0] if stage is None else stage
   system = SYSTEMS[config.model.name]
   model = system.build(config)
-  optimizer = optim.build(config, system.partition, stage.trainable)
+  optimizer = optim.build(config, system.partition, stage.trainable, stage.branched)
 
   def start(params, collections, step) -> TrainState:
     return TrainState(step, params, collections, optimizer.init(params))
@@ -114,11 +116,9 @@ def supervised(config: ml_collections.ConfigDict, stage: Stage | None = None) ->
     example = example_batch(config.spec)
     variables = model.init(keys, example, train=False, **stage.call)
     collections, params = flax.core.pop(variables, "params")
-    if config.train.task_cosine:
-      task_gradients.check(params, system.shared, config.model.name)
     return start(params, collections, jnp.zeros((), jnp.int32))
 
-  def terms_and_aux(params, state, batch, seed):
+  def loss_and_aux(params, state, batch, seed):
     output, collections = model.apply(
       {"params": params, **state.collections},
       batch,
@@ -127,25 +127,13 @@ def supervised(config: ml_collections.ConfigDict, stage: Stage | None = None) ->
       mutable=list(state.collections),
       **stage.call,
     )
-    terms, metrics = objective_terms(config, system, output, batch, state.step)
-    metrics = {"loss": sum(terms.values(), start=jnp.zeros(())), **metrics}
-    return terms, (collections, metrics)
-
-  def loss_and_aux(params, state, batch, seed):
-    _, (collections, metrics) = terms_and_aux(params, state, batch, seed)
-    return metrics["loss"], (collections, metrics)
-
-  def gradient(*arguments):
-    if config.train.task_cosine:
-      by_task = task_gradients.gradient_by_task(terms_and_aux, system.shared)
-      gradients, (collections, metrics), cosines = by_task(*arguments)
-      return gradients, collections, {**metrics, **cosines}
-    differentiate = jax.value_and_grad(loss_and_aux, has_aux=True)
-    (_, (collections, metrics)), gradients = differentiate(*arguments)
-    return gradients, collections, metrics
+    loss, metrics = objective(config, system, output, batch, state.step)
+    return loss, (collections, metrics)
 
   def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Metrics]:
-    gradients, collections, metrics = gradient(state.params, state, batch, seed)
+    (_, (collections, metrics)), gradients = jax.value_and_grad(
+      loss_and_aux, has_aux=True
+    )(state.params, state, batch, seed)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     state = TrainState(
       step=state.step + 1,

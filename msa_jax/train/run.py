@@ -9,9 +9,9 @@ from typing import Any
 
 import ml_collections
 
-from msa_jax.data import missing, preprocess
+from msa_jax.data import dialogues, missing, preprocess
 from msa_jax.train import feed as feed_lib
-from msa_jax.train import inputs, loop, recipe, scoring, selection, summary, tables
+from msa_jax.train import inputs, loop, recipe, scoring, summary, tables
 from msa_jax.train.checkpoint import ResumePoint, load_best
 from msa_jax.train.programs import Programs
 from msa_jax.train.rundir import RunDirectory
@@ -72,12 +72,9 @@ def train(
   """
   prepared = inputs.prepare(config)
   config, corpus = prepared.config, prepared.corpus
-  labels = None
-  if "valid" in corpus.splits:
-    labels = scoring.targets(corpus.splits["valid"], corpus.tasks)
   programs = Programs(config)
   for stage in programs.stages:
-    selection.tracks(config, stage, labels)  # fails early on an unknown metric
+    scoring.tracks(config, stage)  # fails early on an unknown metric
   run = RunDirectory(workdir)
   run.create(config, prepared.description)
   preprocess.save(prepared.preprocessor, run.path / _PREPROCESSING)
@@ -85,12 +82,17 @@ def train(
     path = run.path / "predictions" / f"missing_{name}.npz"
     missing.save(path, corpus.splits[name], {str(masks.pattern): missing.arrays(masks)})
   feeds = make_feeds(config, corpus)
+  labels = (
+    scoring.targets(corpus.splits["valid"], corpus.tasks)
+    if ("valid" in corpus.splits)
+    else {}
+  )
   trained = []
   with _stop_signal() as stop_requested:
     for seed in config.replicas.seeds:
       replicas, saver = [loop.Replica(seed, run)], ResumePoint(run.last(seed))
       trained += loop.fit(
-        config, programs, feeds, labels or {}, replicas, saver, stop_requested
+        config, programs, feeds, labels, replicas, saver, stop_requested
       )
   # The test split is read here, once, with the parameters that validation selected.
   held_out = {name: feeds[name] for name in ("valid", "test") if name in feeds}
@@ -180,7 +182,8 @@ def predict(
   for name, feed in make_feeds(config, corpus).items():
     per_seed = [predictor(*seed, feed) for seed in chosen]
     scoring.without_content(per_seed[0], {}, name)
-    part = {"id": corpus.splits[name].ids, "split": [name] * feed.size}
+    ids = dialogues.utterances(corpus.splits[name]).ids
+    part = {"id": ids, "split": [name] * len(ids)}
     part |= tables.prediction_columns(config, per_seed, config.replicas.seeds)
     part |= tables.gate_columns(per_seed)
     for key, column in part.items():

@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from msa_jax.data import dialogues
 from msa_jax.train.feed import Predictions
 from msa_jax.train.recipe import task_of
 from msa_jax.train.rundir import RunDirectory
@@ -83,6 +84,7 @@ def write_predictions(
   per_seed: Sequence[Predictions],
 ) -> None:
   """Writes predictions/<split>.csv: id, labels, predictions per seed."""
+  data = dialogues.utterances(data)
   columns: Columns = {"id": data.ids}
   for name, target in labels.items():
     shape = (len(data), -1)
@@ -111,6 +113,7 @@ def write_routing(
   }
   if not arrays:
     return
+  data = dialogues.utterances(data)
   folder = run.path / "routing"
   folder.mkdir(exist_ok=True)
   np.savez_compressed(

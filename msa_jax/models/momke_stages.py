@@ -1,0 +1,177 @@
+"""MoMKE's training: experts of one modality each, then their mixture.
+
+Stage 1 trains every modality's projection, expert and head by its own loss and keeps
+the best validation epoch of each. Stage 2 starts from these parts and trains the
+mixture, one model or one branch per condition.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from msa_jax.models import momke
+from msa_jax.models.base import Stage, System, predicted
+from msa_jax.models.momke import conditions, is_branched
+from msa_jax.typing import Params, UserError, modality_order
+
+INITS = ("best_val", "last")
+# Parts of the network that stage 1 trains; the first two go on into stage 2.
+_EXPERTS, _HEADS = "experts", "heads"
+
+
+def stages(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
+  """The stages by `config.model.stage1_epochs` of `config.optim.epochs` in all.
+
+  With no epochs for stage 1 there is only the second (ablation: random experts), with
+  all of them only the first (ablation: the available modalities' outputs averaged).
+
+  Raises:
+    UserError: more epochs in stage 1 than in all, or an option out of range.
+  """
+  options, total = config.model, config.optim.epochs
+  first = options.stage1_epochs
+  _check(options, total)
+  made = []
+  if first:
+    made.append(_unimodal(config, first))
+  if total > first:
+    made.append(_mixing(config, total - first, bool(first)))
+  return tuple(made)
+
+
+def _check(options: ml_collections.ConfigDict, total: int) -> None:
+  if options.stage2_init not in INITS:
+    raise UserError(
+      f"config.model.stage2_init={options.stage2_init!r} must be one of {INITS}."
+    )
+  if not 0 <= options.stage1_epochs <= total:
+    raise UserError(
+      f"config.model.stage1_epochs={options.stage1_epochs} must be within 0 (no stage"
+      f" 1) and config.optim.epochs={total} (no stage 2)."
+    )
+  if options.carry_opt_state and is_branched(options):
+    raise UserError(
+      "config.model.carry_opt_state=True goes with one model: choose a"
+      " config.model.condition other than 'all', or stage2_mask='mixed'."
+    )
+
+
+def _metric(config: ml_collections.ConfigDict) -> str:
+  return config.train.select.rpartition("/")[2]
+
+
+def _unimodal(config: ml_collections.ConfigDict, epochs: int) -> Stage:
+  options, names = config.model, modality_order(config.spec.widths)
+  task, metric = predicted(config).name, _metric(config)
+
+  def compose(snapshots: Mapping[str, Params], final: Params) -> Params:
+    network = dict(final["network"])
+    if options.stage2_init == "best_val":
+      network = best_parts(
+        {name: snapshots[name]["network"] for name in names}, network
+      )
+    if not is_branched(options):
+      return {**final, "network": network}
+    return {"network": network, "branches": branched(network, final["branches"])}
+
+  return Stage(
+    name="unimodal",
+    epochs=epochs,
+    patience=config.optim.patience,
+    call={"stage": 1},
+    tracks={name: f"{task}@{name}/{metric}" for name in names},
+    trainable=in_stage_1,
+    compose=compose,
+  )
+
+
+def in_stage_1(path: tuple[str, ...]) -> bool:
+  """Whether a parameter is part of stage 1: projections, experts, their heads."""
+  top, part = path[:2]
+  return top == "network" and (
+    part in (_EXPERTS, _HEADS) or part.startswith("in_proj_")
+  )
+
+
+def best_parts(snapshots: Mapping[str, Params], final: Params) -> Params:
+  """Every modality's expert, input projection and head from its own snapshot.
+
+  Args:
+    snapshots: modality, in canonical order -> network at its best epoch.
+    final: the network that gives everything else.
+  """
+  network = dict(final)
+  for column, (name, snapshot) in enumerate(snapshots.items()):
+    network[f"in_proj_{name}"] = snapshot[f"in_proj_{name}"]
+    for part in (_EXPERTS, _HEADS):
+      network[part] = jax.tree.map(
+        lambda leaf, best, i=column: leaf.at[i].set(best[i]),
+        network[part],
+        snapshot[part],
+      )
+  return network
+
+
+def branched(network: Params, branches: Params) -> Params:
+  """Branches that all start from the projections and experts of one network."""
+
+  def spread(part, like):
+    return jax.tree.map(lambda leaf, b: jnp.broadcast_to(leaf, b.shape), part, like)
+
+  return {
+    name: spread(network[name], part) if in_stage_1(("network", name)) else part
+    for name, part in branches.items()
+  }
+
+
+def _mixing(config: ml_collections.ConfigDict, epochs: int, after: bool) -> Stage:
+  options = config.model
+  task, metric = predicted(config).name, _metric(config)
+  stage = Stage(
+    name="mixing",
+    epochs=epochs,
+    patience=config.optim.patience,
+    call={"stage": 2},
+    trainable=_in_stage_2(options),
+    carry_opt_state=options.carry_opt_state and after,
+  )
+  names = tuple(conditions(modality_order(config.spec.widths)))
+  if is_branched(options):
+    return stage._replace(
+      branched=True,
+      tracks={name: f"{task}@{name}/{metric}" for name in names},
+      keep=lambda track, params: one_branch(params, names.index(track)),
+      compose=join_branches,
+    )
+  if options.stage2_mask == "mixed":
+    # One model for all conditions is chosen by all of them.
+    return stage._replace(tracks={"selected": f"{task}@*/{metric}"})
+  return stage
+
+
+def _in_stage_2(options: ml_collections.ConfigDict) -> Any:
+  top = "branches" if is_branched(options) else "network"
+  frozen = options.freeze_experts
+
+  def trainable(path: tuple[str, ...]) -> bool:
+    learnt = in_stage_1(("network", path[1]))
+    return path[0] == top and path[1] != _HEADS and not (frozen and learnt)
+
+  return trainable
+
+
+def one_branch(params: Params, index: int) -> Params:
+  """What a branch's snapshot keeps: its own parameters."""
+  return jax.tree.map(lambda leaf: leaf[index], params["branches"])
+
+
+def join_branches(snapshots: Mapping[str, Params], final: Params) -> Params:
+  """Every branch at its own best epoch."""
+  branches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *snapshots.values())
+  return {**final, "branches": branches}
+
+
+SYSTEM = System(build=momke.build, stages=stages, units=("dialogue", "utterance"))
