@@ -7,13 +7,13 @@ that is what a run directory keeps.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from msa_jax.data import dialogues, missing
+from msa_jax.data import dialogues, joint, missing
 from msa_jax.data.world import SyntheticOptions
 from msa_jax.losses.prior import best_constant
 from msa_jax.typing import Corpus, UserError
@@ -48,9 +48,12 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "patience": 10,  # epochs without improvement on validation; 0 = never stop
   }
   config.train = {
-    "select": "auto",  # validation metric that picks the epoch; auto = by task
+    # What picks the epoch on validation: auto, or [weight*][task/]metric, comma
+    # separated; see train/selection.py.
+    "select": "auto",
     # val, or official: by the test split, as some released code does (with a warning)
     "selection": "val",
+    "task_cosine": False,  # log how the tasks' gradients agree on shared parameters
     "eval_batch": 64,
     "checkpoint_every_seconds": 30.0,
     "steps_per_call": 100,
@@ -83,7 +86,8 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "ids": {},
     "tasks": {},
     "priors": {},
-    "train_size": 0,
+    "train_size": 0,  # samples of an epoch
+    "sources": (),  # samples of each corpus that trains, where there are several
     "utterances": 0,  # of a dialogue; 0 = samples are utterances
   }
   return config
@@ -93,10 +97,16 @@ def _data() -> dict[str, Any]:
   return {
     "path": "",  # "" = the synthetic corpus
     "format": "auto",
+    # Further files to train with, each sample with the labels it has; batches draw
+    # from all files equally. Validation and test are those of `path`, or of all.
+    "joint": (),
+    "joint_evaluation": False,
+    "pseudo": "",  # run whose predictions are the labels that training lacks
     "modalities": (),  # () = every modality of the corpus
     # MMSA's separate feature files that replace one modality of the main file, or
     # GCNet's folders of one .npy per utterance.
     "features": {"text": "", "audio": "", "vision": ""},
+    "valence": False,  # ratings of valence in 1..5 become sentiment in [-3, 3]
     "unit": "utterance",  # what one sample is; dialogue: its utterances are the steps
     "fold": 0,  # session to test on, of corpora split by session; 0 = the last
     "iemocap_val": "holdout10",  # of the training dialogues, to select on; or none
@@ -131,17 +141,27 @@ def parse_variants(text: str, known: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def resolve(
-  config: ml_collections.ConfigDict, corpus: Corpus
+  config: ml_collections.ConfigDict,
+  corpus: Corpus,
+  losses: Callable[[ml_collections.ConfigDict], Mapping[str, str]] | None = None,
 ) -> ml_collections.ConfigDict:
-  """Returns a locked copy of `config`, `spec` read off the preprocessed corpus."""
+  """Returns a locked copy of `config`, `spec` read off the preprocessed corpus.
+
+  Args:
+    config: an unresolved config.
+    corpus: preprocessed.
+    losses: resolved config -> name of each task's loss; None = `config.loss.task`.
+  """
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.spec = spec_of(corpus)
-    config.spec.priors = _priors(corpus, config.loss.task)
+    named = dict.fromkeys(corpus.tasks, config.loss.task)
+    named = named if losses is None else losses(config)
+    config.spec.priors = _priors(corpus, named)
   return config.lock()
 
 
-def _priors(corpus: Corpus, loss: str) -> dict[str, tuple[float, ...]]:
+def _priors(corpus: Corpus, losses: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
   """Task -> what to predict of a sample without any content."""
   labels = corpus.splits["train"].labels
   priors = {}
@@ -151,7 +171,9 @@ def _priors(corpus: Corpus, loss: str) -> dict[str, tuple[float, ...]]:
       known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
       if task.kind == "binary":
         known = known.all(axis=-1)
-      priors[name] = best_constant(task.kind, loss, values, known, len(task.classes))
+      priors[name] = best_constant(
+        task.kind, losses[name], values, known, len(task.classes)
+      )
   return priors
 
 
@@ -173,6 +195,7 @@ def spec_of(corpus: Corpus) -> dict[str, Any]:
   """Shapes and meanings of a corpus: all that building a model needs to know."""
   train = corpus.splits["train"]
   names = sorted(train.modalities)
+  sources = joint.source_sizes(train)
   utterances = dialogues.real(train)
   return {
     "widths": {n: int(train.modalities[n].features.shape[-1]) for n in names},
@@ -191,7 +214,8 @@ def spec_of(corpus: Corpus) -> dict[str, Any]:
       }
       for name, task in corpus.tasks.items()
     },
-    "train_size": len(train),
+    "train_size": joint.epoch_size(len(train), sources),
+    "sources": sources,
     "utterances": 0 if utterances is None else utterances.shape[1],
   }
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from msa_jax.data import batches
+from msa_jax.models import SYSTEMS
 from msa_jax.train import inputs, objective, recipe
 from msa_jax.train import run as run_lib
 from msa_jax.train.rundir import RunDirectory
@@ -101,7 +102,8 @@ def eval_step(
     `loss/<task>`: mean over the real samples that carry the label.
   """
   output = predict(config, state, batch)
-  losses = objective.task_losses(config, output, batch)
+  terms = SYSTEMS[config.model.name].terms(config)
+  losses = objective.task_losses(config, output, batch, terms)
   return {f"loss/{name}": value for name, value in losses.items()}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msa_jax.data import read
-from msa_jax.data.mult import EMOTIONS
+from msa_jax.data.mult import EMOTIONS, MOSEI_EMOTIONS
 from msa_jax.typing import Task, UserError
 
 
@@ -149,3 +149,19 @@ def test_splits_with_different_kinds_of_labels_are_refused(tmp_path):
   data = {"train": one_split(), "test": one_split(labels=np.zeros((2, 4, 2)))}
   with pytest.raises(UserError, match="some splits have sentiment labels"):
     read(write(tmp_path, data))
+
+
+def test_moseis_seven_columns_are_sentiment_and_six_emotions(tmp_path):
+  labels = np.array(
+    [[[1.5, 0, 0.66, 0, 3, 0, 0]], [[-3, 0.33, np.nan, 0, 0, 0, 0]]], np.float64
+  )
+  corpus = read(write(tmp_path, {"train": one_split(labels=labels)}))
+  found = corpus.splits["train"].labels
+  assert found["sentiment"].tolist() == [1.5, -3.0]
+  assert found["emotion"].tolist() == [[0, 1, 0, 1, 0, 0], [1, -1, 0, 0, 0, 0]]
+  assert corpus.tasks == {
+    "sentiment": Task("regression", low=-3.0, high=3.0, protocol="mosi"),
+    "emotion": Task("binary", classes=MOSEI_EMOTIONS, protocol="emotions"),
+  }
+  flat = read(write(tmp_path, {"train": one_split(labels=labels[:, 0])}))
+  assert flat.splits["train"].labels["emotion"].tolist() == found["emotion"].tolist()

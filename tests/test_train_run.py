@@ -13,7 +13,7 @@ import toy
 
 from msa_jax import models
 from msa_jax.data import batches, npz
-from msa_jax.train import inputs, loop, recipe, run, rundir, scoring
+from msa_jax.train import inputs, loop, recipe, run, rundir, scoring, selection
 from msa_jax.train.checkpoint import ResumePoint
 from msa_jax.train.feed import Steps
 from msa_jax.train.programs import Programs
@@ -324,14 +324,14 @@ def test_an_unwritable_output_is_named(tmp_path):
 )
 def test_selection_is_chosen_by_name(select, expected):
   config = inputs.config_lib.resolve(_config(train={"select": select}), toy.corpus())
-  assert scoring.selection(config) == expected
+  assert selection.criterion(config).terms == ((1.0, *expected),)
 
 
 @pytest.mark.parametrize("select", ["mea", "emotion/wa", "wa"])
 def test_unknown_selection_is_answered_with_the_choices(select):
   config = inputs.config_lib.resolve(_config(train={"select": select}), toy.corpus())
   with pytest.raises(UserError, match="must be one of|no task"):
-    scoring.selection(config)
+    selection.criterion(config)
 
 
 def test_over_seeds_gives_mean_sample_deviation_and_values():

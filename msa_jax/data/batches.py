@@ -2,13 +2,13 @@
 samples whether they live on the device or are streamed from the host."""
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from msa_jax.typing import (
   Batch,
@@ -148,22 +148,48 @@ def epoch_order(
   size: int,
   batch_size: int,
   shuffle: bool = True,
+  sources: Sequence[int] = (),
 ) -> Int[Array, "steps b"]:
-  """Rows of every batch of an epoch: each sample once, the last batch filled with -1.
+  """Rows of every batch of an epoch, the last batch filled with -1.
+
+  Each sample once; with `sources`, draws alternate between them, each in random order
+  and anew when it is through, until every sample of the largest was drawn once.
 
   Args:
     seed, epoch: decide the permutation; may be traced.
     size: number of samples.
     batch_size: rows per batch.
     shuffle: False = in the split's order.
+    sources: numbers of successive rows that come from one corpus, adding up to
+      `size`; () = one corpus.
   """
   order = jnp.arange(size, dtype=jnp.int32)
   if shuffle:
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"shuffle"))
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), order)
-  steps = -(-size // batch_size)
-  filler = jnp.full((steps * batch_size - size,), -1, jnp.int32)
+    key = jax.random.fold_in(key, epoch)
+    order = (
+      _alternating(key, sources)
+      if len(sources) > 1
+      else jax.random.permutation(key, order)
+    )
+  steps = -(-len(order) // batch_size)
+  filler = jnp.full((steps * batch_size - len(order),), -1, jnp.int32)
   return jnp.concatenate([order, filler]).reshape(steps, batch_size)
+
+
+def _alternating(key: Key[Array, ""], sources: Sequence[int]) -> Int[Array, " n"]:
+  """One row of each source in turn, as many of each as the largest has."""
+  longest, start, columns = max(sources), 0, []
+  for number, count in enumerate(sources):
+    rows = jnp.arange(start, start + count, dtype=jnp.int32)
+    own = jax.random.fold_in(key, number)
+    passes = [
+      jax.random.permutation(jax.random.fold_in(own, again), rows)
+      for again in range(-(-longest // count))
+    ]
+    columns.append(jnp.concatenate(passes)[:longest])
+    start += count
+  return jnp.stack(columns, axis=1).reshape(-1)
 
 
 def needed_bytes(split: Split) -> int:

@@ -3,7 +3,9 @@
 Layout (github.com/yaohungt/Multimodal-Transformer, src/dataset.py): {split: {text
 [n t 300] GloVe, audio, vision, labels, id}} without lengths or masks. Labels are
 [n 1 1] (sentiment in [-3, 3]) or, for IEMOCAP, [n 4 2]: four yes/no questions,
-one-hot, in the order of src/eval_metrics.py: neutral, happy, sad, angry.
+one-hot, in the order of src/eval_metrics.py: neutral, happy, sad, angry. MOSEI files
+made with the CMU Multimodal SDK's `All Labels` have [n 1 7] (or [n 7]): sentiment, then
+the intensities in [0, 3] of six emotions, of which those above zero are present.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from msa_jax.data.mmsa import samples, sentiment_tasks
 from msa_jax.typing import MODALITIES, Corpus, Sequences, Split, Task, UserError
 
 EMOTIONS = ("neutral", "happy", "sad", "angry")
+MOSEI_EMOTIONS = ("happy", "sad", "angry", "surprise", "disgust", "fear")
 
 
 def from_pickle(data: Any, name: str) -> Corpus:
@@ -37,14 +40,7 @@ def from_pickle(data: Any, name: str) -> Corpus:
   moved = {}
   for key, value in found.items():
     splits[key], moved[key] = _split(value, key)
-  emotion = any("emotion" in split.labels for split in splits.values())
-  if emotion and any("sentiment" in split.labels for split in splits.values()):
-    raise UserError(f"{name}: some splits have sentiment labels, others emotions")
-  tasks = (
-    {"emotion": Task("binary", classes=EMOTIONS, protocol="emotions")}
-    if emotion
-    else sentiment_tasks(splits)
-  )
+  tasks = _tasks(splits, name)
   splits, repeated = _unique(splits)
   notes = {
     "format": "mult",
@@ -52,6 +48,24 @@ def from_pickle(data: Any, name: str) -> Corpus:
     "repeated_ids_numbered": repeated,
   }
   return Corpus(name=name, splits=splits, tasks=tasks, notes=notes)
+
+
+def _tasks(splits: dict[str, Split], name: str) -> dict[str, Task]:
+  found = {tuple(sorted(split.labels)) for split in splits.values() if split.labels}
+  if len(found) > 1:
+    raise UserError(f"{name}: some splits have sentiment labels, others emotions")
+  tasks = {}
+  if any("sentiment" in names for names in found):
+    only = {
+      key: Split(split.ids, {}, {"sentiment": split.labels["sentiment"]})
+      for key, split in splits.items()
+      if split.labels
+    }
+    tasks |= sentiment_tasks(only)
+  if any("emotion" in names for names in found):
+    classes = MOSEI_EMOTIONS if tasks else EMOTIONS
+    tasks["emotion"] = Task("binary", classes=classes, protocol="emotions")
+  return tasks
 
 
 def _split(data: dict, name: str) -> tuple[Split, dict[str, int]]:
@@ -102,9 +116,19 @@ def _labels(value: Any, n: int, name: str) -> dict[str, np.ndarray]:
   if array.shape == (n, len(EMOTIONS), 2) and array.dtype.kind in "fiub":
     known = np.nan_to_num(array.astype(np.float32)).sum(-1) == 1
     return {"emotion": np.where(known, array.argmax(-1), -1).astype(np.int32)}
+  columns = 1 + len(MOSEI_EMOTIONS)
+  if array.size == n * columns and array.dtype.kind in "fiub":
+    table = array.astype(np.float32).reshape(n, columns)
+    known = np.isfinite(table[:, 1:])
+    present = np.where(known, table[:, 1:] > 0, -1).astype(np.int32)
+    return {
+      "sentiment": fields.regression(table[:, 0], n, f"{name}, labels"),
+      "emotion": present,
+    }
   raise UserError(
     f"{name}: labels have shape {list(array.shape)}; the shapes are [{n}, 1, 1]"
-    f" (sentiment) and [{n}, {len(EMOTIONS)}, 2] (emotions)"
+    f" (sentiment), [{n}, {len(EMOTIONS)}, 2] (emotions) and [{n}, 1, {columns}]"
+    " (MOSEI's sentiment and emotions)"
   )
 
 

@@ -3,7 +3,7 @@
 Reduction happens in one place, `masked_average`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,7 @@ def binary_cross_entropy(
 LOSSES: Mapping[str, Mapping[str, Callable[..., jax.Array]]] = {
   "regression": {"l1": l1, "mse": squared, "huber": huber},
   "classes": {"cross_entropy": cross_entropy},
-  "binary": {"cross_entropy": questions},
+  "binary": {"cross_entropy": questions, "bce": questions},
 }
 DEFAULTS: Mapping[str, str] = {
   "regression": "l1",
@@ -89,7 +89,11 @@ DEFAULTS: Mapping[str, str] = {
 
 
 def task_loss(
-  kind: str, name: str | None, prediction: Float[Array, "n ..."], label: Label
+  kind: str,
+  name: str | None,
+  prediction: Float[Array, "n ..."],
+  label: Label,
+  positive_weight: Sequence[float] = (),
 ) -> Float[Array, "n ..."]:
   """Loss of each example by the name in the config.
 
@@ -100,18 +104,36 @@ def task_loss(
       (classes) or [n c 2] (binary); utterance-level with [b t] in place of [n].
     label: the task's label. Values and predictions under a False mask have no
       influence, whatever they are (NaN included).
+    positive_weight: binary only: factor of the loss of questions answered with yes,
+      one per question or one for all; () = none.
 
   Returns:
     One value per example, zero where `label.mask` is False; average with
     `masked_average(values, label.mask & sample_mask)`.
 
   Raises:
-    UserError: unknown kind or name.
+    UserError: unknown kind or name, or positive weights that do not fit.
   """
   loss = _choose(kind, name)
+  if positive_weight:
+    loss = _weighted_questions(kind, positive_weight, prediction.shape[-2:])
   # Both sides are cleaned before the loss: 0 * NaN in its gradient would be NaN.
   value, prediction = _keep(label.mask, label.value), _keep(label.mask, prediction)
   return jnp.where(label.mask, loss(prediction, value), 0.0)
+
+
+def _weighted_questions(
+  kind: str, weights: Sequence[float], shape: tuple[int, ...]
+) -> Callable[..., jax.Array]:
+  if kind != "binary" or len(weights) not in (1, shape[0]):
+    raise UserError(
+      f"positive weights {tuple(weights)} for a task of kind {kind!r}: they go with"
+      " yes/no questions (binary), one weight for all or one for each"
+    )
+  factor = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), shape[:1])
+  return lambda logits, label: binary_cross_entropy(
+    logits[..., 1] - logits[..., 0], label, factor
+  )
 
 
 def masked_average(

@@ -1,6 +1,6 @@
 """The table of systems. Adding one touches its file, one line here and its config."""
 
-from msa_jax.models import awf, derl, hgem, lf_dnn, lf_lstm, momke_stages, tfn
+from msa_jax.models import awf, derl, hgem, lf_dnn, lf_lstm, mmolre, momke_stages, tfn
 from msa_jax.models.base import System
 
 SYSTEMS: dict[str, System] = {
@@ -9,6 +9,7 @@ SYSTEMS: dict[str, System] = {
   "hgem": hgem.SYSTEM,
   "lf_dnn": lf_dnn.SYSTEM,
   "lf_lstm": lf_lstm.SYSTEM,
+  "mmolre": mmolre.SYSTEM,
   "momke": momke_stages.SYSTEM,
   "tfn": tfn.SYSTEM,
 }

@@ -98,6 +98,32 @@ def default_recipe(config: ml_collections.ConfigDict, stage: Stage, recipe: Any)
   return recipe
 
 
+class TaskTerm(NamedTuple):
+  """How one task enters the objective.
+
+  Attributes:
+    loss: key of `losses.task.LOSSES` for the task's kind, or `default`.
+    weight: factor of the mean loss.
+    positive_weight: factors of the loss of questions answered with yes, one per
+      question or one for all; () = none.
+  """
+
+  loss: str = "default"
+  weight: float = 1.0
+  positive_weight: tuple[float, ...] = ()
+
+
+def one_loss(config: ml_collections.ConfigDict) -> Mapping[str, TaskTerm]:
+  """Every task has the loss that `config.loss.task` names, with weight one."""
+  return {name: TaskTerm(config.loss.task) for name in config.spec.tasks}
+
+
+def nothing_shared(path: tuple[str, ...]) -> str:
+  """No parameter is watched for what the tasks ask of it."""
+  del path
+  return ""
+
+
 class System(NamedTuple):
   """One row of the table in `models/__init__.py`.
 
@@ -114,6 +140,9 @@ class System(NamedTuple):
     stages: config -> stages of the training, in order.
     recipe: (config, stage, default recipe) -> `train.recipe.Recipe` of a stage, for a
       system that trains in a way of its own. The config is that of the stage.
+    terms: config -> how each task enters the objective.
+    shared: parameter path -> name of a group of parameters that the tasks share, for
+      `config.train.task_cosine`; "" = none.
     units: what one sample may be, of `utterance` and `dialogue` (`config.data.unit`).
   """
 
@@ -122,6 +151,8 @@ class System(NamedTuple):
   partition: Callable[[tuple[str, ...]], str] = one_partition
   stages: Callable[[ml_collections.ConfigDict], tuple[Stage, ...]] = one_stage
   recipe: Callable[[ml_collections.ConfigDict, Stage, Any], Any] = default_recipe
+  terms: Callable[[ml_collections.ConfigDict], Mapping[str, TaskTerm]] = one_loss
+  shared: Callable[[tuple[str, ...]], str] = nothing_shared
   units: tuple[str, ...] = ("utterance",)
 
 
@@ -144,18 +175,55 @@ class Target(NamedTuple):
   classes: tuple[str, ...]
 
 
-def predicted(config: ml_collections.ConfigDict) -> Target:
-  """The task that `config.model.task` names; `auto` = sentiment, else emotion.
+USUAL_TASKS = ("sentiment", "emotion")
+
+
+def targets(config: ml_collections.ConfigDict) -> tuple[Target, ...]:
+  """The tasks a system predicts, the one it is named after first.
+
+  A system of several tasks has `config.model.tasks`: names, or () for those of
+  sentiment and emotion that the corpus has. Any other has `config.model.task`.
 
   Raises:
     UserError: the corpus has no such task.
   """
+  if "tasks" not in config.model:
+    return (predicted(config),)
+  # `--config.model.tasks=sentiment,emotion` arrives as one string.
+  names = [name for entry in config.model.tasks for name in entry.split(",")]
+  names = names or [name for name in USUAL_TASKS if name in config.spec.tasks]
+  if len(set(names)) != len(names) or not names:
+    raise UserError(
+      f"model.tasks={tuple(names)}: name each task once, at least one of those of the"
+      f" corpus, {sorted(config.spec.tasks)}"
+    )
+  return tuple(_target(config, name, "tasks") for name in names)
+
+
+def predicted(config: ml_collections.ConfigDict) -> Target:
+  """The task that `config.model.task` names; `auto` = sentiment, else emotion.
+
+  Of a system of several tasks, the first.
+
+  Raises:
+    UserError: the corpus has no such task.
+  """
+  if "tasks" in config.model:
+    return targets(config)[0]
   tasks = config.spec.tasks
   name = config.model.task
   if name == "auto":
-    name = next(n for n in ("sentiment", "emotion", *sorted(tasks)) if n in tasks)
+    name = next(n for n in (*USUAL_TASKS, *sorted(tasks)) if n in tasks)
+  return _target(config, name, "task")
+
+
+def _target(config: ml_collections.ConfigDict, name: str, option: str) -> Target:
+  tasks = config.spec.tasks
   if name not in tasks:
-    raise UserError(f"model.task={name!r}: the corpus has {sorted(tasks)}, or 'auto'")
+    auto = "'auto'" if option == "task" else "() for the usual ones"
+    raise UserError(
+      f"model.{option}={name!r}: the corpus has {sorted(tasks)}, or {auto}"
+    )
   task = tasks[name]
   units = {"regression": 1, "classes": len(task.classes)}
   return Target(

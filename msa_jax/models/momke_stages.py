@@ -59,13 +59,18 @@ def _check(options: ml_collections.ConfigDict, total: int) -> None:
     )
 
 
-def _metric(config: ml_collections.ConfigDict) -> str:
-  return config.train.select.rpartition("/")[2]
+def _select(config: ml_collections.ConfigDict, *heads: str) -> str:
+  """`config.train.select` asked of these heads: the mean over them."""
+  task, entries = predicted(config).name, []
+  for entry in config.train.select.split(","):
+    factor, star, rest = entry.strip().rpartition("*")
+    metric = rest.rpartition("/")[2]
+    entries += [f"{factor}{star}{task}@{head}/{metric}" for head in heads]
+  return ",".join(entries)
 
 
 def _unimodal(config: ml_collections.ConfigDict, epochs: int) -> Stage:
   options, names = config.model, modality_order(config.spec.widths)
-  task, metric = predicted(config).name, _metric(config)
 
   def compose(snapshots: Mapping[str, Params], final: Params) -> Params:
     network = dict(final["network"])
@@ -82,7 +87,7 @@ def _unimodal(config: ml_collections.ConfigDict, epochs: int) -> Stage:
     epochs=epochs,
     patience=config.optim.patience,
     call={"stage": 1},
-    tracks={name: f"{task}@{name}/{metric}" for name in names},
+    tracks={name: _select(config, name) for name in names},
     trainable=in_stage_1,
     compose=compose,
   )
@@ -129,7 +134,6 @@ def branched(network: Params, branches: Params) -> Params:
 
 def _mixing(config: ml_collections.ConfigDict, epochs: int, after: bool) -> Stage:
   options = config.model
-  task, metric = predicted(config).name, _metric(config)
   stage = Stage(
     name="mixing",
     epochs=epochs,
@@ -142,13 +146,13 @@ def _mixing(config: ml_collections.ConfigDict, epochs: int, after: bool) -> Stag
   if is_branched(options):
     return stage._replace(
       branched=True,
-      tracks={name: f"{task}@{name}/{metric}" for name in names},
+      tracks={name: _select(config, name) for name in names},
       keep=lambda track, params: one_branch(params, names.index(track)),
       compose=join_branches,
     )
   if options.stage2_mask == "mixed":
     # One model for all conditions is chosen by all of them.
-    return stage._replace(tracks={"selected": f"{task}@*/{metric}"})
+    return stage._replace(tracks={"selected": _select(config, *names)})
   return stage
 
 

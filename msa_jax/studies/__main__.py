@@ -23,7 +23,7 @@ STUDIES = ("balance",)
 def main(arguments: list[str]) -> None:
   """Runs one study; bad input ends with one line and exit code 2."""
   from msa_jax.studies import balance
-  from msa_jax.train import scoring
+  from msa_jax.train import selection
   from msa_jax.train.compilation import use_cache
   from msa_jax.train.rundir import RunDirectory
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
       raise UserError("a study needs --config=configs/<system>.py and --workdir.")
     report = balance.study(_CONFIG.value, _WORKDIR.value, _TABLE.value)
     trained = RunDirectory(f"{_WORKDIR.value}/with").config()
-    print(balance.as_text(report, scoring.selection(trained)[1]))
+    print(balance.as_text(report, selection.criterion(trained).terms[0][2]))
   except UserError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)

@@ -9,8 +9,18 @@ import ml_collections
 from absl import logging
 
 from msa_jax import config as config_lib
-from msa_jax.data import dialogues, folds, missing, preprocess, reading, synthetic
+from msa_jax.data import (
+  dialogues,
+  folds,
+  joint,
+  missing,
+  preprocess,
+  ratings,
+  reading,
+  synthetic,
+)
 from msa_jax.models import SYSTEMS
+from msa_jax.train import pseudo
 from msa_jax.typing import Corpus, UserError
 
 
@@ -32,17 +42,40 @@ class Inputs(NamedTuple):
   masks: dict[str, missing.Masks]
 
 
-def load(config: ml_collections.ConfigDict) -> Corpus:
-  """Reads the corpus that `config.data` names, as it is on disk.
+def load(config: ml_collections.ConfigDict, split: bool = True) -> Corpus:
+  """Reads the corpus that `config.data` names, as it is on disk, with the training
+  splits of `config.data.joint` added.
+
+  Args:
+    config: of a run.
+    split: whether a corpus of sessions without splits is cut into some (`data.fold`).
 
   Raises:
-    UserError: no such file, or not readable.
+    UserError: no such file, not readable, or corpora that do not go together.
   """
   options = config.data
-  if not options.path:
-    return synthetic.synthetic(options.synthetic)
-  features = {name: path for name, path in options.features.items() if path}
-  return reading.read(options.path, options.format, features=features)
+  if options.path:
+    features = {name: path for name, path in options.features.items() if path}
+    corpus = reading.read(options.path, options.format, features=features)
+  else:
+    corpus = synthetic.synthetic(options.synthetic)
+  if split:
+    corpus = folds.by_session(corpus, options.fold, options.iemocap_val)
+  if options.valence:
+    corpus = ratings.valence_as_sentiment(corpus)
+  # `--config.data.joint=a.npz,b.npz` arrives as one string.
+  paths = [path for entry in options.joint for path in entry.split(",")]
+  if not paths:
+    return corpus
+  others = (reading.read(path) for path in paths)
+  corpora = [
+    corpus,
+    *(folds.by_session(other, 0, options.iemocap_val) for other in others),
+  ]
+  for each in corpora:
+    config_lib.check_trainable(each)
+  chosen = [select_modalities(each, options.modalities) for each in corpora]
+  return joint.join(chosen, options.joint_evaluation)
 
 
 def prepare(config: ml_collections.ConfigDict) -> Inputs:
@@ -55,10 +88,11 @@ def prepare(config: ml_collections.ConfigDict) -> Inputs:
     UserError: bad file, or a config that contradicts the corpus.
   """
   config_lib.validate(config, SYSTEMS)
-  corpus = folds.by_session(load(config), config.data.fold, config.data.iemocap_val)
-  corpus = select_modalities(corpus, config.data.modalities)
+  corpus = select_modalities(load(config), config.data.modalities)
   corpus = preprocess.derive_task(corpus, config.data.task)
   config_lib.check_trainable(corpus)
+  if config.data.pseudo:
+    corpus = pseudo.fill(corpus, config.data.pseudo)
   corpus = grouped(config, selecting(config, corpus))
   corpus, masks = degrade(config, corpus)
   preprocessor = preprocess.fit(corpus, config.data)
@@ -69,8 +103,18 @@ def prepare(config: ml_collections.ConfigDict) -> Inputs:
     for name, drawn in masks.items()
   }
   return Inputs(
-    config_lib.resolve(config, corpus), corpus, preprocessor, description, masks
+    config_lib.resolve(config, corpus, _losses),
+    corpus,
+    preprocessor,
+    description,
+    masks,
   )
+
+
+def _losses(config: ml_collections.ConfigDict) -> dict[str, str]:
+  """Task -> name of its loss, as the system says."""
+  terms = SYSTEMS[config.model.name].terms(config)
+  return {name: terms[name].loss for name in config.spec.tasks}
 
 
 def selecting(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
@@ -153,11 +197,9 @@ def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
   if path:
     config = config.copy_and_resolve_references()
     with config.unlocked():
-      config.data.update({"path": path, "format": "auto"})
+      config.data.update({"path": path, "format": "auto", "joint": ()})
       config.data.features = {name: "" for name in config.data.features}
-  corpus = load(config)
-  if not path:
-    corpus = folds.by_session(corpus, config.data.fold, config.data.iemocap_val)
+  corpus = load(config, split=not path)
   kept = [n for n in config.spec.widths if n in _modalities(corpus)]
   corpus = preprocess.derive_task(select_modalities(corpus, kept), config.data.task)
   return grouped(config, corpus)

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from msa_jax import metrics
-from msa_jax.data import batches
+from msa_jax.data import batches, joint
 from msa_jax.metrics.routing import routing_metrics
-from msa_jax.train import scoring
+from msa_jax.train import scoring, selection
 from msa_jax.train.checkpoint import ResumePoint, save_best
 from msa_jax.train.feed import Feed
 from msa_jax.train.programs import Programs, Snapshots
@@ -165,9 +164,13 @@ class _Session:
 
   def __post_init__(self):
     self.seeds = [replica.seed for replica in self.replicas]
-    self.tracks = [scoring.tracks(self.config, s) for s in self.programs.stages]
-    size, batch = self.feeds["train"].size, self.config.optim.batch
-    self.per_epoch = -(-size // batch)
+    labels = self.labels if "valid" in self.feeds else None
+    self.tracks = [
+      selection.tracks(self.config, s, labels) for s in self.programs.stages
+    ]
+    self.sources = tuple(self.config.spec.get("sources", ()))
+    size = joint.epoch_size(self.feeds["train"].size, self.sources)
+    self.per_epoch = -(-size // self.config.optim.batch)
     self.title = ", ".join(f"seed {seed}" for seed in self.seeds)
 
   def start(self) -> tuple[TrainState, Snapshots, Position]:
@@ -220,7 +223,9 @@ class _Session:
     """Runs the next steps of the epoch."""
     size, batch = self.feeds["train"].size, self.config.optim.batch
     orders = [
-      np.asarray(batches.epoch_order(seed, course.epoch, size, batch))
+      np.asarray(
+        batches.epoch_order(seed, course.epoch, size, batch, sources=self.sources)
+      )
       for seed, course in zip(self.seeds, position.courses, strict=True)
     ]
     active = [not course.over for course in position.courses]
@@ -299,14 +304,13 @@ class _Session:
       record["valid"] = scoring.score(self.config, predictions.outputs, self.labels)
       record["routing"] = routing_metrics(predictions.routing)
       record["without_content"] = scoring.without_content(predictions, self.labels)
-      for track, (prediction, name) in tracks.items():
-        value = metrics.selection_value(record["valid"][prediction], name)
+      for track, criterion in tracks.items():
+        value = criterion.value(record["valid"])
         previous = course.values.get(track)
         improved[track] = previous is None or value > previous
         if improved[track]:
           course.values[track] = value
-      prediction, name = next(iter(tracks.values()))
-      figures[f"valid {name}"] = record["valid"][prediction][name]
+      figures.update(next(iter(tracks.values())).figures(record["valid"]))
       figures.update(scoring.shown_entropy(record["routing"]))
     for track in tracks:
       if improved[track]:

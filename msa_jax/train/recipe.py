@@ -19,8 +19,8 @@ from msa_jax.data import missing
 from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models import SYSTEMS
 from msa_jax.models.base import Stage, one_stage
-from msa_jax.train import optim, rngs
-from msa_jax.train.objective import objective
+from msa_jax.train import optim, rngs, task_gradients
+from msa_jax.train.objective import objective_terms
 from msa_jax.typing import (
   Batch,
   Collections,
@@ -116,9 +116,11 @@ def supervised(config: ml_collections.ConfigDict, stage: Stage | None = None) ->
     example = example_batch(config.spec)
     variables = model.init(keys, example, train=False, **stage.call)
     collections, params = flax.core.pop(variables, "params")
+    if config.train.task_cosine:
+      task_gradients.check(params, system.shared, config.model.name)
     return start(params, collections, jnp.zeros((), jnp.int32))
 
-  def loss_and_aux(params, state, batch, seed):
+  def terms_and_aux(params, state, batch, seed):
     output, collections = model.apply(
       {"params": params, **state.collections},
       batch,
@@ -127,13 +129,25 @@ def supervised(config: ml_collections.ConfigDict, stage: Stage | None = None) ->
       mutable=list(state.collections),
       **stage.call,
     )
-    loss, metrics = objective(config, system, output, batch, state.step)
-    return loss, (collections, metrics)
+    terms, metrics = objective_terms(config, system, output, batch, state.step)
+    metrics = {"loss": sum(terms.values(), start=jnp.zeros(())), **metrics}
+    return terms, (collections, metrics)
+
+  def loss_and_aux(params, state, batch, seed):
+    _, (collections, metrics) = terms_and_aux(params, state, batch, seed)
+    return metrics["loss"], (collections, metrics)
+
+  def gradient(*arguments):
+    if config.train.task_cosine:
+      by_task = task_gradients.gradient_by_task(terms_and_aux, system.shared)
+      gradients, (collections, metrics), cosines = by_task(*arguments)
+      return gradients, collections, {**metrics, **cosines}
+    differentiate = jax.value_and_grad(loss_and_aux, has_aux=True)
+    (_, (collections, metrics)), gradients = differentiate(*arguments)
+    return gradients, collections, metrics
 
   def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Metrics]:
-    (_, (collections, metrics)), gradients = jax.value_and_grad(
-      loss_and_aux, has_aux=True
-    )(state.params, state, batch, seed)
+    gradients, collections, metrics = gradient(state.params, state, batch, seed)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     state = TrainState(
       step=state.step + 1,

@@ -11,7 +11,7 @@ import ml_collections
 
 from msa_jax.data import dialogues, missing, preprocess
 from msa_jax.train import feed as feed_lib
-from msa_jax.train import inputs, loop, recipe, scoring, summary, tables
+from msa_jax.train import inputs, loop, recipe, scoring, selection, summary, tables
 from msa_jax.train.checkpoint import ResumePoint, load_best
 from msa_jax.train.programs import Programs
 from msa_jax.train.rundir import RunDirectory
@@ -72,9 +72,12 @@ def train(
   """
   prepared = inputs.prepare(config)
   config, corpus = prepared.config, prepared.corpus
+  labels = None
+  if "valid" in corpus.splits:
+    labels = scoring.targets(corpus.splits["valid"], corpus.tasks)
   programs = Programs(config)
   for stage in programs.stages:
-    scoring.tracks(config, stage)  # fails early on an unknown metric
+    selection.tracks(config, stage, labels)  # fails early on an unknown metric
   run = RunDirectory(workdir)
   run.create(config, prepared.description)
   preprocess.save(prepared.preprocessor, run.path / _PREPROCESSING)
@@ -82,17 +85,12 @@ def train(
     path = run.path / "predictions" / f"missing_{name}.npz"
     missing.save(path, corpus.splits[name], {str(masks.pattern): missing.arrays(masks)})
   feeds = make_feeds(config, corpus)
-  labels = (
-    scoring.targets(corpus.splits["valid"], corpus.tasks)
-    if ("valid" in corpus.splits)
-    else {}
-  )
   trained = []
   with _stop_signal() as stop_requested:
     for seed in config.replicas.seeds:
       replicas, saver = [loop.Replica(seed, run)], ResumePoint(run.last(seed))
       trained += loop.fit(
-        config, programs, feeds, labels, replicas, saver, stop_requested
+        config, programs, feeds, labels or {}, replicas, saver, stop_requested
       )
   # The test split is read here, once, with the parameters that validation selected.
   held_out = {name: feeds[name] for name in ("valid", "test") if name in feeds}

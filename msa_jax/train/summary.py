@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from msa_jax.metrics.routing import routing_metrics
-from msa_jax.train import recipe, scoring, tables
+from msa_jax.train import recipe, scoring, selection, tables
 from msa_jax.train.feed import Predictions
 from msa_jax.train.loop import Trained
 from msa_jax.train.rundir import RunDirectory
@@ -67,14 +67,16 @@ def write(
     The contents of summary.json.
   """
   seeds = list(config.replicas.seeds)
-  tracks = scoring.tracks(config, recipe.stages_of(config)[-1])
+  valid = corpus.splits.get("valid")
+  labelled = None if valid is None else scoring.targets(valid, corpus.tasks)
+  tracks = selection.tracks(config, recipe.stages_of(config)[-1], labelled)
   judge = corpus.notes.get("selected_on", "valid")
   summary: dict[str, Any] = {
     "model": config.model.name,
     "seeds": seeds,
     "parameters": parameter_count(trained[0].params),
     "parameter_hash": [parameter_hash(one.params) for one in trained],
-    "selected_by": ", ".join(f"{judge} {t}/{metric}" for t, metric in tracks.values()),
+    "selected_by": ", ".join(f"{judge} {each}" for each in tracks.values()),
     "selected_epoch": [one.best_epoch for one in trained],
     "epochs": [one.epoch for one in trained],
     "train_seconds": [round(one.seconds, 2) for one in trained],

@@ -1,0 +1,192 @@
+"""Low-rank convolutional experts: a bank of them at the cost of their ranks.
+
+An expert of rank r is a convolution over time with r output channels, an activation,
+and a product back to the full width, so it maps every window of steps through r
+numbers. A bank of experts of any ranks is run in one piece: their first kernels are
+one wide convolution of R = sum of the ranks channels, every expert's channels are
+multiplied by its gate, and one product with the stacked second kernels adds all of them
+up. There is no loop over experts and no padding of ranks, and the cost grows with R.
+
+Source: MMoLRE (arXiv 2505.14143) states low-rank expert networks; a public summary of
+its method gives the two kernels and the ranks' index. The fused form is ours.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from msa_jax.layers.activation import exact_gelu
+from msa_jax.typing import UserError
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "gelu": exact_gelu,
+  "relu": nn.relu,
+  "identity": lambda values: values,
+}
+SECOND_INITS = ("zeros", "lecun")
+FORMS = ("fused", "plain")
+
+
+class Bank(NamedTuple):
+  """Weights of e experts, side by side.
+
+  Attributes:
+    ranks: rank of each expert; they add up to r below.
+    first: [k d r] kernels over k neighbouring steps.
+    first_bias: [r].
+    second: [r d] products back to the full width.
+    second_bias: [e d].
+  """
+
+  ranks: tuple[int, ...]
+  first: Any
+  first_bias: Any
+  second: Any
+  second_bias: Any
+
+
+def join(banks: Sequence[Bank]) -> Bank:
+  """One bank of all experts, in order."""
+  return Bank(
+    ranks=sum((bank.ranks for bank in banks), ()),
+    first=jnp.concatenate([bank.first for bank in banks], axis=-1),
+    first_bias=jnp.concatenate([bank.first_bias for bank in banks]),
+    second=jnp.concatenate([bank.second for bank in banks]),
+    second_bias=jnp.concatenate([bank.second_bias for bank in banks]),
+  )
+
+
+def split(bank: Bank) -> tuple[Bank, ...]:
+  """One bank per expert; the inverse of `join`."""
+  parts, start = [], 0
+  for expert, rank in enumerate(bank.ranks):
+    channels = slice(start, start + rank)
+    parts.append(
+      Bank(
+        ranks=(rank,),
+        first=bank.first[..., channels],
+        first_bias=bank.first_bias[channels],
+        second=bank.second[channels],
+        second_bias=bank.second_bias[expert : expert + 1],
+      )
+    )
+    start += rank
+  return tuple(parts)
+
+
+class LowRankExperts(nn.Module):
+  """The weights of a bank of experts; `mix` applies them.
+
+  Attributes:
+    ranks: rank of each expert, all at least 1.
+    width: d of input and output.
+    kernel_size: steps that the first kernel sees; centred.
+    second_init: `zeros` (every expert starts as its zero bias, as adapters do) or
+      `lecun` (normal, fan-in = the expert's rank).
+
+  Raises:
+    UserError: a rank below 1, or an unknown initialiser.
+  """
+
+  ranks: tuple[int, ...]
+  width: int
+  kernel_size: int = 3
+  second_init: str = "zeros"
+
+  @nn.compact
+  def __call__(self) -> Bank:
+    """The bank, float32."""
+    if not self.ranks or min(self.ranks) < 1:
+      raise UserError(f"ranks={self.ranks}: give each expert a rank of at least 1")
+    if self.second_init not in SECOND_INITS:
+      raise UserError(f"w2_init={self.second_init!r}: choose one of {SECOND_INITS}")
+    total, zeros = sum(self.ranks), nn.initializers.zeros
+    experts = len(self.ranks)
+    # Fan-in is kernel_size * d for every expert, so one draw serves all of them.
+    first = (self.kernel_size, self.width, total)
+    return Bank(
+      ranks=self.ranks,
+      first=self.param("w1", nn.initializers.lecun_normal(), first),
+      first_bias=self.param("b1", zeros, (total,)),
+      second=self.param("w2", self._second, (total, self.width)),
+      # Stored flat: optimizers decay matrices, and biases are none.
+      second_bias=self.param("b2", zeros, (experts * self.width,)).reshape(experts, -1),
+    )
+
+  @nn.nowrap
+  def _second(self, key, shape):
+    if self.second_init == "zeros":
+      return jnp.zeros(shape)
+    draw = nn.initializers.lecun_normal()
+    keys = jax.random.split(key, len(self.ranks))
+    parts = [
+      draw(k, (rank, shape[1])) for k, rank in zip(keys, self.ranks, strict=True)
+    ]
+    return jnp.concatenate(parts)
+
+
+def mix(
+  bank: Bank,
+  values: Float[Array, "b t d"],
+  mask: Bool[Array, "b t"],
+  gates: Float[Array, "b ... e"],
+  activation: str = "gelu",
+  form: str = "fused",
+) -> Float[Array, "b t d"]:
+  """Sum over experts of gate times output: sum_n g_n (act(conv(x; w1_n) + b1_n) w2_n
+  + b2_n).
+
+  Args:
+    bank: the experts' weights.
+    values: input; masked steps are zero for every convolution.
+    mask: True = real step; the others come out as zeros.
+    gates: weight of each expert, per sample [b e] or per step [b t e].
+    activation: key of `ACTIVATIONS`.
+    form: `fused` (one wide convolution, one product) or `plain` (a loop over experts,
+      for comparison); equal up to rounding.
+
+  Raises:
+    UserError: unknown activation or form.
+  """
+  if activation not in ACTIVATIONS:
+    raise UserError(f"act={activation!r}: choose one of {tuple(ACTIVATIONS)}")
+  if form not in FORMS:
+    raise UserError(f"dispatch={form!r}: choose one of {FORMS}")
+  gates = gates if gates.ndim == 3 else gates[:, None]  # [b t|1 e]
+  values = jnp.where(mask[..., None], values, 0.0)
+  act, dtype = ACTIVATIONS[activation], values.dtype
+  if form == "plain":
+    result = jnp.zeros_like(values)
+    for expert, one in enumerate(split(bank)):
+      gate = gates[..., expert : expert + 1].astype(dtype)
+      hidden = act(_convolve(one, values))
+      output = hidden @ one.second.astype(dtype)
+      result = result + gate * (output + one.second_bias.astype(dtype)[None])
+    return jnp.where(mask[..., None], result, 0.0)
+  # Broadcasts side by side: a gather of gates would make its gradient a scatter.
+  shape = gates.shape[:-1]
+  spread = [
+    jnp.broadcast_to(gates[..., i : i + 1], (*shape, r))
+    for i, r in enumerate(bank.ranks)
+  ]
+  hidden = act(_convolve(bank, values))  # [b t r]
+  hidden = hidden * jnp.concatenate(spread, axis=-1).astype(dtype)
+  result = hidden @ bank.second.astype(dtype)
+  result = result + gates.astype(dtype) @ bank.second_bias.astype(dtype)
+  return jnp.where(mask[..., None], result, 0.0)
+
+
+def _convolve(bank: Bank, values: Float[Array, "b t d"]) -> Float[Array, "b t r"]:
+  result = lax.conv_general_dilated(
+    values,
+    bank.first.astype(values.dtype),
+    window_strides=(1,),
+    padding="SAME",
+    dimension_numbers=("NTC", "TIO", "NTC"),
+  )
+  return result + bank.first_bias.astype(values.dtype)[None, None]

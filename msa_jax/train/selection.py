@@ -1,0 +1,158 @@
+"""Which validation figure selects the epoch: one metric, or several of many tasks."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from msa_jax import metrics as metrics_lib
+from msa_jax.models.base import Stage, targets
+from msa_jax.train.recipe import task_of
+from msa_jax.typing import Task, UserError, task_name
+
+# The headline metric of each protocol.
+_HEADLINE = {"mosi": "mae", "sims": "mae", "classes": "wa", "emotions": "f1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+  """A weighted mean of figures, each turned so that greater is better.
+
+  Attributes:
+    terms: (weight, prediction, metric); a prediction is a task, or `<task>@<head>`.
+  """
+
+  terms: tuple[tuple[float, str, str], ...]
+
+  def __str__(self) -> str:
+    """`sentiment/mae`, or `mean of -sentiment/mae, +emotion/wa` with the signs used."""
+    if len(self.terms) == 1:
+      return "/".join(self.terms[0][1:])
+    parts = []
+    for weight, task, metric in self.terms:
+      sign = "-" if metrics_lib.better(metric) == "min" else "+"
+      factor = "" if weight == 1.0 else f"{weight:g}*"
+      parts.append(f"{sign}{factor}{task}/{metric}")
+    return f"mean of {', '.join(parts)}"
+
+  def value(self, scores: Mapping[str, Mapping[str, float]]) -> float:
+    """The figure to maximise: sum of weight * (+-metric) over the sum of weights.
+
+    Metrics where smaller is better count negatively; minus infinity if one of them is
+    undefined, so that such an epoch is never the best.
+
+    Args:
+      scores: task -> metric -> value, of the validation split.
+    """
+    weights = [weight for weight, _, _ in self.terms]
+    values = [metrics_lib.selection_value(scores[t], m) for _, t, m in self.terms]
+    return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+  def figures(self, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """What to show of an epoch: `valid <metric>`, named by task where there are
+    several terms."""
+    if len(self.terms) == 1:
+      _, task, metric = self.terms[0]
+      return {f"valid {metric}": scores[task][metric]}
+    return {f"valid {t}/{metric}": scores[t][metric] for _, t, metric in self.terms}
+
+
+def tracks(
+  config: ml_collections.ConfigDict,
+  stage: Stage,
+  labels: Mapping[str, Any] | None = None,
+) -> dict[str, Criterion]:
+  """Track name -> criterion of a stage; see `criterion` for arguments and errors."""
+  return {
+    name: criterion(config, labels, select) for name, select in stage.tracks.items()
+  }
+
+
+def criterion(
+  config: ml_collections.ConfigDict,
+  labels: Mapping[str, Any] | None = None,
+  select: str | None = None,
+) -> Criterion:
+  """Which validation figures select.
+
+  `auto` is the mean of the headline metrics of all predicted tasks (MAE, WA or F1);
+  else one term or several with commas, each `<metric>`, `<task>/<metric>` or
+  `<task>@<head>/<metric>`, with `<weight>*` in front if wanted. The sign is the
+  metric's own: `sentiment/mae,emotion/f1` maximises (F1 - MAE) / 2.
+
+  Args:
+    config: resolved config.
+    labels: validation labels by task (`scoring.targets`): `auto` leaves out tasks
+      that validation has no label of; None = all count.
+    select: what to read; None = `config.train.select`.
+
+  Raises:
+    UserError: an unknown task or metric, or one that validation cannot measure.
+  """
+  select = config.train.select if select is None else select
+  entries = [entry.strip() for entry in select.split(",")]
+  if entries == ["auto"]:
+    names = [target.name for target in targets(config)]
+    kept = [name for name in names if _measurable(name, labels)]
+    if not kept:
+      raise UserError(f"the validation split has no labels of {', '.join(names)}.")
+    return Criterion(tuple(_term(config, f"{name}/auto") for name in kept))
+  terms = tuple(_term(config, entry) for entry in entries)
+  predicted = [target.name for target in targets(config)]
+  for _, prediction, _ in terms:
+    task = task_name(prediction)
+    if task not in predicted or not _measurable(task, labels):
+      raise UserError(
+        f"config.train.select={select!r}: {task!r} must be predicted (the model"
+        f" predicts {predicted}) and the validation split must have labels of it."
+      )
+  return Criterion(terms)
+
+
+def _measurable(task: str, labels: Mapping[str, Any] | None) -> bool:
+  return labels is None or (task in labels and bool(labels[task].mask.any()))
+
+
+def _term(config: ml_collections.ConfigDict, entry: str) -> tuple[float, str, str]:
+  tasks = config.spec.tasks
+  factor, star, rest = entry.rpartition("*")
+  weight = _weight(factor) if star else 1.0
+  prediction, _, name = rest.strip().rpartition("/")
+  prediction = prediction or targets(config)[0].name
+  task = task_name(prediction)
+  if task not in tasks:
+    raise UserError(
+      f"config.train.select={entry!r}: the corpus has no task {task!r} (it has"
+      f" {sorted(tasks)})."
+    )
+  family = _family(task_of(tasks[task]))
+  known = [
+    key
+    for key, metric in metrics_lib.METRICS.items()
+    if family in metric.protocol.split(", ")
+  ]
+  if name == "auto":
+    name = _HEADLINE[family]
+  if name not in known:
+    raise UserError(f"config.train.select={entry!r} must be one of {known}, or auto.")
+  return weight, prediction, name
+
+
+def _weight(text: str) -> float:
+  try:
+    weight = float(text)
+  except ValueError:
+    weight = 0.0
+  if not 0.0 < weight < math.inf:
+    raise UserError(
+      f"config.train.select: the weight {text.strip()!r} must be a positive number"
+      " (the sign is the metric's own)."
+    )
+  return weight
+
+
+def _family(task: Task) -> str:
+  """Name under which `METRICS` lists a task's metrics."""
+  return {"classes": "classes", "binary": "emotions"}.get(task.kind, task.protocol)
