@@ -59,6 +59,8 @@ def _regularize(config):
   config.optim.update(
     {"name": "adamw", "weight_decay": 0.3, "lr_new": 1e-3, "epochs": 14, "patience": 6}
   )
+  config.optim.average = 0.98
+  config.loss.update({"disc": 0.3, "mi": 0.2})
 
 
 def _mosei(config):
