@@ -10,6 +10,7 @@ import pytest
 import tiny_momke
 
 from msa_jax.models import momke
+from msa_jax.models.momke_conditions import conditions, kept_by, sample_subsets
 from msa_jax.models.momke_experts import expert_weights
 from msa_jax.train.objective import task_losses
 from msa_jax.typing import Label, ModelOutput, UserError
@@ -318,7 +319,7 @@ def test_mixed_masks_are_never_empty_and_uniform_over_what_is_there():
   available = np.ones((7000, 3), bool)
   available[-10:, 1] = False
   available[-5:] = False
-  kept = np.asarray(momke.sample_subsets(jax.random.key(1), jnp.asarray(available)))
+  kept = np.asarray(sample_subsets(jax.random.key(1), jnp.asarray(available)))
   assert not (kept & ~available).any()
   np.testing.assert_array_equal(kept.any(-1), available.any(-1))
   counts = np.bincount(kept[:-10] @ [1, 2, 4], minlength=8)
@@ -360,7 +361,7 @@ def test_every_branch_is_the_model_of_its_condition():
   batch = tiny_momke.batch(PRESENT, REAL)
   params = _model(condition="all", depth=1)[1]
   output = _run(batch, params, condition="all", depth=1)
-  table = momke.conditions(NAMES)
+  table = conditions(NAMES)
   assert list(table) == ["a", "t", "v", "at", "av", "tv", "atv"]
   assert params["branches"]["head"]["kernel"].shape == (7, 24, 1)
   values = {name: output.predictions[f"sentiment@{name}"] for name in table}
@@ -436,6 +437,10 @@ def test_the_published_sizes_have_the_published_number_of_parameters(classes, to
   assert count("routers") == 199_689
   assert count("proj1") == 590_592
   assert count(*params) == total
+  config.model.router = "two_way"
+  init = functools.partial(momke.build(config).init, train=False)
+  params = jax.eval_shape(init, jax.random.key(0), batch)["params"]["network"]
+  assert count("routers") == 199_689 - 3 * 257
 
 
 def test_parameters_start_uniform_within_one_over_the_root_of_the_fan_in():
@@ -482,5 +487,5 @@ def test_the_level_must_be_that_of_the_samples():
 
 
 def test_conditions_ignore_modalities_that_the_corpus_lacks():
-  assert momke.kept_by("atv", ("text", "audio")) == (True, True)
-  assert list(momke.conditions(("text", "audio"))) == ["a", "t", "at"]
+  assert kept_by("atv", ("text", "audio")) == (True, True)
+  assert list(conditions(("text", "audio"))) == ["a", "t", "at"]

@@ -95,11 +95,12 @@ def test_each_stage_trains_its_own_parts():
 
 def test_stage_2_starts_from_every_modalitys_own_best_epoch():
   stage = momke_stages.stages(_config())[0]
-  snapshots = {name: {"network": _tree(i)} for i, name in enumerate(NAMES)}
+  trees = {name: _tree(i) for i, name in enumerate(NAMES)}
+  snapshots = {n: stage.keep(n, {"network": tree}) for n, tree in trees.items()}
   final = {"network": _tree(9)}
   network = jax.jit(stage.compose)(snapshots, final)["network"]
   for index, name in enumerate(NAMES):
-    best = snapshots[name]["network"]
+    best = trees[name]
     part = f"in_proj_{name}"
     assert parameter_hash(network[part]) == parameter_hash(best[part])
     for stack in ("experts", "heads"):
@@ -120,7 +121,7 @@ def test_branches_start_from_the_same_experts_and_end_at_their_own_best_epochs()
   branches = jax.tree.map(
     lambda leaf: jnp.stack([leaf + i for i in range(7)]), branches
   )
-  snapshots = {name: {"network": _tree(i)} for i, name in enumerate(NAMES)}
+  snapshots = {n: first.keep(n, {"network": _tree(i)}) for i, n in enumerate(NAMES)}
   start = first.compose(snapshots, {"network": _tree(9), "branches": branches})
   for index in range(7):
     branch = jax.tree.map(lambda leaf, i=index: leaf[i], start["branches"])

@@ -5,7 +5,7 @@ the best validation epoch of each. Stage 2 starts from these parts and trains th
 mixture, one model or one branch per condition.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ import ml_collections
 
 from msa_jax.models import momke
 from msa_jax.models.base import Stage, System, predicted
-from msa_jax.models.momke import conditions, is_branched
+from msa_jax.models.momke import is_branched
+from msa_jax.models.momke_conditions import conditions
 from msa_jax.typing import Params, UserError, modality_order
 
 INITS = ("best_val", "last")
@@ -75,9 +76,7 @@ def _unimodal(config: ml_collections.ConfigDict, epochs: int) -> Stage:
   def compose(snapshots: Mapping[str, Params], final: Params) -> Params:
     network = dict(final["network"])
     if options.stage2_init == "best_val":
-      network = best_parts(
-        {name: snapshots[name]["network"] for name in names}, network
-      )
+      network = join_parts([snapshots[name] for name in names], names, network)
     if not is_branched(options):
       return {**final, "network": network}
     return {"network": network, "branches": branched(network, final["branches"])}
@@ -89,6 +88,7 @@ def _unimodal(config: ml_collections.ConfigDict, epochs: int) -> Stage:
     call={"stage": 1},
     tracks={name: _select(config, name) for name in names},
     trainable=in_stage_1,
+    keep=lambda track, params: own_part(params["network"], track, names.index(track)),
     compose=compose,
   )
 
@@ -101,23 +101,28 @@ def in_stage_1(path: tuple[str, ...]) -> bool:
   )
 
 
-def best_parts(snapshots: Mapping[str, Params], final: Params) -> Params:
-  """Every modality's expert, input projection and head from its own snapshot.
+def own_part(network: Params, name: str, index: int) -> Params:
+  """One modality's input projection, expert and head."""
+  stacks = {part: network[part] for part in (_EXPERTS, _HEADS)}
+  own = jax.tree.map(lambda leaf: leaf[index], stacks)
+  return {"in_proj": network[f"in_proj_{name}"], **own}
 
-  Args:
-    snapshots: modality, in canonical order -> network at its best epoch.
-    final: the network that gives everything else.
+
+def join_parts(
+  parts: Sequence[Params], names: Sequence[str], network: Params
+) -> Params:
+  """The network with every modality's own part; see `own_part`.
+
+  An expert is meaningless with another epoch's projection, so they go together.
   """
-  network = dict(final)
-  for column, (name, snapshot) in enumerate(snapshots.items()):
-    network[f"in_proj_{name}"] = snapshot[f"in_proj_{name}"]
-    for part in (_EXPERTS, _HEADS):
-      network[part] = jax.tree.map(
-        lambda leaf, best, i=column: leaf.at[i].set(best[i]),
-        network[part],
-        snapshot[part],
+  joined = dict(network)
+  for index, (name, part) in enumerate(zip(names, parts, strict=True)):
+    joined[f"in_proj_{name}"] = part["in_proj"]
+    for stack in (_EXPERTS, _HEADS):
+      joined[stack] = jax.tree.map(
+        lambda leaf, own, i=index: leaf.at[i].set(own), joined[stack], part[stack]
       )
-  return network
+  return joined
 
 
 def branched(network: Params, branches: Params) -> Params:

@@ -42,13 +42,9 @@ class Inputs(NamedTuple):
   masks: dict[str, missing.Masks]
 
 
-def load(config: ml_collections.ConfigDict, split: bool = True) -> Corpus:
+def load(config: ml_collections.ConfigDict) -> Corpus:
   """Reads the corpus that `config.data` names, as it is on disk, with the training
   splits of `config.data.joint` added.
-
-  Args:
-    config: of a run.
-    split: whether a corpus of sessions without splits is cut into some (`data.fold`).
 
   Raises:
     UserError: no such file, not readable, or corpora that do not go together.
@@ -59,8 +55,6 @@ def load(config: ml_collections.ConfigDict, split: bool = True) -> Corpus:
     corpus = reading.read(options.path, options.format, features=features)
   else:
     corpus = synthetic.synthetic(options.synthetic)
-  if split:
-    corpus = folds.by_session(corpus, options.fold, options.iemocap_val)
   if options.valence:
     corpus = ratings.valence_as_sentiment(corpus)
   # `--config.data.joint=a.npz,b.npz` arrives as one string.
@@ -69,7 +63,7 @@ def load(config: ml_collections.ConfigDict, split: bool = True) -> Corpus:
     return corpus
   others = (reading.read(path) for path in paths)
   corpora = [
-    corpus,
+    folds.by_session(corpus, options.fold, options.iemocap_val),
     *(folds.by_session(other, 0, options.iemocap_val) for other in others),
   ]
   for each in corpora:
@@ -88,7 +82,7 @@ def prepare(config: ml_collections.ConfigDict) -> Inputs:
     UserError: bad file, or a config that contradicts the corpus.
   """
   config_lib.validate(config, SYSTEMS)
-  corpus = select_modalities(load(config), config.data.modalities)
+  corpus = select_modalities(cut(config, load(config)), config.data.modalities)
   corpus = preprocess.derive_task(corpus, config.data.task)
   config_lib.check_trainable(corpus)
   if config.data.pseudo:
@@ -115,6 +109,13 @@ def _losses(config: ml_collections.ConfigDict) -> dict[str, str]:
   """Task -> name of its loss, as the system says."""
   terms = SYSTEMS[config.model.name].terms(config)
   return {name: terms[name].loss for name in config.spec.tasks}
+
+
+def cut(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
+  """Cuts a corpus of sessions without splits into some; joined corpora have them."""
+  if config.data.joint:
+    return corpus
+  return folds.by_session(corpus, config.data.fold, config.data.iemocap_val)
 
 
 def selecting(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
@@ -199,7 +200,7 @@ def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
     with config.unlocked():
       config.data.update({"path": path, "format": "auto", "joint": ()})
       config.data.features = {name: "" for name in config.data.features}
-  corpus = load(config, split=not path)
+  corpus = load(config) if path else cut(config, load(config))
   kept = [n for n in config.spec.widths if n in _modalities(corpus)]
   corpus = preprocess.derive_task(select_modalities(corpus, kept), config.data.task)
   return grouped(config, corpus)
