@@ -8,11 +8,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from msa_jax.data import dialogues
+from msa_jax.data import batches, dialogues
 from msa_jax.train.feed import Predictions
 from msa_jax.train.recipe import task_of
 from msa_jax.train.rundir import RunDirectory
-from msa_jax.typing import Split, UserError, task_name
+from msa_jax.typing import Split, UserError, modality_order, task_name
 
 Columns = dict[str, Any]  # name -> sequence or array, all of one length
 
@@ -62,6 +62,19 @@ def prediction_columns(
   return columns
 
 
+def _content_columns(data: Split) -> Columns:
+  if not data.modalities:  # utterances of dialogues
+    return {}
+  order = modality_order(data.modalities)
+  present = batches.availability(data)  # [n m]
+  available = [
+    "+".join(name for name, there in zip(order, row, strict=True) if there)
+    for row in present
+  ]
+  steps = {f"steps_{name}": data.modalities[name].lengths for name in order}
+  return {"available": available, **steps}
+
+
 def gate_columns(per_seed: Sequence[Predictions]) -> Columns:
   """Columns `<gate>_<expert>`: weight given to each expert, mean over seeds."""
   columns: Columns = {}
@@ -83,9 +96,13 @@ def write_predictions(
   labels: Mapping[str, Any],
   per_seed: Sequence[Predictions],
 ) -> None:
-  """Writes predictions/<split>.csv: id, labels, predictions per seed."""
+  """Writes predictions/<split>.csv: id, what is there, labels, predictions per seed.
+
+  `available` names the sample's modalities (`text+audio`), `steps_<modality>` counts
+  their steps: what error slices are made of.
+  """
   data = dialogues.utterances(data)
-  columns: Columns = {"id": data.ids}
+  columns: Columns = {"id": data.ids, **_content_columns(data)}
   for name, target in labels.items():
     shape = (len(data), -1)
     for i, column in enumerate(target.values.reshape(shape).T):

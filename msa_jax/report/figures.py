@@ -1,0 +1,195 @@
+"""Figures of training: curves, entropies, expert weights, fusion weights.
+
+Every function takes a `Run` and returns a `Drawing`, or None where the run has nothing
+to draw.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from msa_jax.report import style
+from msa_jax.report.reading import Run, expert_names
+
+
+class Drawing(NamedTuple):
+  """A figure, its title and what it shows, in words."""
+
+  name: str
+  title: str
+  caption: str
+  figure: Figure
+
+
+Series = Mapping[int, tuple[np.ndarray, np.ndarray]]  # seed -> epochs, values
+
+
+def series(run: Run, *path: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+  """One figure of metrics.jsonl over epochs, by seed.
+
+  Args:
+    run: the run.
+    path: keys into a line, e.g. `"valid", "sentiment", "mae"`.
+  """
+  found: dict[int, list[tuple[int, Any]]] = {}
+  for record in run.epochs:
+    value: Any = record
+    for key in path:
+      value = value.get(key) if isinstance(value, Mapping) else None
+    if value is not None:
+      found.setdefault(record["seed"], []).append((record["epoch"], value))
+  return {
+    seed: (np.asarray([e for e, _ in rows]), np.asarray([v for _, v in rows], float))
+    for seed, rows in sorted(found.items())
+  }
+
+
+def band(lines: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Epochs, and mean, least and greatest value over the seeds that got so far."""
+  last = max(int(epochs.max()) for epochs, _ in lines.values())
+  values = np.full((len(lines), last), np.nan)
+  for row, (epochs, figures) in enumerate(lines.values()):
+    values[row, epochs - 1] = figures
+  known = ~np.all(np.isnan(values), axis=0)
+  values, epochs = values[:, known], np.arange(1, last + 1)[known]
+  return (
+    epochs,
+    np.nanmean(values, axis=0),
+    np.nanmin(values, axis=0),
+    np.nanmax(values, axis=0),
+  )
+
+
+def _draw_band(axis, lines: Series, index: int, label: str) -> None:
+  epochs, mean, low, high = band(lines)
+  axis.plot(epochs, mean, color=style.colour(index), label=label, linewidth=1.6)
+  if len(lines) > 1:
+    axis.fill_between(epochs, low, high, color=style.colour(index), alpha=0.2, lw=0)
+  axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def training(run: Run) -> Drawing | None:
+  """Training loss and the validation figures that matter, with bands over seeds."""
+  shown: list[tuple[str, tuple[str, ...]]] = [("training loss", ("train", "loss"))]
+  for task, options in run.tasks().items():
+    names = {"regression": ("mae", "corr"), "classes": ("wa", "ua")}
+    for name in names.get(options.get("kind", ""), ("f1",)):
+      shown.append((f"validation {name}, {task}", ("valid", task, name)))
+  found = [(title, lines) for title, path in shown if (lines := series(run, *path))]
+  if not found:
+    return None
+  figure, axes = style.panels(len(found))
+  for axis, (title, lines) in zip(axes, found, strict=True):
+    _draw_band(axis, lines, 0, "")
+    axis.set_title(title)
+    axis.set_xlabel("epoch")
+  seeds = len(found[0][1])
+  caption = (
+    f"Mean over {seeds} seeds, the band from the least to the greatest; seeds that"
+    " stopped early are no longer in the last epochs' mean."
+  )
+  return Drawing(
+    "training", "Training curves", caption if seeds > 1 else "One seed.", figure
+  )
+
+
+def _gates(run: Run) -> list[str]:
+  names: dict[str, None] = {}
+  for record in run.epochs:
+    names |= dict.fromkeys(record.get("routing") or {})
+  return list(names)
+
+
+def entropies(run: Run) -> Drawing | None:
+  """How undecided each gate is, over epochs."""
+  figure, axes = style.panels(1, width=5.2, height=3.0)
+  drawn = 0
+  for gate in _gates(run):
+    lines = series(run, "routing", gate, "router_entropy_dense_normalised")
+    if lines:
+      _draw_band(axes[0], lines, drawn, gate)
+      drawn += 1
+  if not drawn:
+    return None
+  axes[0].set_ylim(0, 1.05)
+  axes[0].set_xlabel("epoch")
+  axes[0].set_ylabel("entropy / log(experts)")
+  axes[0].set_title("Router entropy on validation")
+  if drawn <= 12:
+    axes[0].legend(fontsize=7, ncols=2)
+  caption = (
+    "Mean over samples of the entropy of the gate's distribution before selection, as"
+    " a share of its maximum: 1 = no preference, 0 = always one expert."
+  )
+  return Drawing("entropies", "Router entropy over training", caption, figure)
+
+
+def expert_weights(run: Run) -> Drawing | None:
+  """Mean weight of every expert of every gate over epochs, stacked (expert load)."""
+  gates = {g: s for g in _gates(run) if (s := _weights(run, g)) is not None}
+  if not gates:
+    return None
+  figure, axes = style.panels(len(gates))
+  for axis, (gate, (epochs, weights)) in zip(axes, gates.items(), strict=True):
+    names = expert_names(run, gate, weights.shape[1])
+    colours = [style.colour(index) for index in range(len(names))]
+    axis.stackplot(epochs, weights.T, labels=names, colors=colours, alpha=0.85)
+    axis.set_title(gate)
+    axis.set_ylim(0, max(1.0, float(weights.sum(axis=1).max())))
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(names) <= 8:
+      axis.legend(fontsize=6, loc="lower left")
+  caption = "Mean over validation samples and seeds of the weights after selection."
+  return Drawing("expert_weights", "Expert load over training", caption, figure)
+
+
+def _weights(run: Run, gate: str) -> tuple[np.ndarray, np.ndarray] | None:
+  """Epochs and mean weights [epoch e] of a gate, over seeds."""
+  by_epoch: dict[int, list[Sequence[float]]] = {}
+  for record in run.epochs:
+    weights = ((record.get("routing") or {}).get(gate) or {}).get("mean_combine")
+    if weights and None not in weights:
+      by_epoch.setdefault(record["epoch"], []).append(weights)
+  if not by_epoch:
+    return None
+  epochs = sorted(by_epoch)
+  return np.asarray(epochs), np.asarray([np.mean(by_epoch[e], axis=0) for e in epochs])
+
+
+def balance(run: Run) -> Drawing | None:
+  """Gradient sizes g_i and fusion weights omega_i (AWF, figures 1 and 4 to 6)."""
+  names = sorted(
+    {
+      key.removeprefix("balance/g_")
+      for record in run.epochs
+      for key in record.get("train", {})
+      if key.startswith("balance/g_")
+    }
+  )
+  if not names:
+    return None
+  figure, axes = style.panels(2, width=4.2, height=3.0)
+  omegas, epochs = [], None
+  for index, name in enumerate(names):
+    _draw_band(axes[0], series(run, "train", f"balance/g_{name}"), index, name)
+    epochs, mean, _, _ = band(series(run, "train", f"balance/omega_{name}"))
+    omegas.append(mean)
+  axes[0].set_title("Gradient size g of each modality")
+  axes[0].legend(fontsize=7)
+  bottom = np.zeros_like(omegas[0])
+  for index, (name, mean) in enumerate(zip(names, omegas, strict=True)):
+    axes[1].bar(epochs, mean, bottom=bottom, color=style.colour(index), label=name)
+    bottom = bottom + mean
+  axes[1].set_title("Fusion weights omega, stacked")
+  axes[1].legend(fontsize=7)
+  for axis in axes:
+    axis.set_xlabel("epoch")
+  caption = (
+    "Left: mean absolute gradient of each modality's last linear layer, mean per epoch;"
+    " B-fusion draws the curves together. Right: the weights it does so with."
+  )
+  return Drawing("balance", "Balance of modalities", caption, figure)

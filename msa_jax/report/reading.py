@@ -1,0 +1,188 @@
+"""Reads what is there of a run directory, and says what is not."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from msa_jax.data.missing import conditions
+from msa_jax.typing import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run directory, as much of it as could be read.
+
+  Attributes:
+    path: the folder.
+    config, data, summary: the JSON files; empty where absent.
+    epochs: the lines of metrics.jsonl.
+    predictions: split -> column -> strings.
+    routing: split -> `<gate>/combine` etc. -> [seed n e], and `ids`.
+    grids: name -> contents of a missing-modality grid.
+    gaps: one line per part that is absent or damaged.
+  """
+
+  path: pathlib.Path
+  config: Mapping[str, Any]
+  data: Mapping[str, Any]
+  summary: Mapping[str, Any]
+  epochs: Sequence[Mapping[str, Any]]
+  predictions: Mapping[str, Mapping[str, Sequence[str]]]
+  routing: Mapping[str, Mapping[str, np.ndarray]]
+  grids: Mapping[str, Mapping[str, Any]]
+  gaps: Sequence[str]
+
+  @property
+  def name(self) -> str:
+    """Folder name, which tells runs of one report apart."""
+    return self.path.name
+
+  @property
+  def model(self) -> str:
+    """Name of the system, as far as it is known."""
+    return self.summary.get("model") or self.config.get("model", {}).get("name", "?")
+
+  @property
+  def split(self) -> str:
+    """The split that figures speak of: test, or validation where there is no test."""
+    return "test" if "test" in self.predictions else "valid"
+
+  def tasks(self) -> Mapping[str, Any]:
+    """Task name -> kind, range, classes."""
+    return self.config.get("spec", {}).get("tasks", {})
+
+
+def read(folder: str | pathlib.Path) -> Run:
+  """Reads a run directory; parts that are absent or damaged become `gaps`.
+
+  Args:
+    folder: of a run.
+
+  Raises:
+    UserError: no such folder, or nothing of a run in it.
+  """
+  path = pathlib.Path(folder).expanduser()
+  if not path.is_dir():
+    raise UserError(f"{folder} is not a folder; give run directories to report on.")
+  gaps: list[str] = []
+  run = Run(
+    path=path.resolve(),
+    config=_json(path / "config.json", gaps),
+    data=_json(path / "data.json", gaps),
+    summary=_json(path / "summary.json", gaps),
+    epochs=_lines(path / "metrics.jsonl", gaps),
+    predictions={s: c for s in ("valid", "test") if (c := _csv(path, s, gaps))},
+    routing={s: a for s in ("valid", "test") if (a := _npz(path, s))},
+    grids={
+      file.stem: grid
+      for file in sorted((path / "missing").glob("*.json"))
+      if (grid := _json(file, gaps))
+    },
+    gaps=gaps,
+  )
+  if not (run.config or run.summary or run.epochs):
+    raise UserError(
+      f"{folder} holds no run: none of config.json, summary.json, metrics.jsonl."
+    )
+  return run
+
+
+def _json(path: pathlib.Path, gaps: list[str]) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text())
+  except FileNotFoundError:
+    gaps.append(f"{path.name} is absent")
+    return {}
+  except (OSError, ValueError) as error:
+    gaps.append(f"{path.name} is damaged ({type(error).__name__})")
+    return {}
+  if not isinstance(value, dict):
+    gaps.append(f"{path.name} is damaged (not a mapping)")
+    return {}
+  return value
+
+
+def _lines(path: pathlib.Path, gaps: list[str]) -> list[dict[str, Any]]:
+  records: list[dict[str, Any]] = []
+  if not path.exists():
+    gaps.append(f"{path.name} is absent")
+    return records
+  for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    try:
+      record = json.loads(line)
+      records.append({"seed": record["seed"], "epoch": record["epoch"], **record})
+    except (ValueError, KeyError, TypeError):
+      gaps.append(f"{path.name} is damaged at line {number}")
+  return records
+
+
+def _csv(folder, split: str, gaps: list[str]) -> dict[str, list[str]]:
+  path = folder / "predictions" / f"{split}.csv"
+  try:
+    with path.open(newline="") as file:
+      rows = list(csv.reader(file))
+  except FileNotFoundError:
+    gaps.append(f"predictions/{path.name} is absent")
+    return {}
+  except (OSError, ValueError, csv.Error) as error:
+    gaps.append(f"predictions/{path.name} is damaged ({type(error).__name__})")
+    return {}
+  header, rows = (rows[0], rows[1:]) if rows else ([], [])
+  whole = [row for row in rows if len(row) == len(header)]
+  if len(whole) < len(rows):
+    gaps.append(f"predictions/{path.name} has {len(rows) - len(whole)} torn lines")
+  return {name: [row[i] for row in whole] for i, name in enumerate(header)}
+
+
+def _npz(folder, split: str) -> dict[str, np.ndarray]:
+  # Models without gates have no such file: its absence is not a gap.
+  path = folder / "routing" / f"{split}.npz"
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      return {name: arrays[name] for name in arrays.files}
+  except (OSError, ValueError, zipfile.BadZipFile):
+    return {}
+
+
+def numbers(column: Sequence[str]) -> np.ndarray:
+  """A csv column as floats; empty cells are NaN.
+
+  Raises:
+    ValueError: a cell that is not a number.
+  """
+  return np.asarray([float(cell) if cell else np.nan for cell in column])
+
+
+def expert_names(run: Run, gate: str, count: int) -> list[str]:
+  """Names of a gate's experts where the config tells them, else numbers.
+
+  Args:
+    run: the run.
+    gate: name of the gate.
+    count: number of its experts.
+  """
+  modalities = [m for m in ("text", "audio", "vision") if m in _widths(run)]
+  fusion = ["sparse", "dense", "robust"]
+  polarity = ["negative", "neutral", "positive"]
+  known = {"gate0": modalities, "gate1": fusion, "gate2": polarity, "gate3": polarity}
+  if run.model == "hgem" and len(known.get(gate, ())) == count:
+    return known[gate]
+  if run.model == "momke" and len(modalities) == count:
+    return [f"{name} expert" for name in modalities]
+  return [f"expert {index}" for index in range(count)]
+
+
+def _widths(run: Run) -> Mapping[str, Any]:
+  return run.config.get("spec", {}).get("widths", {})
+
+
+def condition_names(run: Run) -> list[str]:
+  """The fixed conditions of the run's modalities, as patterns are written."""
+  names = tuple(_widths(run))
+  return ["+".join(some) for some in conditions(names)] if names else []

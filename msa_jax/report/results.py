@@ -1,0 +1,183 @@
+"""Result tables: runs, published rows beside them, and how surely runs differ."""
+
+import csv
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from msa_jax.metrics import METRICS
+from msa_jax.metrics.bootstrap import Comparison, paired
+from msa_jax.report.errors import class_pair, regression_pair
+from msa_jax.report.reading import Run
+from msa_jax.report.terminal import SHOWN, figure
+
+# Sign counts (negative, zero, positive) of the official test splits, by which a corpus
+# is known to be tested as in publications.
+OFFICIAL = {
+  "mosi": (379, 30, 277),
+  "mosei": (1350, 1025, 2284),
+  "sims": (248, 69, 140),
+  "simsv2": (488, 123, 423),
+}
+UNSTATED = ("acc2_unstated", "f1_unstated")
+
+
+class Published(NamedTuple):
+  """One row of `published.csv`: a figure of somebody's table."""
+
+  corpus: str
+  model: str
+  setting: str
+  metric: str
+  value: float
+  source: str
+
+
+class Row(NamedTuple):
+  """A line of a result table: name, cells by metric, remarks."""
+
+  name: str
+  cells: Mapping[str, str]
+  remark: str
+
+
+def published() -> list[Published]:
+  """Figures of the literature with their source; shares are in [0, 1]."""
+  file = importlib.resources.files("msa_jax.report") / "published.csv"
+  rows = csv.DictReader(file.read_text().splitlines())
+  return [Published(**{**row, "value": float(row["value"])}) for row in rows]
+
+
+def corpus_of(run: Run) -> tuple[str, str]:
+  """The published corpus that a run is about, and what differs.
+
+  Returns:
+    Name (`""` if it is none), and a remark, empty where the test split has the
+    official sign counts.
+  """
+  labels = run.data.get("splits", {}).get("test", {}).get("labels", {})
+  counts = labels.get("sentiment", {})
+  signs = tuple(counts.get(s, -1) for s in ("negative", "zero", "positive"))
+  for name, official in OFFICIAL.items():
+    if signs == official:
+      return name, ""
+  called = str(run.data.get("name", "")).lower().replace("_", "").replace("-", "")
+  for name in ("mosei", "mosi", "simsv2", "sims", "iemocap"):
+    if name in called:
+      size = run.data.get("splits", {}).get("test", {}).get("samples", "?")
+      return name, f"another test split (n={size}) than the published figures"
+  return "", ""
+
+
+def own_rows(runs: Sequence[Run], task: str) -> list[Row]:
+  """One row per run: mean ± standard deviation over seeds on its test split."""
+  rows = []
+  for run in runs:
+    figures = run.summary.get("splits", {}).get(run.split, {}).get(task, {})
+    cells = {
+      name: figure(figures[name])
+      for name in figures
+      if isinstance(figures[name], Mapping) and name in METRICS
+    }
+    seeds = len(run.summary.get("seeds", ()))
+    remark = f"{run.model}, {seeds} seeds, {run.split}"
+    if run.config.get("data", {}).get("path") == "":
+      remark += ", synthetic corpus"
+    rows.append(Row(run.name, cells, remark))
+    bayes = (run.summary.get("bayes") or {}).get(run.split, {})
+    if task == "sentiment" and bayes:
+      cells = {n: f"{v:.3f}" for n, v in bayes.items() if n in METRICS}
+      rows.append(Row("Bayes-optimal", cells, "the least error possible"))
+  return rows
+
+
+def published_rows(runs: Sequence[Run], task: str) -> list[Row]:
+  """The literature's rows on the corpora of the runs, with what differs."""
+  if task not in ("sentiment", "emotion"):
+    return []
+  rows, seen = [], set()
+  for run in runs:
+    corpus, remark = corpus_of(run)
+    if not corpus or corpus in seen:
+      continue
+    seen.add(corpus)
+    grouped: dict[tuple[str, str, str], dict[str, str]] = {}
+    for entry in published():
+      if entry.corpus == corpus:
+        key = (entry.source, entry.model, entry.setting)
+        grouped.setdefault(key, {})[entry.metric] = f"{entry.value:.3f}"
+    for (source, model, setting), cells in grouped.items():
+      notes = [corpus, source, setting, remark]
+      rows.append(Row(model, cells, "; ".join(note for note in notes if note)))
+  return rows
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+  """Metrics that any row has, in the order tables show them."""
+  known = {name for row in rows for name in row.cells}
+  return [name for name in (*SHOWN, *UNSTATED) if name in known]
+
+
+def tasks(runs: Sequence[Run]) -> list[str]:
+  """Tasks that any of the runs was scored on."""
+  names: dict[str, None] = {}
+  for run in runs:
+    names |= dict.fromkeys(run.summary.get("splits", {}).get(run.split, {}))
+  return list(names)
+
+
+def significance(first: Run, second: Run, task: str) -> tuple[str, Comparison] | None:
+  """Paired bootstrap over the samples that both runs predicted.
+
+  The mean predictions over seeds are compared: by absolute error for regression, by
+  accuracy for classes.
+
+  Returns:
+    Name of the metric and the comparison, first minus second; None where the runs
+    do not have the same labelled samples.
+  """
+  if not all(task in run.tasks() for run in (first, second)):
+    return None
+  ids = [
+    list(run.predictions.get(run.split, {}).get("id", ())) for run in (first, second)
+  ]
+  if not ids[0] or ids[0] != ids[1]:
+    return None
+  kind = first.tasks()[task].get("kind")
+  if kind == "regression":
+    pairs = [regression_pair(run, task) for run in (first, second)]
+    metric, name = _mae, "mae"
+  else:
+    pairs = [class_pair(run, task) for run in (first, second)]
+    metric, name = _accuracy, "wa"
+  if pairs[0] is None or pairs[1] is None:
+    return None
+  (labels, one), (others, two) = pairs
+  if labels.shape != others.shape or not np.array_equal(labels, others):
+    return None
+  return name, paired(metric, one, two, labels)
+
+
+def _mae(values: np.ndarray, labels: np.ndarray) -> float:
+  return float(np.mean(np.abs(values - labels)))
+
+
+def _accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+  return float(np.mean(probabilities.argmax(axis=1) == labels))
+
+
+def verdict(first: Run, second: Run, task: str) -> str | None:
+  """The comparison of two runs in a sentence; None where it cannot be made."""
+  result = significance(first, second, task)
+  if result is None:
+    return None
+  name, comparison = result
+  difference = comparison.difference
+  return (
+    f"{task}: {first.name} minus {second.name}, {name} of the seeds' mean prediction:"
+    f" {difference.estimate:+.4f}, 95 % interval {difference.low:+.4f} to"
+    f" {difference.high:+.4f}, p = {comparison.p_value:.3f} (paired bootstrap over"
+    " samples)"
+  )
