@@ -21,6 +21,7 @@ table { border-collapse: collapse; font-size: .85rem; display: block;
   overflow-x: auto; }
 th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child, td.remark { text-align: left; }
+td.remark { padding-top: .8rem; }
 tr.own { font-weight: 600; }
 thead { border-bottom: 2px solid #888; }
 .gaps { background: #fff4e0; padding: .5rem 1rem; border-left: 4px solid #E69F00; }
@@ -105,15 +106,23 @@ def _tables(runs: Sequence[Run]) -> str:
   for task in results.tasks(runs):
     own, others = results.own_rows(runs, task), results.published_rows(runs, task)
     names = results.columns([*own, *others])
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *names, ""))
-    body = [_line(row, names, "own") for row in own]
-    body += [_line(row, names, "published") for row in others]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *names))
+    body, said = [], ""
+    for kind, rows in (("own", own), ("published", others)):
+      for row in rows:
+        if row.remark != said:  # a heading for the rows that share a source
+          said = row.remark
+          body.append(
+            f'<tr><td class="remark" colspan="{len(names) + 1}">'
+            f"{html.escape(said)}</td></tr>"
+          )
+        body.append(_line(row, names, kind))
     parts.append(
       f"<h3>{html.escape(task)}</h3><table><thead><tr>{head}</tr></thead>"
       f"<tbody>{''.join(body)}</tbody></table>"
     )
     verdicts = (results.verdict(runs[0], run, task) for run in runs[1:])
-    parts += [f"<p>{html.escape(said)}</p>" for said in verdicts if said]
+    parts += [f"<p>{html.escape(line)}</p>" for line in verdicts if line]
   parts.append(
     '<p class="remark">Mean ± standard deviation over seeds. A metric is named by its'
     " protocol; <i>unstated</i> marks figures whose source does not say how zeros were"
@@ -124,7 +133,4 @@ def _tables(runs: Sequence[Run]) -> str:
 
 def _line(row: results.Row, names: Sequence[str], kind: str) -> str:
   cells = "".join(f"<td>{html.escape(row.cells.get(n, ''))}</td>" for n in names)
-  return (
-    f'<tr class="{kind}"><td>{html.escape(row.name)}</td>{cells}'
-    f'<td class="remark">{html.escape(row.remark)}</td></tr>'
-  )
+  return f'<tr class="{kind}"><td>{html.escape(row.name)}</td>{cells}</tr>'

@@ -111,7 +111,7 @@ def published_rows(runs: Sequence[Run], task: str) -> list[Row]:
     for (source, model, setting), cells in grouped.items():
       notes = [corpus, source, setting, remark]
       rows.append(Row(model, cells, "; ".join(note for note in notes if note)))
-  return rows
+  return sorted(rows, key=lambda row: row.remark)  # rows of one source together
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
