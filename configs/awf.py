@@ -15,13 +15,12 @@ leaves A-fusion out, `--config.balance.enabled=False` B-fusion. Published: MOSI 
 features used here).
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax.data.world import ONE_STRONG
+from msa_jax import presets
 from msa_jax.models import awf
 
 
@@ -49,15 +48,9 @@ VARIANTS = dict.fromkeys((*TABLE_2, "paper", "sgd", "one_strong"))
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
   chosen = config_lib.parse_variants(variants, VARIANTS)
-  config = config_lib.base(awf.options())
+  config = presets.late_fusion(awf.options())
   config.model.update({"d": 64, "post": 64, "dropout": 0.2})
   config.balance.enabled = True
-  config.data.align = "pool"
-  config.data.max_steps = 50
-  config.optim.update(
-    {"name": "adamw", "lr_new": 1e-3, "weight_decay": 1e-3, "clip": 1.0}
-  )
-  config.optim.update({"epochs": 50, "batch": 32, "patience": 8})
   data_set = next((name for name in chosen if name in TABLE_2), None)
   if data_set:
     _table2(config, TABLE_2[data_set])
@@ -66,10 +59,9 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   if "paper" in chosen:
     _paper(config, TABLE_2[data_set or "mosi"])
   if "sgd" in chosen:
-    config.optim.update({"name": "sgd", "momentum": 0.9, "lr_new": 0.05})
-    config.optim.update({"weight_decay": 0.0, "schedule": "cosine"})
+    presets.sgd(config)
   if "one_strong" in chosen:
-    config.data.synthetic.update(dataclasses.asdict(ONE_STRONG))
+    presets.one_strong(config)
   return config_lib.finish(config)
 
 
@@ -82,10 +74,7 @@ def _table2(config, row):
 def _paper(config, row):
   _table2(config, row)
   config.model.text_encoder = "bert_cls"
-  config.data.align = "none"
-  config.data.max_steps = 0
-  config.optim.update({"name": "adam", "lr_new": row.learning_rate})
-  config.optim.update({"patience": row.patience, "weight_decay": 0.0, "clip": 0.0})
-  config.optim.update({"warmup": 0.0, "schedule": "constant"})
+  presets.published(config)
+  config.optim.update({"lr_new": row.learning_rate, "patience": row.patience})
   config.balance.scale_updates_by_omega = "false"
   config.balance.omega_loss = "literal"

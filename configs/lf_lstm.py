@@ -10,60 +10,38 @@ synthetic corpus whose text says nearly everything). Published (AWF): MOSI Acc-2
 with B-fusion .774.
 """
 
-import dataclasses
-
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax.data.world import ONE_STRONG
+from msa_jax import presets
 from msa_jax.models import lf_lstm
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
   chosen = config_lib.parse_variants(variants, VARIANTS)
-  config = config_lib.base(lf_lstm.options())
-  config.data.max_steps = 50
-  config.data.align = "pool"
-  config.optim.update(
-    {"name": "adamw", "lr_new": 1e-3, "weight_decay": 1e-3, "clip": 1.0}
-  )
-  config.optim.update({"epochs": 50, "batch": 32, "patience": 8})
-  for name in sorted(chosen, key=tuple(VARIANTS).index):  # data sets come first
-    VARIANTS[name](config)
-  return config_lib.finish(config)
+  config = presets.late_fusion(lf_lstm.options())
+  return presets.apply(config, chosen, VARIANTS)
 
 
-def _table2(d, post, dropout, batch, steps=50):
+def _table2(d, post, dropout, batch):
   def apply(config):
     config.model.update({"d": d, "post": post})
     for name in config.model.dropout:
       config.model.dropout[name] = dropout
-    config.optim.update({"batch": batch})
-    config.data.max_steps = steps
+    config.optim.batch = batch
 
   return apply
 
 
 def _iemocap(config):
-  _table2(256, 128, 0.4, 24, steps=20)(config)
-  config.model.task = "emotion"
+  presets.iemocap(config)
+  _table2(256, 128, 0.4, 24)(config)
 
 
 def _paper(config):
-  config.data.align = "none"
-  config.data.max_steps = 0
-  config.optim.update({"name": "adam", "weight_decay": 0.0, "clip": 0.0})
-  config.optim.update({"warmup": 0.0, "schedule": "constant", "lr_new": 1e-4})
-
-
-def _sgd(config):
-  config.optim.update({"name": "sgd", "momentum": 0.9, "lr_new": 0.05})
-  config.optim.update({"weight_decay": 0.0, "schedule": "cosine"})
-
-
-def _one_strong(config):
-  config.data.synthetic.update(dataclasses.asdict(ONE_STRONG))
+  presets.published(config)
+  config.optim.lr_new = 1e-4
 
 
 VARIANTS = {
@@ -72,6 +50,6 @@ VARIANTS = {
   "sims": _table2(128, 64, 0.0, 16),
   "iemocap": _iemocap,
   "paper": _paper,
-  "sgd": _sgd,
-  "one_strong": _one_strong,
+  "sgd": presets.sgd,
+  "one_strong": presets.one_strong,
 }

@@ -9,31 +9,21 @@ reading padding and its optimizer), `sgd`, `one_strong` (a synthetic corpus whos
 text says nearly everything). Published (AWF): MOSI Acc-2 .753; text alone .777.
 """
 
-import dataclasses
-
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax.data.world import ONE_STRONG
+from msa_jax import presets
 from msa_jax.models import tfn
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
   chosen = config_lib.parse_variants(variants, VARIANTS)
-  config = config_lib.base(tfn.options())
+  config = presets.late_fusion(tfn.options())
   # The product of MMSA's widths has 140,000 entries; the default is narrower.
   config.model.hidden.update({"text": 64, "audio": 16, "vision": 16})
   config.model.update({"text_out": 16, "post": 32})
-  config.data.max_steps = 50
-  config.data.align = "pool"
-  config.optim.update(
-    {"name": "adamw", "lr_new": 1e-3, "weight_decay": 1e-3, "clip": 1.0}
-  )
-  config.optim.update({"epochs": 50, "batch": 32, "patience": 8})
-  for name in sorted(chosen, key=tuple(VARIANTS).index):  # data sets come first
-    VARIANTS[name](config)
-  return config_lib.finish(config)
+  return presets.apply(config, chosen, VARIANTS)
 
 
 def _sizes(config, audio, text_out, post, rates):
@@ -59,35 +49,12 @@ def _sims(config):
   config.optim.update({"batch": 32, "lr_new": 5e-4})
 
 
-def _iemocap(config):
-  config.model.task = "emotion"
-  config.data.max_steps = 20
-  config.optim.batch = 24
-
-
-def _paper(config):
-  config.model.compat = "mmsa"
-  config.data.align = "none"
-  config.data.max_steps = 0
-  config.optim.update({"name": "adam", "weight_decay": 0.0, "clip": 0.0})
-  config.optim.update({"warmup": 0.0, "schedule": "constant"})
-
-
-def _sgd(config):
-  config.optim.update({"name": "sgd", "momentum": 0.9, "lr_new": 0.05})
-  config.optim.update({"weight_decay": 0.0, "schedule": "cosine"})
-
-
-def _one_strong(config):
-  config.data.synthetic.update(dataclasses.asdict(ONE_STRONG))
-
-
 VARIANTS = {
   "mosi": _mosi,
   "mosei": _mosei,
   "sims": _sims,
-  "iemocap": _iemocap,
-  "paper": _paper,
-  "sgd": _sgd,
-  "one_strong": _one_strong,
+  "iemocap": presets.iemocap,
+  "paper": presets.mmsa,
+  "sgd": presets.sgd,
+  "one_strong": presets.one_strong,
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_fusion
 
-from msa_jax.models import SYSTEMS, subnets, tfn
+from msa_jax.models import SYSTEMS, late_fusion, subnets, tfn
 from msa_jax.typing import Batch, Label, Modality, UserError
 
 REFERENCE = np.load(pathlib.Path(__file__).parent / "data/late_fusion_reference.npz")
@@ -288,9 +288,9 @@ def test_one_modality_and_one_sample_are_enough(name):
 
 
 def test_fusion_order_is_mmsas():
-  order = subnets.fusion_order(("text", "audio", "vision"))
+  order = late_fusion.fusion_order(("text", "audio", "vision"))
   assert order == ("audio", "vision", "text")
-  assert subnets.fusion_order(("audio", "vision")) == ("audio", "vision")
+  assert late_fusion.fusion_order(("audio", "vision")) == ("audio", "vision")
 
 
 def test_first_step_pooling_reads_the_first_visible_step():

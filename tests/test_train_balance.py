@@ -1,23 +1,14 @@
 """B-fusion around models: what moves what, in one step and over whole runs."""
 
-import json
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_fusion
-import toy
 
-from msa_jax import models
-from msa_jax.layers.masking import hide_unavailable, masked_mean
 from msa_jax.models import SYSTEMS
-from msa_jax.models.base import System
-from msa_jax.train import balance, inputs, recipe, run, rundir
+from msa_jax.train import balance, recipe
 from msa_jax.train.balance import balanced, seen_modalities
-from msa_jax.train.omega import owner_of
-from msa_jax.typing import ModelOutput, UserError
 
 HOSTS = ("awf", "lf_dnn", "lf_lstm", "tfn")
 
@@ -301,87 +292,3 @@ def test_metrics_have_a_scalar_for_every_modality():
   ):
     for slot, name in enumerate(("text", "audio", "vision")):
       assert float(metrics[f"balance/{kind}_{name}"]) == float(metrics[key][slot])
-
-
-class Plain(nn.Module):
-  """A model that takes no part."""
-
-  @nn.compact
-  def __call__(self, batch, *, train):
-    raise NotImplementedError
-
-
-def test_a_model_without_the_two_parts_is_told_what_to_implement():
-  system = System(build=lambda config: Plain())
-  with pytest.raises(UserError, match="Plain: it lacks encode and tail. Implement enc"):
-    balanced(tiny_fusion.config(), system)
-
-
-# The example of the README: a model of one's own.
-class Mine(nn.Module):
-  def setup(self):
-    self.encoder = {m: nn.Dense(8) for m in ("text", "audio")}
-    self.last = {m: nn.Dense(4, use_bias=False) for m in ("text", "audio")}
-    self.head = nn.Dense(1)
-
-  def encode(self, batch, *, train):
-    seen = hide_unavailable(batch).modalities
-    pooled = {m: masked_mean(x.features, x.mask[..., None], 1) for m, x in seen.items()}
-    return {m: nn.relu(self.encoder[m](pooled[m])) for m in pooled}
-
-  def tail(self, features, omega, batch, *, train):
-    parts = [omega[m] * self.last[m](features[m]) for m in batch.order]
-    value = self.head(jnp.concatenate(parts, axis=-1))[:, 0]
-    return ModelOutput({"sentiment": value}, {}, {}, {})
-
-
-def test_a_model_of_ones_own_is_balanced_by_a_whole_run(tmp_path, monkeypatch):
-  monkeypatch.setitem(models.SYSTEMS, "mine", System(build=lambda config: Mine()))
-  monkeypatch.setattr(inputs, "load", lambda config: toy.corpus())
-  config = toy.config(epochs=3).copy_and_resolve_references().unlock()
-  config.model.name = "mine"
-  config.balance.enabled = True
-  summary = run.train(config.lock(), tmp_path)
-  assert summary["model"] == "mine"
-  record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-  weights = [record["train"][f"balance/omega_{m}"] for m in ("text", "audio")]
-  assert abs(weights[0] - 1.0) > 1e-3
-  assert record["train"]["balance/g_text"] > 0.0
-  # The learned weights are part of what is saved and predicted with.
-  loaded = run.restore(
-    rundir.RunDirectory(tmp_path),
-    rundir.RunDirectory(tmp_path).config(),
-  )[0]
-  assert np.any(np.asarray(loaded[1]["balance"]["omega"]) != 1.0)
-
-
-class Renamed(Mine):
-  """The same with another name for the last linear layers."""
-
-  def setup(self):
-    self.encoder = {m: nn.Dense(8) for m in ("text", "audio")}
-    self.last = {"text": nn.Dense(4, name="words"), "audio": nn.Dense(4, name="sound")}
-    self.head = nn.Dense(1)
-
-
-def test_other_names_of_layers_are_given_by_functions():
-  widths = {"text": 5, "audio": 4}
-  config = tiny_fusion.config(widths=widths)
-  system = System(build=lambda config: Renamed())
-  with pytest.raises(UserError, match="no parameter last_text/kernel in Renamed"):
-    balanced(config, system)
-  names = {"text": "words", "audio": "sound"}
-  made = balanced(
-    config,
-    system,
-    kernel=lambda m: (names[m], "kernel"),
-    owner=lambda path, m: {"words": "text", "sound": "audio"}.get(
-      path[0], owner_of(path, m)
-    ),
-  )
-  state = start(config, made)
-  after, metrics = tiny_fusion.quick_jit(made.step)(
-    state, tiny_fusion.batch(widths=widths), 0
-  )
-  assert np.all(np.asarray(metrics["g"]) > 0.0)
-  assert np.all(omega_of(after) != 1.0)

@@ -8,26 +8,19 @@ Source: Luo, Wu, Liu, Tang: Multimodal sentiment analysis method based on adapti
 weight fusion, Journal of Software 2024, 35(10):4781-4793.
 """
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from msa_jax.models.base import System, Target, predicted, shape_predictions
-from msa_jax.models.subnets import (
-  Features,
-  Head,
-  Omega,
-  RecurrentEncoder,
-  StepEncoder,
-  check_options,
-  encode_each,
-  presence,
-  read,
-  weigh,
-)
-from msa_jax.typing import Batch, ModelOutput, UserError, modality_order
+from msa_jax.models import late_fusion
+from msa_jax.models.base import System
+from msa_jax.models.late_fusion import Features, LateFusion
+from msa_jax.models.subnets import Head, RecurrentEncoder, StepEncoder
+from msa_jax.typing import UserError
 
 _CHOICES = {
   "text_encoder": ("mean", "lstm", "bert_cls"),
@@ -95,20 +88,11 @@ class AttentionFusion(nn.Module):
     return jnp.where(present, weights, 0.0)
 
 
-class AWF(nn.Module):
-  """The network.
-
-  Attributes:
-    options: `config.model`, frozen.
-    modalities: names in canonical order.
-    target: the task predicted.
+class AWF(LateFusion):
+  """The network. See `LateFusion` for attributes.
 
   Source: AWF, Eq. 1-4, 11-13 and figure 2.
   """
-
-  options: ml_collections.FrozenConfigDict
-  modalities: tuple[str, ...]
-  target: Target
 
   def setup(self):
     options = self.options
@@ -129,53 +113,28 @@ class AWF(nn.Module):
     pool = "mean" if options.text_encoder == "mean" else "first"
     return StepEncoder(pool, options.dropout)
 
-  def encode(self, batch: Batch, *, train: bool) -> dict[str, Float[Array, "b d"]]:
-    """Modality -> input of its last linear layer."""
-    return encode_each(self.encoder, read(batch), train)
+  def fuse(
+    self,
+    weighted: Features,
+    projected: Features,
+    present: Mapping[str, Bool[Array, " b"]],
+  ) -> tuple[Float[Array, "b c"], dict[str, Array]]:
+    """Mean of both fusions, Z = (Z_GB + Z_ATT) / 2; B-fusion alone without A-fusion.
 
-  def tail(
-    self, features: Features, omega: Omega, batch: Batch, *, train: bool
-  ) -> ModelOutput:
-    """Last linear layers, both fusions, head.
-
-    Args:
-      features: from `encode`.
-      omega: modality -> B-fusion weight; None = 1.
-      batch: says which modalities are there.
-
-    Returns:
-      `features`: each modality's Z_i, A-fusion's weights `alpha` [b m] (zero without
-      A-fusion), `fused` (the head's input, [b m*d]).
+    Reports A-fusion's weights `alpha` [b m] (zero without A-fusion) and `fused`, the
+    head's input [b m*d].
     """
-    present = presence(read(batch))
-    projected = {
-      name: weigh(None, name, present[name], self.last[name](features[name]))
-      for name in self.modalities
-    }
-    weighted = [
-      weigh(omega, name, present[name], projected[name]) for name in self.modalities
-    ]
-    fused = jnp.stack(weighted, axis=1)  # [b m d]
+    fused = jnp.stack([weighted[name] for name in self.modalities], axis=1)  # [b m d]
     alpha = jnp.zeros(fused.shape[:2], fused.dtype)
     if self.options.afusion:
-      stacked = jnp.stack([projected[n] for n in self.modalities], axis=1)
+      stacked = jnp.stack([projected[name] for name in self.modalities], axis=1)
       if self.options.afusion_stop_grad:
         stacked = lax.stop_gradient(stacked)
       there = jnp.stack([present[name] for name in self.modalities], axis=1)
       alpha = self.attention(stacked, there)
       fused = (fused + alpha[..., None] * stacked) / 2
     fused = fused.reshape(len(fused), -1)  # [b m*d]
-    values = self.head(fused, train=train)
-    return ModelOutput(
-      {self.target.name: shape_predictions(self.target, values)},
-      {**projected, "alpha": alpha, "fused": fused},
-      {},
-      {},
-    )
-
-  def __call__(self, batch: Batch, *, train: bool, omega: Omega = None) -> ModelOutput:
-    """`tail` of `encode`."""
-    return self.tail(self.encode(batch, train=train), omega, batch, train=train)
+    return fused, {"alpha": alpha, "fused": fused}
 
 
 def build(config: ml_collections.ConfigDict) -> AWF:
@@ -184,15 +143,10 @@ def build(config: ml_collections.ConfigDict) -> AWF:
   Raises:
     UserError: a value out of range, or a task that the corpus lacks.
   """
-  model = config.model
-  check_options(model, _CHOICES, ("d", "post"))
-  if model.post_layers < 0:
-    raise UserError(f"model.post_layers={model.post_layers}: must be 0 or more")
-  return AWF(
-    options=ml_collections.FrozenConfigDict(model),
-    modalities=modality_order(config.spec.widths),
-    target=predicted(config),
-  )
+  layers = config.model.post_layers
+  if layers < 0:
+    raise UserError(f"model.post_layers={layers}: must be 0 or more")
+  return late_fusion.build(AWF, config, _CHOICES, ("d", "post"))
 
 
 SYSTEM = System(build=build)

@@ -3,27 +3,13 @@
 Source: MMSA (thuiar/MMSA, singleTask/LF_DNN.py), Yu et al., ACL 2020 (CH-SIMS).
 """
 
-import flax.linen as nn
-import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float
 
-from msa_jax.models.base import System, Target, predicted, shape_predictions
-from msa_jax.models.subnets import (
-  Features,
-  Head,
-  Omega,
-  check_options,
-  encode_each,
-  fusion_order,
-  mmsa_networks,
-  mmsa_project,
-  modalities_of,
-  presence,
-  read,
-  weigh,
-)
-from msa_jax.typing import Batch, ModelOutput
+from msa_jax.models import late_fusion
+from msa_jax.models.base import System
+from msa_jax.models.late_fusion import Features, LateFusion
+from msa_jax.models.subnets import mmsa_head, mmsa_networks, rectify
 
 
 def options() -> ml_collections.ConfigDict:
@@ -42,62 +28,16 @@ def options() -> ml_collections.ConfigDict:
   )
 
 
-class LFDNN(nn.Module):
-  """The network.
-
-  Attributes:
-    options: `config.model`, frozen.
-    modalities: names in canonical order.
-    target: the task predicted.
-  """
-
-  options: ml_collections.FrozenConfigDict
-  modalities: tuple[str, ...]
-  target: Target
+class LFDNN(LateFusion):
+  """The network. See `LateFusion` for attributes."""
 
   def setup(self):
-    options = self.options
-    self.encoder, self.last = mmsa_networks(options, self.modalities)
-    widths = (options.post, options.post)
-    self.head = Head(widths, self.target.n_outputs, options.dropout.post)
+    self.encoder, self.last = mmsa_networks(self.options, self.modalities)
+    self.head = mmsa_head(self.options, self.target.n_outputs)
 
-  @nn.nowrap
-  def _read(self, batch: Batch) -> Batch:
-    return read(batch, self.options.compat == "mmsa")
-
-  def encode(self, batch: Batch, *, train: bool) -> dict[str, Float[Array, "b d"]]:
-    """Modality -> input of its last linear layer."""
-    return encode_each(self.encoder, self._read(batch), train)
-
-  def tail(
-    self, features: Features, omega: Omega, batch: Batch, *, train: bool
-  ) -> ModelOutput:
-    """Last linear layers, concatenation, head.
-
-    Args:
-      features: from `encode`.
-      omega: modality -> fusion weight of its features; None = 1.
-      batch: says which modalities are there.
-    """
-    present = presence(self._read(batch))
-    projected = {
-      name: weigh(None, name, present[name], values)
-      for name, values in mmsa_project(self.last, features).items()
-    }
-    fused = jnp.concatenate(
-      [
-        weigh(omega, name, present[name], projected[name])
-        for name in fusion_order(self.modalities)
-      ],
-      axis=-1,
-    )
-    values = self.head(fused, train=train)
-    predictions = {self.target.name: shape_predictions(self.target, values)}
-    return ModelOutput(predictions, {**projected, "fused": fused}, {}, {})
-
-  def __call__(self, batch: Batch, *, train: bool, omega: Omega = None) -> ModelOutput:
-    """`tail` of `encode`."""
-    return self.tail(self.encode(batch, train=train), omega, batch, train=train)
+  def project(self, features: Features) -> dict[str, Float[Array, "b d"]]:
+    """Last linear layer of each modality; ReLU after it for all but text."""
+    return rectify(super().project(features))
 
 
 def build(config: ml_collections.ConfigDict) -> LFDNN:
@@ -106,13 +46,8 @@ def build(config: ml_collections.ConfigDict) -> LFDNN:
   Raises:
     UserError: a value out of range, or a modality or task without options.
   """
-  model = config.model
-  check_options(model, {"compat": ("none", "mmsa")}, ("hidden", "text_out", "post"))
-  return LFDNN(
-    options=ml_collections.FrozenConfigDict(model),
-    modalities=modalities_of(config, model.hidden),
-    target=predicted(config),
-  )
+  positive = ("hidden", "text_out", "post")
+  return late_fusion.build(LFDNN, config, late_fusion.COMPAT, positive)
 
 
 SYSTEM = System(build=build)

@@ -4,27 +4,17 @@ Source: Zadeh et al., EMNLP 2017 (arXiv:1707.07250), with the sub-networks of MM
 (thuiar/MMSA, singleTask/TFN.py).
 """
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from msa_jax.models.base import System, Target, predicted, shape_predictions
-from msa_jax.models.subnets import (
-  Features,
-  Head,
-  Omega,
-  check_options,
-  encode_each,
-  fusion_order,
-  mmsa_networks,
-  mmsa_project,
-  modalities_of,
-  presence,
-  read,
-  weigh,
-)
-from msa_jax.typing import Batch, ModelOutput
+from msa_jax.models import late_fusion
+from msa_jax.models.base import System
+from msa_jax.models.late_fusion import Features, LateFusion, in_fusion_order
+from msa_jax.models.subnets import mmsa_head, mmsa_networks, rectify
 
 # MMSA squashes every corpus's predictions into this range.
 _COMPAT_RANGE = (-3.0, 3.0)
@@ -63,70 +53,36 @@ def outer_product(parts: list[Float[Array, "b _"]]) -> Float[Array, "b c"]:
   return fused
 
 
-class TFN(nn.Module):
-  """The network.
-
-  Attributes:
-    options: `config.model`, frozen.
-    modalities: names in canonical order.
-    target: the task predicted.
-  """
-
-  options: ml_collections.FrozenConfigDict
-  modalities: tuple[str, ...]
-  target: Target
+class TFN(LateFusion):
+  """The network. See `LateFusion` for attributes."""
 
   def setup(self):
-    options = self.options
-    self.encoder, self.last = mmsa_networks(options, self.modalities)
-    widths = (options.post, options.post)
-    self.head = Head(widths, self.target.n_outputs, options.dropout.post)
+    self.encoder, self.last = mmsa_networks(self.options, self.modalities)
+    self.head = mmsa_head(self.options, self.target.n_outputs)
+
+  def project(self, features: Features) -> dict[str, Float[Array, "b d"]]:
+    """Last linear layer of each modality; ReLU after it for all but text."""
+    return rectify(super().project(features))
+
+  def fuse(
+    self,
+    weighted: Features,
+    projected: Features,
+    present: Mapping[str, Bool[Array, " b"]],
+  ) -> tuple[Float[Array, "b c"], dict[str, Array]]:
+    """The outer product, which is too wide to report."""
+    del projected, present
+    return outer_product(in_fusion_order(weighted)), {}
 
   @nn.nowrap
-  def _read(self, batch: Batch) -> Batch:
-    return read(batch, self.options.compat == "mmsa")
-
-  def encode(self, batch: Batch, *, train: bool) -> dict[str, Float[Array, "b d"]]:
-    """Modality -> input of its last linear layer."""
-    return encode_each(self.encoder, self._read(batch), train)
-
-  def tail(
-    self, features: Features, omega: Omega, batch: Batch, *, train: bool
-  ) -> ModelOutput:
-    """Last linear layers, outer product, head.
-
-    Regression is squashed into the task's range by a sigmoid.
-
-    Args:
-      features: from `encode`.
-      omega: modality -> fusion weight of its features; None = 1.
-      batch: says which modalities are there.
-    """
-    present = presence(self._read(batch))
-    projected = {
-      name: weigh(None, name, present[name], values)
-      for name, values in mmsa_project(self.last, features).items()
-    }
-    fused = outer_product(
-      [
-        weigh(omega, name, present[name], projected[name])
-        for name in fusion_order(self.modalities)
-      ]
-    )
-    values = self.head(fused, train=train)
-    if self.target.kind == "regression":
-      low, high = (
-        _COMPAT_RANGE
-        if self.options.compat == "mmsa"
-        else (self.target.low, self.target.high)
-      )
-      values = low + (high - low) * nn.sigmoid(values)
-    predictions = {self.target.name: shape_predictions(self.target, values)}
-    return ModelOutput(predictions, dict(projected), {}, {})
-
-  def __call__(self, batch: Batch, *, train: bool, omega: Omega = None) -> ModelOutput:
-    """`tail` of `encode`."""
-    return self.tail(self.encode(batch, train=train), omega, batch, train=train)
+  def finish(self, values: Float[Array, "b c"]) -> Float[Array, "b c"]:
+    """Squashes regression into the task's range by a sigmoid."""
+    if self.target.kind != "regression":
+      return values
+    low, high = self.target.low, self.target.high
+    if self.options.compat == "mmsa":
+      low, high = _COMPAT_RANGE
+    return low + (high - low) * nn.sigmoid(values)
 
 
 def build(config: ml_collections.ConfigDict) -> TFN:
@@ -135,13 +91,8 @@ def build(config: ml_collections.ConfigDict) -> TFN:
   Raises:
     UserError: a value out of range, or a modality or task without options.
   """
-  model = config.model
-  check_options(model, {"compat": ("none", "mmsa")}, ("hidden", "text_out", "post"))
-  return TFN(
-    options=ml_collections.FrozenConfigDict(model),
-    modalities=modalities_of(config, model.hidden),
-    target=predicted(config),
-  )
+  positive = ("hidden", "text_out", "post")
+  return late_fusion.build(TFN, config, late_fusion.COMPAT, positive)
 
 
 SYSTEM = System(build=build)
