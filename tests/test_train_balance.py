@@ -8,7 +8,8 @@ import tiny_fusion
 
 from msa_jax.models import SYSTEMS
 from msa_jax.train import balance, recipe
-from msa_jax.train.balance import balanced, seen_modalities
+from msa_jax.train.balance import balanced
+from msa_jax.train.host import Host, seen_modalities
 
 HOSTS = ("awf", "lf_dnn", "lf_lstm", "tfn")
 
@@ -85,7 +86,7 @@ def test_measured_sizes_are_those_of_the_gradient_of_the_whole_model():
   batch = tiny_fusion.batch()
   state = with_omega(start(config, made), [0.7, 1.2, 1.0])
   _, metrics = step(state, batch, 1)
-  host = balance.Host(config, SYSTEMS["awf"])
+  host = Host(config, SYSTEMS["awf"])
   streams = recipe.rngs.streams(1, ("dropout", "noise"), 0)
 
   def loss(params):
@@ -120,7 +121,7 @@ def test_the_weights_loss_never_moves_the_network_nor_the_task_the_weights():
     moved["0.1"] - moved["0"], 2 * (moved["0.05"] - moved["0"]), atol=1e-6
   )
   config = tiny_fusion.config("awf")
-  host, state = balance.Host(config, SYSTEMS["awf"]), start(config)
+  host, state = Host(config, SYSTEMS["awf"]), start(config)
   variables = {"params": state.params}
   features, _ = host.encode(variables, batch, {})
   report = tiny_fusion.quick_jit(

@@ -6,7 +6,7 @@ import numpy as np
 
 from msa_jax import config as config_lib
 from msa_jax.models import SYSTEMS, awf, lf_dnn, lf_lstm, tfn
-from msa_jax.train.balance import Host
+from msa_jax.train.host import Host
 from msa_jax.train.omega import omega_gradient
 from msa_jax.typing import Batch, Label, Modality, modality_order
 

@@ -147,9 +147,36 @@ def attention_ratios(
   if "attention" not in params:
     raise UserError(f"{folder}: {config.model.name} has no A-fusion to train again.")
   lengths = config.spec.lengths.to_dict()
-  train = batches.whole(corpus.splits["train"], corpus.tasks, lengths)
-  test = batches.whole(corpus.splits["test"], corpus.tasks, lengths)
+  train, test = (
+    batches.whole(corpus.splits[name], corpus.tasks, lengths)
+    for name in ("train", "test")
+  )
   labels = scoring.targets(corpus.splits["test"], corpus.tasks)
+  fit, read = _attention_programs(config, made, params, collections, epochs)
+  entries = []
+  for seed in seeds:
+    attention = fit(made.init(seed).params["attention"], train, seed)
+    _, alpha = jax.device_get(read(attention, train))
+    outputs, _ = jax.device_get(read(attention, test))
+    mean = np.asarray(alpha).mean(axis=0)
+    shares = (mean / mean.sum()).tolist()
+    entries.append(
+      {
+        "seed": seed,
+        "ratio": dict(zip(train.order, shares, strict=True)),
+        "figures": scoring.score(config, outputs, labels)[predicted(config).name],
+      }
+    )
+  return entries
+
+
+def _attention_programs(config, made, params, collections, epochs):
+  """A-fusion around frozen parameters, compiled.
+
+  Returns:
+    `fit(attention, data, seed)` -> trained attention, and `read(attention, data)` ->
+    predictions and A-fusion's weights of a whole split.
+  """
   optimizer = optax.adam(config.optim.lr_new)
 
   def predict(attention, data, rows):
@@ -182,21 +209,7 @@ def attention_ratios(
     output = predict(attention, data, jnp.arange(len(data.sample_mask)))
     return dict(output.predictions), output.features["alpha"]
 
-  entries = []
-  for seed in seeds:
-    attention = fit(made.init(seed).params["attention"], train, seed)
-    _, alpha = jax.device_get(read(attention, train))
-    outputs, _ = jax.device_get(read(attention, test))
-    mean = np.asarray(alpha).mean(axis=0)
-    shares = (mean / mean.sum()).tolist()
-    entries.append(
-      {
-        "seed": seed,
-        "ratio": dict(zip(train.order, shares, strict=True)),
-        "figures": scoring.score(config, outputs, labels)[predicted(config).name],
-      }
-    )
-  return entries
+  return fit, read
 
 
 def study(

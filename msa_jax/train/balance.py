@@ -23,28 +23,26 @@ features do not depend on omega, so the encoders are differentiated once, as eve
 Source: AWF (Journal of Software 2024, 35(10):4781-4793), section 2.1, algorithm 1.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Key
 
-from msa_jax.layers.masking import hide_unavailable, masked_mean
-from msa_jax.losses.balance import mean_magnitude
+from msa_jax.layers.masking import masked_mean
 from msa_jax.models import SYSTEMS
 from msa_jax.models.base import Stage, System, one_stage
 from msa_jax.train import optim, rngs
-from msa_jax.train.objective import objective, task_losses
+from msa_jax.train.host import Host, last_kernel, seen_modalities
+from msa_jax.train.objective import objective
 from msa_jax.train.omega import (
   OmegaReport,
   Path,
-  Sizes,
   check_options,
   constrain,
   initial_memory,
@@ -55,7 +53,7 @@ from msa_jax.train.omega import (
   scale_by_omega,
   scales_updates,
 )
-from msa_jax.train.recipe import Recipe, Seed, example_batch
+from msa_jax.train.recipe import Recipe, Seed
 from msa_jax.typing import (
   Batch,
   Collections,
@@ -64,162 +62,9 @@ from msa_jax.typing import (
   Params,
   TrainState,
   UserError,
-  modality_order,
-  task_name,
 )
 
 COLLECTION = "balance"
-Streams = Mapping[str, jax.Array]
-
-
-def last_kernel(modality: str) -> Path:
-  """Path of a modality's last linear kernel by the naming convention."""
-  return (f"last_{modality}", "kernel")
-
-
-def seen_modalities(
-  batch: Batch, modalities: tuple[str, ...], tasks: Iterable[str]
-) -> Bool[Array, " m"]:
-  """Which modalities have a visible step in a sample that has a label of `tasks`."""
-  labelled = jnp.zeros_like(batch.sample_mask)
-  for name in tasks:
-    mask = batch.labels[task_name(name)].mask
-    labelled = labelled | jnp.any(mask.reshape(len(mask), -1), axis=1)
-  visible = hide_unavailable(batch)
-  return jnp.stack(
-    [jnp.any(visible.modalities[name].mask & labelled[:, None]) for name in modalities]
-  )
-
-
-def _get(tree: Any, path: Path) -> Any:
-  for key in path:
-    tree = tree[key]
-  return tree
-
-
-def _put(tree: Any, path: Path, value: Any) -> Any:
-  if not path:
-    return value
-  return {**tree, path[0]: _put(tree[path[0]], path[1:], value)}
-
-
-class Host:
-  """A model in two parts, and where its last linear layers are.
-
-  Attributes:
-    config, system: the run's, and its row of the table of systems.
-    model: the Flax module.
-    modalities: in the order of omega.
-    paths: modality -> path of its last linear kernel.
-  """
-
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    system: System,
-    kernel: Callable[[str], Path] = last_kernel,
-  ):
-    """Builds the model and checks that it takes part.
-
-    Raises:
-      UserError: it lacks `encode` or `tail`, or a last linear layer.
-    """
-    self.config, self.system = config, system
-    self.model = system.build(config)
-    self.modalities = modality_order(config.spec.widths)
-    self.paths = {name: kernel(name) for name in self.modalities}
-    missing = [n for n in ("encode", "tail") if not hasattr(self.model, n)]
-    if missing:
-      raise UserError(
-        f"B-fusion cannot balance {type(self.model).__name__}: it lacks"
-        f" {' and '.join(missing)}. Implement encode(batch, *, train) -> modality ->"
-        " features before its last linear layer, and tail(features, omega, batch, *,"
-        " train) -> ModelOutput; or set config.balance.enabled=False."
-      )
-    params = jax.eval_shape(self.init, jax.random.key(0))["params"]
-    for name, path in self.paths.items():
-      try:
-        _get(params, path)
-      except (KeyError, TypeError, IndexError):
-        raise UserError(
-          f"B-fusion finds no parameter {'/'.join(path)} in"
-          f" {type(self.model).__name__}: call the last linear layer of {name}"
-          f" last_{name}, or pass kernel= to balanced()."
-        ) from None
-
-  def init(self, key: Key[Array, ""]) -> Mapping[str, Any]:
-    """Variables of the model, as `model.init` would make them."""
-    ones = jnp.ones((len(self.modalities),))
-    return nn.init(lambda module, batch: self._whole(module, ones, batch), self.model)(
-      {"params": key}, example_batch(self.config.spec)
-    )
-
-  def predict(
-    self, variables: Mapping[str, Any], omega: Float[Array, " m"], batch: Batch
-  ) -> ModelOutput:
-    """`tail` of `encode`, without dropout."""
-    return nn.apply(
-      lambda module, batch: self._whole(module, omega, batch), self.model
-    )(variables, batch)
-
-  def encode(
-    self, variables: Mapping[str, Any], batch: Batch, streams: Streams
-  ) -> tuple[Mapping[str, jax.Array], Collections]:
-    """Features by modality and updated collections, in training mode."""
-    return self._train(variables, streams, "encode", batch)
-
-  def tail(
-    self,
-    variables: Mapping[str, Any],
-    features: Mapping[str, jax.Array],
-    omega: Float[Array, " m"],
-    batch: Batch,
-    streams: Streams,
-  ) -> tuple[ModelOutput, Collections]:
-    """Output and updated collections, in training mode."""
-    return self._train(variables, streams, "tail", features, self._named(omega), batch)
-
-  def gradient_sizes(
-    self,
-    variables: Mapping[str, Any],
-    features: Mapping[str, jax.Array],
-    batch: Batch,
-    streams: Streams,
-  ) -> Sizes:
-    """Returns omega -> g_i: sizes of the gradient at the last linears (Eq. 7).
-
-    A function of `tail` alone: differentiating it never reaches the encoders.
-    """
-    params = variables["params"]
-    kernels = {name: _get(params, path) for name, path in self.paths.items()}
-
-    def task(kernels, omega):
-      changed = params
-      for name, path in self.paths.items():
-        changed = _put(changed, path, kernels[name])
-      output, _ = self.tail(
-        {**variables, "params": changed}, features, omega, batch, streams
-      )
-      return sum(task_losses(self.config, output, batch).values())
-
-    def sizes(omega):
-      gradients = jax.grad(task)(kernels, omega)
-      return jnp.stack([mean_magnitude(gradients[n]) for n in self.modalities])
-
-    return sizes
-
-  def _named(self, omega):
-    return {name: omega[slot] for slot, name in enumerate(self.modalities)}
-
-  def _whole(self, module, omega, batch):
-    features = module.encode(batch, train=False)
-    return module.tail(features, self._named(omega), batch, train=False)
-
-  def _train(self, variables, streams, method, *arguments):
-    mutable = [name for name in variables if name != "params"]
-    return self.model.apply(
-      variables, *arguments, train=True, rngs=streams, mutable=mutable, method=method
-    )
 
 
 def balanced(
@@ -265,63 +110,83 @@ def balanced(
   if scales_updates(config):
     network = optax.chain(network, scale_by_omega(host.modalities, owner))
   network = optax.with_extra_args_support(network)
-  weights = optax.sgd(omega_learning_rate(config))
-
-  def start(params, collections, step) -> TrainState:
-    omega = weights.init(collections[COLLECTION]["omega"])
-    opt_state = {"network": network.init(params), "omega": omega}
-    return TrainState(step, params, collections, opt_state)
+  parts = _Parts(config, host, network, optax.sgd(omega_learning_rate(config)))
 
   def init(seed: Seed) -> TrainState:
     variables = host.init(rngs.stream(seed, "params", 0))
     collections, params = flax.core.pop(variables, "params")
     memory = initial_memory(config.balance, len(host.modalities))
     collections = {**collections, COLLECTION: memory}
-    return start(params, collections, jnp.zeros((), jnp.int32))
-
-  def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Metrics]:
-    others = dict(state.collections)
-    memory = others.pop(COLLECTION)
-    omega = memory["omega"]
-    result = _differentiate(config, host, state, others, omega, batch, seed)
-    output = result.output
-    seen = seen_modalities(batch, host.modalities, output.predictions)
-    sizes_of = host.gradient_sizes(
-      result.variables, lax.stop_gradient(result.features), batch, result.streams
-    )
-    decay = config.balance.g_ema
-    report = omega_gradient(
-      config.balance,
-      sizes_of,
-      omega,
-      seen,
-      (lambda g: running_mean(decay, memory, g, seen)[1]) if decay else None,
-    )
-    running, _ = running_mean(decay, memory, report.sizes, seen)
-    change, omega_state = weights.update(
-      report.gradient, state.opt_state["omega"], omega
-    )
-    proposed = optax.apply_updates(omega, change)
-    updates, network_state = network.update(
-      result.gradients, state.opt_state["network"], state.params, omega=omega
-    )
-    memory = {"omega": constrain(config.balance, proposed, omega, seen), **running}
-    state = TrainState(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      collections={**result.collections, COLLECTION: memory},
-      opt_state={"network": network_state, "omega": omega_state},
-    )
-    norm = optax.tree.norm(result.gradients)
-    measured = _metrics(host.modalities, report, omega, output, batch)
-    return state, {**result.metrics, **measured, "gradient_norm": norm}
+    return _start(parts, params, collections, jnp.zeros((), jnp.int32))
 
   def predict(params: Params, collections: Collections, batch: Batch) -> ModelOutput:
     others = {k: v for k, v in collections.items() if k != COLLECTION}
     omega = collections[COLLECTION]["omega"]
     return host.predict({"params": params, **others}, omega, batch)
 
-  return Recipe(init, step, predict, start)
+  step = functools.partial(_step, parts)
+  return Recipe(init, step, predict, functools.partial(_start, parts))
+
+
+class _Parts(NamedTuple):
+  """What a step is made of: the optimizer of the network and that of omega."""
+
+  config: ml_collections.ConfigDict
+  host: Host
+  network: optax.GradientTransformationExtraArgs
+  weights: optax.GradientTransformation
+
+
+def _start(parts: _Parts, params, collections, step) -> TrainState:
+  omega = parts.weights.init(collections[COLLECTION]["omega"])
+  opt_state = {"network": parts.network.init(params), "omega": omega}
+  return TrainState(step, params, collections, opt_state)
+
+
+def _step(
+  parts: _Parts, state: TrainState, batch: Batch, seed: Seed
+) -> tuple[TrainState, Metrics]:
+  """One update of network and weights, both from what was before it."""
+  others = dict(state.collections)
+  memory = others.pop(COLLECTION)
+  omega = memory["omega"]
+  result = _differentiate(parts, state, others, omega, batch, seed)
+  report, memory, omega_state = _balance(parts, state, memory, result, batch)
+  updates, network_state = parts.network.update(
+    result.gradients, state.opt_state["network"], state.params, omega=omega
+  )
+  state = TrainState(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    collections={**result.collections, COLLECTION: memory},
+    opt_state={"network": network_state, "omega": omega_state},
+  )
+  norm = optax.tree.norm(result.gradients)
+  measured = _metrics(parts.host.modalities, report, omega, result.output, batch)
+  return state, {**result.metrics, **measured, "gradient_norm": norm}
+
+
+def _balance(parts: _Parts, state, memory, result, batch):
+  """Measures the gradient sizes and moves omega.
+
+  Returns:
+    The report, the new collection `balance` and the state of omega's optimizer.
+  """
+  options, host = parts.config.balance, parts.host
+  omega, decay = memory["omega"], options.g_ema
+  seen = seen_modalities(batch, host.modalities, result.output.predictions)
+  sizes_of = host.gradient_sizes(
+    result.variables, lax.stop_gradient(result.features), batch, result.streams
+  )
+  smooth = (lambda g: running_mean(decay, memory, g, seen)[1]) if decay else None
+  report = omega_gradient(options, sizes_of, omega, seen, smooth)
+  running, _ = running_mean(decay, memory, report.sizes, seen)
+  change, optimizer_state = parts.weights.update(
+    report.gradient, state.opt_state["omega"], omega
+  )
+  proposed = optax.apply_updates(omega, change)
+  memory = {"omega": constrain(options, proposed, omega, seen), **running}
+  return report, memory, optimizer_state
 
 
 class _Differentiated(NamedTuple):
@@ -336,8 +201,9 @@ class _Differentiated(NamedTuple):
   streams: Mapping[str, jax.Array]
 
 
-def _differentiate(config, host, state, others, omega, batch, seed) -> _Differentiated:
+def _differentiate(parts, state, others, omega, batch, seed) -> _Differentiated:
   """Forward and backward of the objective, in two parts; omega is a constant."""
+  config, host = parts.config, parts.host
   # The same keys for the measurement: g_i is the size of the actual gradient.
   streams = rngs.streams(seed, ("dropout", "noise"), state.step)
 
