@@ -8,7 +8,7 @@ import pytest
 import tiny_fusion
 
 from configs import awf as awf_config
-from msa_jax.models import SYSTEMS, awf
+from msa_jax.models import SYSTEMS, awf, subnets
 from msa_jax.typing import UserError
 
 NAMES = ("text", "audio", "vision")
@@ -288,3 +288,23 @@ def test_parameters_are_those_of_the_papers_sizes(data_set):
 def test_a_negative_number_of_fusion_layers_is_refused():
   with pytest.raises(UserError, match="model.post_layers=-1"):
     made({"post_layers": -1})
+
+
+def test_with_weights_of_one_and_no_attention_it_is_plain_concatenation():
+  module, variables, batch = made({"afusion": False})
+
+  @tiny_fusion.quick_jit
+  def run(variables):
+    params = variables["params"]
+    features = module.apply(variables, batch, train=False, method="encode")
+    plain = [features[n] @ params[f"last_{n}"]["kernel"] for n in NAMES]
+    plain = jnp.concatenate(plain, axis=-1)
+    head = subnets.Head((6,), 1, 0.0)
+    expected = head.apply({"params": params["head"]}, plain, train=False)[:, 0]
+    weighted = module.apply(variables, batch, train=False, omega=named([1.0] * 3))
+    unweighted = module.apply(variables, batch, train=False)
+    return expected, weighted.predictions, unweighted.predictions
+
+  expected, weighted, unweighted = run(variables)
+  np.testing.assert_allclose(weighted["sentiment"], expected, atol=1e-6)
+  np.testing.assert_array_equal(weighted["sentiment"], unweighted["sentiment"])

@@ -247,3 +247,48 @@ def test_maps_are_reported_on_request():
     assert not weights.transpose(0, 2, 1)[~mask].any()
     gate = np.asarray(maps["filter_1"][name][0]["gate"][0])
     assert gate.shape == (4, 6, 8) and (gate > 0).all() and (gate < 1).all()
+
+
+OTHER_OPTIONS = {
+  "d": 12,
+  "n_heads": 4,
+  "n_layers": 1,
+  "ffn_mult": 2,
+  "kernels": (3, 1, 3),
+  "input_norm": "layer",
+  "pe": "learned",
+  "attn_scale": "model",
+  "norm_style": "pre",
+  "eu_norm": "frobenius",
+  "gate_last": True,
+  "cie_source": "layer_input",
+  "share_gates": True,
+  "use_eu": False,
+  "use_fu": False,
+  "variant": "ie_tav",
+  "pool": "last",
+  "dis": "rms",
+  "dtype": "bfloat16",
+}
+
+
+def test_every_option_of_the_specification_changes_the_program():
+  batch = make_batch(size=2)
+
+  def program(**options):
+    model = derl.build(resolved(**options))
+
+    def run(batch, key):
+      rngs = {"params": key, "dropout": key}
+      return model.init_with_output(rngs, batch, train=True)
+
+    return str(jax.make_jaxpr(run)(batch, jax.random.key(0)))
+
+  default = program()
+  assert default == program()
+  for key, value in OTHER_OPTIONS.items():
+    assert program(**{key: value}) != default, key
+  for site in QUIET:
+    assert program(dropout={**QUIET, site: 0.5}) != default, site
+  named = {"name", "task", "dropout"}
+  assert set(resolved().model) - set(OTHER_OPTIONS) == named

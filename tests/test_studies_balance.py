@@ -13,7 +13,7 @@ import toy
 from msa_jax.config import finish
 from msa_jax.models import SYSTEMS
 from msa_jax.models.base import predicted
-from msa_jax.studies import balance, probes
+from msa_jax.studies import ablation, balance, probes
 from msa_jax.train import inputs, run
 from msa_jax.typing import Label, UserError
 
@@ -114,7 +114,7 @@ def test_unknown_tables_and_options_are_refused(tmp_path):
   with pytest.raises(UserError, match="--table=moon: choose one of balance"):
     balance.study(awf(), tmp_path, "moon")
   with pytest.raises(UserError, match="config.model.afusion; toy has no such"):
-    balance.changed(toy.config(), {"model.afusion": False})
+    ablation.changed(toy.config(), {"model.afusion": False})
 
 
 @pytest.mark.parametrize(

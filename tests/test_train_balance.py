@@ -293,3 +293,73 @@ def test_metrics_have_a_scalar_for_every_modality():
   ):
     for slot, name in enumerate(("text", "audio", "vision")):
       assert float(metrics[f"balance/{kind}_{name}"]) == float(metrics[key][slot])
+
+
+def test_gradients_of_the_last_layers_need_the_tail_alone():
+  config = tiny_fusion.config("awf", model={"dropout": 0.4})
+  host, state, batch = Host(config, SYSTEMS["awf"]), start(config), tiny_fusion.batch()
+  streams = recipe.rngs.streams(1, ("dropout", "noise"), 0)
+  omega = jnp.array([0.7, 1.2, 1.0])
+  label = batch.labels["sentiment"].value
+
+  def gradient(through):
+    def loss(kernels):
+      params = {**state.params, **kernels}
+      features, _ = host.encode({"params": params}, batch, streams)
+      features = through(features)
+      output, _ = host.tail({"params": params}, features, omega, batch, streams)
+      return jnp.mean(jnp.abs(output.predictions["sentiment"] - label))
+
+    kernels = {f"last_{name}": state.params[f"last_{name}"] for name in batch.order}
+    return tiny_fusion.quick_jit(jax.grad(loss))(kernels)
+
+  whole, tail = gradient(lambda u: u), gradient(jax.lax.stop_gradient)
+  jax.tree.map(np.testing.assert_array_equal, whole, tail)
+  assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(whole))
+
+
+OTHER_MODEL = {
+  "d": 5,
+  "post": 7,
+  "post_layers": 2,
+  "dropout": 0.1,
+  "text_encoder": "lstm",
+  "last_bias": True,
+  "afusion": False,
+  "afusion_stop_grad": False,
+  "att_bias": True,
+  "att_pool": "rms",
+}
+OTHER_BALANCE = {
+  "omega_init": 0.5,
+  "omega_loss": "literal",
+  "omega_lr": "0.1",
+  "g_ema": 0.9,
+  "omega_clip": (0.1, 4.0),
+  "omega_norm": "sum3",
+  "r_max": 3.0,
+  "target_stop_grad": False,
+  "omega_grad": "proportional",
+  "scale_updates_by_omega": "false",
+}
+
+
+def test_every_option_of_the_specification_changes_the_program():
+  def program(**changes):
+    config = tiny_fusion.config("awf", **changes)
+    made = balanced(config)
+
+    def both(batch):
+      return made.step(made.init(0), batch, 0)
+
+    return str(jax.make_jaxpr(both)(tiny_fusion.batch(2)))
+
+  default = program()
+  assert default == program()
+  for section, others in (("model", OTHER_MODEL), ("balance", OTHER_BALANCE)):
+    for key, value in others.items():
+      assert program(**{section: {key: value}}) != default, key
+  config = tiny_fusion.config("awf")
+  # What is left: names, and the switch that `recipe.build` reads.
+  assert set(config.model) - set(OTHER_MODEL) == {"name", "task"}
+  assert set(config.balance) - set(OTHER_BALANCE) == {"enabled"}

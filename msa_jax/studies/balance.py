@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
 from msa_jax.data import batches, preprocess
 from msa_jax.models.base import predicted
 from msa_jax.studies import probes
+from msa_jax.studies.ablation import changed, figure
 from msa_jax.train import inputs, recipe, run, scoring
 from msa_jax.train.objective import task_losses
 from msa_jax.train.rundir import RunDirectory
@@ -44,28 +44,6 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
   "attention": {"with": WITH, "no_attention": {**WITH, "model.afusion": False}},
 }
 RATIO_SEEDS = (0, 1, 2)
-
-
-def changed(
-  config: ml_collections.ConfigDict, changes: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
-  """A copy of a config with dotted keys replaced.
-
-  Raises:
-    UserError: the config has no such key.
-  """
-  config = config.copy_and_resolve_references()
-  for path, value in changes.items():
-    *sections, key = path.split(".")
-    node = config
-    for section in sections:
-      node = node.get(section, {})
-    if key not in node:
-      raise UserError(
-        f"this study changes config.{path}; {config.model.name} has no such option."
-      )
-    node[key] = value
-  return config
 
 
 def gradient_spread(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -256,10 +234,6 @@ def as_text(report: Mapping[str, Any], metric: str) -> str:
     report: from `study`.
     metric: the figure to show, e.g. `mae`.
   """
-
-  def figure(entry):
-    spread = "" if entry["std"] is None else f" ± {entry['std']:.3f}"
-    return f"{entry['mean']:.3f}{spread}"
 
   lines = []
   for name, parts in report.items():

@@ -1,0 +1,125 @@
+"""Ablations: the same system trained with parts left out, or with other sizes.
+
+Source: DERL (Computer Systems & Applications 2024, 33(4)), tables 4 and 5, figure 5.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from msa_jax.train import run, selection
+from msa_jax.train.rundir import RunDirectory
+from msa_jax.typing import UserError
+
+Changes = Mapping[str, Any]
+
+# System -> table -> name of a run -> what it changes in the config.
+TABLES: Mapping[str, Mapping[str, Mapping[str, Changes]]] = {
+  "derl": {
+    "encoders": {
+      **{
+        name: {"model.variant": name}
+        for name in ("ie_t", "ie_a", "ie_v", "ie_tav")
+        + ("cie_tav", "cie_atv", "cie_vta", "cie_all")
+      },
+      "full": {},
+    },
+    "modules": {
+      "without_filter": {"model.use_fu": False},
+      "without_enhancement": {"model.use_eu": False},
+      "without_both": {"model.use_fu": False, "model.use_eu": False},
+      "without_distance": {"loss.dis": 0.0},
+      "full": {},
+    },
+    "layers": {f"layers_{n}": {"model.n_layers": n} for n in range(1, 7)},
+  }
+}
+
+
+def changed(
+  config: ml_collections.ConfigDict, changes: Changes
+) -> ml_collections.ConfigDict:
+  """A copy of a config with dotted keys replaced.
+
+  Raises:
+    UserError: the config has no such key.
+  """
+  config = config.copy_and_resolve_references()
+  for path, value in changes.items():
+    *sections, key = path.split(".")
+    node = config
+    for section in sections:
+      node = node.get(section, {})
+    if key not in node:
+      raise UserError(
+        f"this study changes config.{path}; {config.model.name} has no such option."
+      )
+    node[key] = value
+  return config
+
+
+def study(
+  config: ml_collections.ConfigDict, workdir: str | pathlib.Path, table: str
+) -> dict[str, dict[str, Any]]:
+  """Trains what a table compares, each run in a folder of its own.
+
+  Runs that are there already are resumed or reused.
+
+  Args:
+    config: an unresolved config.
+    workdir: folder of the study; gets `<run>/` and `study.json`.
+    table: one of the system's in `TABLES`.
+
+  Returns:
+    Run -> `figures` (test metrics over seeds; validation if there is no test split)
+    and `parameters`.
+
+  Raises:
+    UserError: unknown table.
+  """
+  known = TABLES.get(config.model.name, {})
+  if table not in known:
+    raise UserError(
+      f"--table={table}: {config.model.name} has"
+      f" {', '.join(known) or 'no ablations'}; DERL has {', '.join(TABLES['derl'])}."
+    )
+  workdir = pathlib.Path(workdir)
+  report: dict[str, dict[str, Any]] = {}
+  for name, changes in known[table].items():
+    summary = run.train(changed(config, changes), workdir / name)
+    split = "test" if "test" in summary["splits"] else "valid"
+    (figures,) = summary["splits"][split].values()
+    report[name] = {"figures": figures, "parameters": summary["parameters"]}
+  (workdir / "study.json").write_text(json.dumps(report, indent=2))
+  return report
+
+
+def as_text(report: Mapping[str, Mapping[str, Any]], metric: str) -> str:
+  """The comparison as lines of text.
+
+  Args:
+    report: from `study`.
+    metric: the figure to show, e.g. `mae`.
+  """
+  width = max(len(name) for name in report)
+  return "\n".join(
+    f"{name:{width}} {parts['parameters']:>12,} parameters,"
+    f" {metric} {figure(parts['figures'][metric])}"
+    for name, parts in report.items()
+  )
+
+
+def figure(entry: Mapping[str, Any]) -> str:
+  """Mean and, over several seeds, standard deviation of one figure."""
+  spread = "" if entry["std"] is None else f" ± {entry['std']:.3f}"
+  return f"{entry['mean']:.3f}{spread}"
+
+
+def metric_of(workdir: str | pathlib.Path, report: Mapping[str, Any]) -> str:
+  """The metric by which the study's runs were selected."""
+  first = next(iter(report))
+  trained = RunDirectory(pathlib.Path(workdir) / first).config()
+  return selection.criterion(trained).terms[0][2]
