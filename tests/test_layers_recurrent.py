@@ -51,6 +51,57 @@ def test_lstm_equals_a_loop_over_the_real_steps(bidirectional, getkey):
     np.testing.assert_allclose(last[row], expected, atol=2e-6)
 
 
+def reference(params, values, mask):
+  """All states by a Python loop that JAX differentiates by itself."""
+  outputs = []
+  for direction in range(len(params["bias"])):
+    cell = output = jnp.zeros((len(values), params["recurrent_kernel"].shape[1]))
+    steps = range(values.shape[1])
+    states = {}
+    for step in steps if direction == 0 else reversed(steps):
+      gates = values[:, step] @ params["input_kernel"][direction]
+      gates = gates + output @ params["recurrent_kernel"][direction]
+      i, f, g, o = jnp.split(gates + params["bias"][direction][None], 4, axis=-1)
+      real = mask[:, step, None]
+      new_cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+      output = jnp.where(real, jax.nn.sigmoid(o) * jnp.tanh(new_cell), output)
+      cell = jnp.where(real, new_cell, cell)
+      states[step] = jnp.where(real, output, 0.0)
+    outputs.append((jnp.stack([states[s] for s in steps], axis=1), output))
+  return tuple(jnp.concatenate(parts, axis=-1) for parts in zip(*outputs, strict=True))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_its_derivative_is_that_of_a_plain_loop(bidirectional, getkey):
+  values = jax.random.normal(getkey(), (4, 5, 3))
+  mask = jnp.arange(5)[None] < jnp.array([5, 2, 0, 1])[:, None]
+  layer = LSTM(4, bidirectional)
+  params = layer.init(getkey(), values, mask)["params"]
+  params = {**params, "bias": jax.random.normal(getkey(), params["bias"].shape)}
+  shapes = jax.eval_shape(lambda: reference(params, values, mask))
+  weights = [jax.random.normal(getkey(), shape.shape) for shape in shapes]
+
+  def gradients(function):
+    def total(params, values):
+      parts = zip(function(params, values), weights, strict=True)
+      return sum(jnp.sum(weight * part) for part, weight in parts)
+
+    def twice(params, values):
+      first = jax.grad(total, argnums=(0, 1))(params, values)
+      return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(first))
+
+    def both(params, values):
+      first = jax.grad(total, argnums=(0, 1))(params, values)
+      return first, jax.grad(twice)(params, values)
+
+    return jax.jit(both)(params, values)
+
+  ours = gradients(lambda p, v: layer.apply({"params": p}, v, mask))
+  theirs = gradients(lambda p, v: reference(p, v, mask))
+  for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
 def test_content_of_padding_has_no_influence(getkey):
   values = jax.random.normal(getkey(), (2, 4, 3))
   mask = jnp.arange(4)[None] < jnp.array([2, 4])[:, None]
