@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax.data.world import ONE_STRONG
+from msa_jax.data.world import ONE_FAST, ONE_STRONG
 
 
 def late_fusion(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -52,6 +52,13 @@ def sgd(config: ml_collections.ConfigDict) -> None:
 def one_strong(config: ml_collections.ConfigDict) -> None:
   """A synthetic corpus whose text says nearly everything (`data.world.ONE_STRONG`)."""
   config.data.synthetic.update(dataclasses.asdict(ONE_STRONG))
+
+
+def one_fast(config: ml_collections.ConfigDict) -> None:
+  """A synthetic corpus whose text is learned before the rest
+  (`data.world.ONE_FAST`), and a training that ends before the rest has caught up."""
+  config.data.synthetic.update(dataclasses.asdict(ONE_FAST))
+  config.optim.epochs = 8
 
 
 def published(config: ml_collections.ConfigDict) -> None:

@@ -272,6 +272,15 @@ def test_one_strong_modality_leaves_little_to_the_others():
   assert min(mae["audio"], mae["vision"]) > 1.5 * mae["text"]
 
 
+def test_one_fast_modality_says_most_and_leaves_something_to_the_others():
+  options = dataclasses.replace(world.ONE_FAST, widths=(2, 40, 40), steps=(50, 99, 99))
+  split = synthetic.draw(options, np.random.default_rng(0), 1500, text_features=False)
+  figures = bayes.optimum_by_condition(options, split)
+  mae = {name: value["mae_expected"] for name, value in figures.items()}
+  assert 0.8 * mae["text"] < mae["text+audio+vision"] < 0.95 * mae["text"]
+  assert min(mae["audio"], mae["vision"]) > 1.2 * mae["text"]
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [

@@ -36,7 +36,7 @@ def test_tables_name_the_papers_rows():
 
 
 def test_a_study_trains_and_compares_what_a_table_names(monkeypatch, tmp_path):
-  monkeypatch.setattr(inputs, "load", lambda config: toy.corpus())
+  monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus())
   rows = {"short": {"model.n_layers": 1}, "plain": {"model.use_eu": False}}
   monkeypatch.setitem(ablation.TABLES["derl"], "two", rows)
   report = ablation.study(derl(), tmp_path, "two")

@@ -30,7 +30,7 @@ def awf(**sections):
 
 @pytest.fixture
 def toy_corpus(monkeypatch):
-  monkeypatch.setattr(inputs, "load", lambda config: toy.corpus())
+  monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus())
 
 
 def test_a_probe_learns_what_its_features_say_and_nothing_masked():

@@ -24,7 +24,7 @@ from msa_jax.typing import MODALITIES, UserError
 @pytest.fixture
 def toy_system(monkeypatch):
   monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
-  monkeypatch.setattr(inputs, "load", lambda config: toy.corpus())
+  monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus())
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +178,6 @@ def test_two_modalities_have_a_grid_of_three_and_no_tables(toy_system, tmp_path)
 
 def test_files_without_labels_have_no_grid(toy_system, tmp_path, monkeypatch):
   run.train(toy.config(epochs=1), tmp_path)
-  monkeypatch.setattr(inputs, "load", lambda config: toy.corpus(labelled=False))
+  monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus(labelled=False))
   with pytest.raises(UserError, match="new.npz has no labels to evaluate on"):
     grid(tmp_path, "conditions", "new.npz")

@@ -65,7 +65,7 @@ def test_a_model_without_the_two_parts_is_told_what_to_implement():
 def test_a_model_of_ones_own_is_balanced_by_a_whole_run(example, tmp_path, monkeypatch):
   system = System(build=lambda config: example["Mine"](NAMES))
   monkeypatch.setitem(models.SYSTEMS, "mine", system)
-  monkeypatch.setattr(inputs, "load", lambda config: toy.corpus())
+  monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus())
   config = toy.config(epochs=3).copy_and_resolve_references().unlock()
   config.model.name = "mine"
   config.balance.enabled = True

@@ -17,7 +17,7 @@ from msa_jax.typing import Batch, Modality, ModelOutput, TrainState, UserError
 @pytest.fixture(autouse=True)
 def toy_system(monkeypatch):
   monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
-  monkeypatch.setattr(inputs, "load", lambda config: toy.corpus())
+  monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus())
 
 
 def _config(**options):
@@ -122,7 +122,7 @@ def test_samples_without_content_get_the_prior_and_are_counted(tmp_path, monkeyp
   corpus = toy.corpus()
   for name in ("text", "audio"):
     corpus.splits["test"].modalities[name].lengths[:4] = 0
-  monkeypatch.setattr(inputs, "load", lambda config: corpus)
+  monkeypatch.setattr(inputs, "load", lambda config, **_: corpus)
   summary = run.train(_config(), tmp_path)
   assert summary["without_content"] == {"valid": 0, "test": 4}
   table = np.genfromtxt(

@@ -24,7 +24,7 @@ from msa_jax.typing import UserError
 @pytest.fixture(autouse=True)
 def toy_system(monkeypatch):
   monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
-  monkeypatch.setattr(inputs, "load", lambda config: toy.corpus())
+  monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus())
 
 
 def _config(**sections):

@@ -60,7 +60,7 @@ BOTH = (FIRST, SECOND)
 @pytest.fixture
 def system(monkeypatch):
   """Installs a toy system with the given stages; returns the function that does."""
-  monkeypatch.setattr(inputs, "load", lambda config: toy.corpus())
+  monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus())
 
   def install(*stages, **hooks):
     made = System(lambda config: Heads(), stages=lambda config: stages, **hooks)

@@ -37,7 +37,7 @@ _GET_CONFIG = hgem.get_config
 @pytest.fixture
 def toy_system(monkeypatch):
   monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
-  monkeypatch.setattr(inputs, "load", lambda config: toy.corpus())
+  monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus())
 
 
 def test_the_readme_example_runs(monkeypatch, capsys):

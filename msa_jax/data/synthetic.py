@@ -222,7 +222,8 @@ def synthetic(
 
   Args:
     options: `SyntheticOptions`, or a config with some of its fields and `preset`
-      (`mosi`, `tiny`, `one_strong`); None = the default, MOSI's splits and shapes.
+      (`mosi`, `tiny`, `one_strong`, `one_fast`); None = the default, MOSI's splits
+      and shapes.
 
   Returns:
     A corpus with splits train, valid and test. `extras` of each split hold the

@@ -63,8 +63,13 @@ class LSTM(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (n_directions, 4 * self.hidden))
 
     values = jnp.where(mask[..., None], values, 0.0).astype(self.dtype)
-    inputs = jnp.einsum("btd,rdg->trbg", values, input_kernel)
-    inputs = inputs.astype(jnp.float32) + bias[None, :, None]  # [t r b 4h]
+    # Steps first, and as rows of one product: any other way XLA's CPU backend copies
+    # the gates, which are wider than the values, to turn them.
+    rows = values.transpose(1, 0, 2).reshape(-1, n_in)  # [t*b d]
+    columns = input_kernel.transpose(1, 0, 2).reshape(n_in, -1)  # [d r*4h]
+    inputs = (rows @ columns).astype(jnp.float32) + bias.reshape(1, -1)
+    inputs = inputs.reshape(-1, n_batch, *bias.shape)  # [t b r 4h]
+    inputs = inputs.transpose(0, 2, 1, 3)  # [t r b 4h]
     steps = jnp.broadcast_to(mask.T[:, None, :, None], (*inputs.shape[:3], 1))
     if self.bidirectional:
       inputs = _flip_second(inputs)
