@@ -1,0 +1,1 @@
+"""How fast it is, measured: `python -m msa_jax.bench --config=configs/hgem.py`."""

@@ -1,0 +1,102 @@
+"""`python -m msa_jax.bench`: measures one system, the expert bank, or PyTorch's steps.
+
+  python -m msa_jax.bench --config=configs/hgem.py                # MOSI, aligned
+  python -m msa_jax.bench --config=configs/lf_dnn.py --shape=mosei --epochs=3
+  python -m msa_jax.bench --config=configs/lf_dnn.py --epochs=3 --replicas=1,5,20
+  python -m msa_jax.bench --dispatch --against=torch --torch_python=python3
+
+Prints markdown; `--output=report` writes report.md and report.json. A step takes
+seconds to measure, epochs as long as training for that many.
+"""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from msa_jax.typing import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "System to measure.")
+_SHAPE = flags.DEFINE_string(
+  "shape", "mosi", "Data shape: mosi, mosi_unaligned or mosei."
+)
+_ROWS = flags.DEFINE_integer("rows", 0, "Most samples per split; 0 = all.")
+_EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs to train and time; 0 = none.")
+_REPLICAS = flags.DEFINE_string("replicas", "1", "How many seeds, e.g. 1,5,20.")
+_DISPATCH = flags.DEFINE_bool("dispatch", False, "Measure the expert bank.")
+_AGAINST = flags.DEFINE_string("against", "", "torch: the same steps in PyTorch.")
+_PYTHON = flags.DEFINE_string(
+  "torch_python", sys.executable, "Interpreter that has PyTorch."
+)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timings to take the median of.")
+_OUTPUT = flags.DEFINE_string("output", "", "Where to write, without the suffix.")
+
+
+def _check() -> list[int]:
+  """Checks the flags; returns the numbers of seeds."""
+  if _CONFIG.value is None and not _DISPATCH.value and not _AGAINST.value:
+    raise UserError(
+      "nothing to measure: give --config=configs/<system>.py, --dispatch or"
+      " --against=torch."
+    )
+  if _AGAINST.value not in ("", "torch"):
+    raise UserError(f"--against={_AGAINST.value!r} must be torch.")
+  if _REPEATS.value < 1:
+    raise UserError(f"--repeats={_REPEATS.value} must be positive.")
+  if _EPOCHS.value == 1 or _EPOCHS.value < 0:
+    raise UserError(
+      f"--epochs={_EPOCHS.value} must be 0 (none) or at least 2: the first one"
+      " compiles and does not count."
+    )
+  counts = _REPLICAS.value.split(",")
+  if not all(count.isdecimal() and int(count) > 0 for count in counts):
+    raise UserError(f"--replicas={_REPLICAS.value!r} must be like 1,5,20.")
+  return [int(count) for count in counts]
+
+
+def _measure(counts: list[int]) -> dict[str, Any]:
+  # Imported here: a wrong flag is answered before JAX starts.
+  from msa_jax.bench import against, dispatch, measure, systems
+  from msa_jax.train.compilation import use_cache
+
+  use_cache()
+  logging.set_verbosity(logging.WARNING)
+  figures: dict[str, Any] = {"machine": measure.machine(), "repeats": _REPEATS.value}
+  if _CONFIG.value is not None:
+    shape = (_CONFIG.value, _SHAPE.value, _ROWS.value)
+    figures["system"] = systems.system(*shape, _REPEATS.value)
+    if _EPOCHS.value:
+      figures["system"]["epochs"] = [
+        systems.epochs(*shape, tuple(range(count)), _EPOCHS.value) for count in counts
+      ]
+  if _DISPATCH.value:
+    figures["dispatch"] = dispatch.dispatch(_REPEATS.value)
+  if _AGAINST.value:
+    figures["against"] = against.against_torch(_PYTHON.value, _REPEATS.value)
+  return figures
+
+
+def main(_) -> None:
+  """Measures what the flags ask for; bad flags end with one line and exit code 2."""
+  try:
+    counts = _check()
+    figures = _measure(counts)
+  except UserError as error:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+  from msa_jax.bench import table
+
+  text = table.report(figures)
+  print(text)
+  if _OUTPUT.value:
+    path = pathlib.Path(_OUTPUT.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".md").write_text(text)
+    path.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,159 @@
+"""Stopwatch, ceilings of the device, and what a program costs on paper."""
+
+import math
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+
+class Ceilings(NamedTuple):
+  """What the device reaches at its best, measured here and now.
+
+  Attributes:
+    matmul: floating-point operations per second of a large matrix product.
+    memory: bytes per second, read and written, of a large elementwise operation.
+  """
+
+  matmul: float
+  memory: float
+
+
+def median_seconds(call: Callable[[], Any], repeats: int, inner: int = 1) -> float:
+  """Median time of one call, waiting for its result, after one that is not counted.
+
+  Args:
+    call: returns arrays.
+    repeats: timings, of which the median is taken.
+    inner: calls per timing; the host waits once for all of them.
+  """
+  jax.block_until_ready(call())
+  seconds = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready([call() for _ in range(inner)])
+    seconds.append((time.perf_counter() - start) / inner)
+  return statistics.median(seconds)
+
+
+def ceilings(dtype: Any = jnp.float32, repeats: int = 5) -> Ceilings:
+  """Measures the device; shares of these are shares of what it can do today."""
+  small = jax.default_backend() == "cpu"
+  side, size = (1024, 2**25) if small else (8192, 2**29)
+  key = jax.random.key(0)
+  matrix = jax.random.normal(key, (side, side), dtype)
+  product = jax.jit(lambda a: a @ a)
+  seconds = median_seconds(lambda: product(matrix), repeats)
+  vector = jnp.ones(size, jnp.float32)
+  add = jax.jit(lambda a: a + 1.0)
+  moved = median_seconds(lambda: add(vector), repeats)
+  return Ceilings(2 * side**3 / seconds, 2 * vector.nbytes / moved)
+
+
+def matmul_flops(function: Callable, *args: Any) -> float:
+  """Operations of all matrix products and convolutions of a traced function.
+
+  Loops count as often as they run (XLA's own count takes their bodies once), except
+  `while` loops of unknown length; of a conditional the dearest branch counts.
+  """
+  return _flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _flops(jaxpr: core.Jaxpr) -> float:
+  total = 0.0
+  for equation in jaxpr.eqns:
+    inner = [_flops(_open(j)) for j in _subprograms(equation.params)]
+    name = equation.primitive.name
+    if name == "dot_general":
+      (contract, _), _ = equation.params["dimension_numbers"]
+      shape = equation.invars[0].aval.shape
+      depth = math.prod(shape[axis] for axis in contract)
+      total += 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+    elif name == "conv_general_dilated":
+      kernel = equation.invars[1].aval.shape
+      outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+      per_output = math.prod(kernel) / outputs
+      total += 2.0 * per_output * math.prod(equation.outvars[0].aval.shape)
+    elif name == "scan":
+      total += equation.params["length"] * sum(inner)
+    elif name == "cond":
+      total += max(inner)
+    else:
+      total += sum(inner)
+  return total
+
+
+def _subprograms(params):
+  found = []
+  for value in params.values():
+    entries = value if isinstance(value, tuple | list) else (value,)
+    found += [e for e in entries if isinstance(e, core.Jaxpr | core.ClosedJaxpr)]
+  return found
+
+
+def _open(jaxpr):
+  return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+
+
+def program_cost(compiled: Any) -> dict[str, float | None]:
+  """What the compiler says of a program: flops, bytes moved, peak bytes.
+
+  Loop bodies count once in the first two; None where the backend does not say.
+  """
+  cost = compiled.cost_analysis() or {}
+  cost = cost[0] if isinstance(cost, list) else cost
+  memory = compiled.memory_analysis()
+  peak = None
+  if memory is not None:
+    parts = ("argument", "output", "temp", "generated_code")
+    peak = float(sum(getattr(memory, f"{p}_size_in_bytes") for p in parts))
+    peak -= memory.alias_size_in_bytes  # donated arguments are outputs as well
+  flops, moved = cost.get("flops"), cost.get("bytes accessed")
+  return {
+    "xla_flops": None if flops is None else float(flops),
+    "xla_bytes": None if moved is None else float(moved),
+    "peak_bytes": peak,
+  }
+
+
+def process_peak_bytes() -> float:
+  """Most memory this process has held at once: of the device, or of the host."""
+  statistics_ = jax.local_devices()[0].memory_stats() or {}
+  if "peak_bytes_in_use" in statistics_:
+    return float(statistics_["peak_bytes_in_use"])
+  unit = 1 if platform.system() == "Darwin" else 1024
+  return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def machine() -> dict[str, Any]:
+  """What was measured on."""
+  info = pathlib.Path("/proc/cpuinfo")
+  names = [line.partition(":")[2].strip() for line in _lines(info, "model name")]
+  cores = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  )
+  return {
+    "device": jax.devices()[0].device_kind,
+    "backend": jax.default_backend(),
+    "devices": jax.device_count(),
+    "processor": names[0] if names else platform.processor() or platform.machine(),
+    "cores": cores,
+    "load": round(os.getloadavg()[0], 2),
+    "system": platform.platform(),
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+  }
+
+
+def _lines(path: pathlib.Path, start: str) -> list[str]:
+  if not path.exists():
+    return []
+  return [line for line in path.read_text().splitlines() if line.startswith(start)]

@@ -1,0 +1,120 @@
+"""One system at one data shape: compile, step and epoch time, and what they cost."""
+
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from msa_jax.bench import measure, shapes
+from msa_jax.data import batches
+from msa_jax.train import compilation, inputs, recipe, run
+
+
+def system(
+  config: ml_collections.ConfigDict, shape: str, rows: int, repeats: int
+) -> dict[str, Any]:
+  """Measures the training step, on a batch of the shape's training split.
+
+  Args:
+    config: of the system, unresolved.
+    shape: name of the data shape.
+    rows: see `shapes.apply`.
+    repeats: timings, of which the median is taken.
+
+  Returns:
+    Figures by name, seconds, bytes and operations per second.
+  """
+  prepared = inputs.prepare(shapes.apply(config, shape, rows))
+  config, corpus = prepared.config, prepared.corpus
+  size = min(config.optim.batch, config.spec.train_size)
+  order = np.asarray(batches.epoch_order(0, 0, config.spec.train_size, size))
+  lengths = config.spec.lengths.to_dict()
+  batch = next(
+    batches.stream(corpus.splits["train"], corpus.tasks, order[:1], 0, lengths)
+  )
+  batch = jax.device_put(batch)
+  made = recipe.build(config)
+  state = jax.jit(made.init)(0)
+  figures = {"system": config.model.name, "shape": shape, "batch": size}
+  figures |= step_cost(made, state, batch, repeats)
+  figures["samples_per_second"] = size / figures["step_seconds"]
+  figures["padding"] = {
+    name: float(1 - each.mask.mean()) for name, each in batch.modalities.items()
+  }
+  return figures
+
+
+def step_cost(
+  made: recipe.Recipe, state: Any, batch: Any, repeats: int
+) -> dict[str, Any]:
+  """Compiles a recipe's step anew and times it.
+
+  Args:
+    made: whose step.
+    state, batch: its arguments.
+    repeats: timings.
+  """
+  step = jax.jit(made.step, compiler_options=compilation.options())
+  # A program from the cache would not say how long compiling takes.
+  cached = jax.config.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)
+  start = time.perf_counter()
+  compiled = step.lower(state, batch, 0).compile()
+  compile_seconds = time.perf_counter() - start
+  jax.config.update("jax_enable_compilation_cache", cached)
+  inner = 1 if jax.default_backend() == "cpu" else 20
+  seconds = measure.median_seconds(lambda: compiled(state, batch, 0), repeats, inner)
+  best = measure.ceilings(repeats=repeats)
+  cost = measure.program_cost(compiled)
+  flops = measure.matmul_flops(made.step, state, batch, 0)
+  moved = cost["xla_bytes"]
+  return {
+    "compile_seconds": compile_seconds,
+    "step_seconds": seconds,
+    "matmul_flops": flops,
+    **cost,
+    "process_peak_bytes": measure.process_peak_bytes(),
+    "matmul_share": flops / seconds / best.matmul,
+    "memory_share": None if moved is None else moved / seconds / best.memory,
+    "matmul_ceiling": best.matmul,
+    "memory_ceiling": best.memory,
+  }
+
+
+def epochs(
+  config: ml_collections.ConfigDict,
+  shape: str,
+  rows: int,
+  seeds: Sequence[int],
+  count: int,
+) -> dict[str, Any]:
+  """Trains a run and reads off what an epoch took.
+
+  That is all of it: shuffling, steps, validation, metrics, selection, checkpoints.
+  The first epoch, which compiles, is not counted.
+
+  Args:
+    config, shape, rows: as for `system`.
+    seeds: trained in one run.
+    count: epochs to train, at least 2.
+  """
+  config = shapes.apply(config, shape, rows).copy_and_resolve_references()
+  with config.unlocked():
+    config.optim.update({"epochs": count, "patience": 0})
+    config.replicas.seeds = tuple(seeds)
+  with tempfile.TemporaryDirectory() as folder:
+    run.train(config.lock(), folder)
+    lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+  ends: dict[int, float] = {}
+  for line in map(json.loads, lines):
+    if line["seed"] == seeds[0]:
+      ends[line["epoch"]] = line["seconds"]
+  seconds = np.diff([ends[epoch] for epoch in sorted(ends)]).tolist()
+  return {"seeds": len(seeds), "epoch_seconds": statistics.median(seconds)}

@@ -1,0 +1,150 @@
+"""The benchmark: what it counts, what it reports, what it refuses."""
+
+import dataclasses
+import json
+import stat
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from msa_jax import models
+from msa_jax.bench import against, dispatch, measure, shapes, systems, table
+from msa_jax.data.world import TINY
+from msa_jax.train import recipe
+from msa_jax.typing import UserError
+
+
+def test_matrix_products_are_counted_as_often_as_loops_run_them():
+  matrix = jnp.ones((3, 4))
+
+  def run(values):
+    looped, _ = jax.lax.scan(
+      lambda carry, _: (carry @ jnp.ones((4, 4)), None), values, length=5
+    )
+    return jax.jit(lambda x: x @ jnp.ones((4, 7)))(looped)
+
+  assert measure.matmul_flops(run, matrix) == 5 * 2 * 3 * 4 * 4 + 2 * 3 * 4 * 7
+
+
+def test_convolutions_are_counted_per_output_and_conditionals_by_their_dearest_branch():
+  def convolve(values, kernel):
+    return jax.lax.conv_general_dilated(
+      values, kernel, (1,), "VALID", dimension_numbers=("NTC", "TIO", "NTC")
+    )
+
+  flops = measure.matmul_flops(convolve, jnp.ones((2, 9, 3)), jnp.ones((4, 3, 5)))
+  assert flops == 2 * (2 * 6 * 5) * (4 * 3)
+
+  def choose(flag, values):
+    return jax.lax.cond(flag, lambda x: x @ x, lambda x: x, values)
+
+  assert measure.matmul_flops(choose, True, jnp.ones((6, 6))) == 2 * 6**3
+
+
+def test_the_median_of_timings_is_that_of_calls_after_the_first():
+  calls = []
+  seconds = measure.median_seconds(lambda: calls.append(1), repeats=3, inner=2)
+  assert len(calls) == 1 + 3 * 2
+  assert 0 < seconds < 0.1
+
+
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_even_routing_gives_every_expert_the_same_number_of_rows(k):
+  routing = dispatch.even_routing(rows=16, experts=8, k=k)
+  np.testing.assert_allclose(routing.combine.sum(axis=1), 1.0)
+  np.testing.assert_array_equal((routing.combine > 0).sum(axis=0), 16 * k // 8)
+
+
+def test_a_shape_replaces_the_corpus_and_refuses_unknown_names():
+  config = shapes.apply(toy.config(), "mosei", rows=100)
+  assert config.data.synthetic.sizes == (100, 100, 100)
+  assert config.data.synthetic.widths == (768, 74, 35)
+  assert (config.data.align, config.data.max_steps) == ("pool", 50)
+  with pytest.raises(UserError, match="--shape='moon' must be one of mosi"):
+    shapes.apply(toy.config(), "moon")
+  with pytest.raises(UserError, match="--rows=-1"):
+    shapes.apply(toy.config(), "mosi", -1)
+
+
+def test_a_system_is_measured_and_reported(monkeypatch):
+  monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
+  tiny = shapes.Shape(dataclasses.replace(TINY, lost=(0.0,) * 3), "none")
+  monkeypatch.setattr(shapes, "SHAPES", {"tiny": tiny})
+  figures = systems.system(toy.config(), "tiny", rows=0, repeats=2)
+  # Forward 2bdk and backward of the weights alone, for two linear layers.
+  width = sum(TINY.widths)
+  forward = 2 * 8 * width * (1 + 3)
+  assert forward < figures["matmul_flops"] <= 3 * forward
+  assert figures["compile_seconds"] > 0
+  assert figures["samples_per_second"] * figures["step_seconds"] == pytest.approx(8)
+  assert figures["peak_bytes"] > 8 * width * 4
+  assert 0 < figures["matmul_share"] < 1
+  runs = [systems.epochs(toy.config(), "tiny", 0, (0,), count=2)]
+  assert runs[0]["seeds"] == 1 and runs[0]["epoch_seconds"] > 0
+  report = {"machine": measure.machine(), "repeats": 2}
+  text = table.report(report | {"system": figures | {"epochs": runs}})
+  assert jax.devices()[0].device_kind in text
+  assert f"| step time, ms | {figures['step_seconds'] * 1e3:.3g} |" in text
+  json.dumps(figures)
+
+
+def test_the_compared_systems_have_the_parameters_of_their_torch_twins():
+  config = against.config_of("lf_dnn")
+  state = jax.eval_shape(recipe.build(config).init, 0)
+  count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+  def linear(*widths):
+    return sum((a + 1) * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+  lstm = 4 * 128 * (768 + 128 + 1)  # torch's second bias is not a second parameter
+  audio = 2 * 5 + linear(5, 16, 16, 16)
+  vision = 2 * 20 + linear(20, 128, 128, 128)
+  head = linear(256 + 16 + 128, 128, 128, 1)
+  assert count == lstm + linear(128, 256) + audio + vision + head
+
+
+def test_the_comparison_divides_their_time_by_ours(monkeypatch, tmp_path):
+  script = tmp_path / "python"
+  said = json.dumps({"version": "9.9", "seconds": {"lstm": 3.0}})
+  script.write_text(f"#!/bin/sh\necho noise\necho '{said}'\n")
+  script.chmod(script.stat().st_mode | stat.S_IEXEC)
+  monkeypatch.setattr(against, "ours", lambda name, repeats: 1.5)
+  result = against.against_torch(str(script), 1)
+  assert result["torch"] == "9.9"
+  assert result["cases"]["lstm"] == {"seconds": 1.5, "torch_seconds": 3.0, "faster": 2}
+  text = table.report({"machine": {}, "repeats": 1, "against": result})
+  assert "| lstm | 1.5 | 3 | 2 |" in text
+  with pytest.raises(UserError, match="PyTorch does not run there"):
+    against.theirs(str(tmp_path / "absent"), 1)
+
+
+def test_wrong_flags_are_one_line_and_exit_code_2():
+  cases = {
+    "--repeats=5": "nothing to measure",
+    "--against=moon": "--against='moon' must be torch",
+    "--dispatch --repeats=0": "--repeats=0 must be positive",
+    "--dispatch --epochs=1": "--epochs=1 must be 0",
+    "--dispatch --replicas=1,x": "--replicas='1,x' must be like 1,5,20",
+  }
+  # One interpreter for all: its flags are not those of the tests.
+  program = (
+    "import sys\nfrom absl import flags\nfrom msa_jax.bench import __main__ as bench\n"
+    f"for case in {list(cases)!r}:\n"
+    "  flags.FLAGS.unparse_flags()\n"
+    "  for name in ('repeats', 'against', 'dispatch', 'epochs', 'replicas'):\n"
+    "    flags.FLAGS[name].unparse()\n"
+    "  flags.FLAGS(['bench', *case.split()])\n"
+    "  try: bench.main(None)\n"
+    "  except SystemExit as stop: print(stop.code)\n"
+  )
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+  assert done.stdout.split() == ["2"] * len(cases)
+  lines = done.stderr.splitlines()
+  assert len(lines) == len(cases)
+  for line, message in zip(lines, cases.values(), strict=True):
+    assert line.startswith("error: ") and message in line
