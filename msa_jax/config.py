@@ -79,7 +79,13 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     # auto: as the gradients scale under SGD, so do adam's and adamw's updates.
     "scale_updates_by_omega": "auto",
   }
-  config.replicas = {"seeds": (0,)}
+  # How several seeds are trained: at once (vmap), one after the other (sequential), or
+  # as this machine does it faster (auto); see train/replicas.py.
+  config.replicas = {
+    "seeds": (0,),
+    "mode": "auto",
+    "most_at_once": 0,  # largest number in one program, to bound memory; 0 = all
+  }
   config.spec = {
     "widths": {},
     "lengths": {},
@@ -121,7 +127,58 @@ def _data() -> dict[str, Any]:
 
 
 def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Locks a config, so that unknown keys are errors from here on."""
+  """Locks a config, so that unknown keys are errors from here on.
+
+  `replicas.sweep` gets an entry for every option that is a real number: the values to
+  try, none to begin with.
+  """
+  config.replicas.sweep = _sweepable({name: config[name] for name in _SWEPT})
+  return config.lock()
+
+
+_SWEPT = ("model", "loss", "optim", "balance")
+
+
+def _sweepable(tree: Mapping[str, Any]) -> dict[str, Any]:
+  entries = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping | ml_collections.ConfigDict):
+      if inner := _sweepable(dict(value.items())):
+        entries[key] = inner
+    elif isinstance(value, float):
+      entries[key] = ()
+  return entries
+
+
+def sweep(config: ml_collections.ConfigDict) -> dict[str, tuple[float, ...]]:
+  """Dotted key -> values to try, of every option that is swept.
+
+  Raises:
+    UserError: a value that is not a finite number, or one twice.
+  """
+  entries = config.replicas.get("sweep", ml_collections.ConfigDict()).to_dict()
+  swept = {key: values for key, values in _flatten(entries).items() if values}
+  for key, values in swept.items():
+    numbers = all(type(v) in (int, float) and np.isfinite(v) for v in values)
+    if not numbers or len(set(values)) != len(values):
+      raise UserError(
+        f"config.replicas.sweep.{key}={tuple(values)} must be distinct finite numbers."
+      )
+  return {key: tuple(float(v) for v in values) for key, values in swept.items()}
+
+
+def bind(
+  config: ml_collections.ConfigDict, values: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """A locked copy of a config with other values at dotted keys.
+
+  Values may be traced: then `train.recipe.build` makes a recipe that depends on them.
+  """
+  config = config.copy_and_resolve_references()
+  with config.unlocked(), config.ignore_type():
+    for key, value in values.items():
+      path, _, last = key.rpartition(".")
+      get(config, path)[last] = value
   return config.lock()
 
 
@@ -220,6 +277,7 @@ def spec_of(corpus: Corpus) -> dict[str, Any]:
   }
 
 
+REPLICA_MODES = ("auto", "vmap", "sequential")
 _POSITIVE = (
   "optim.epochs",
   "optim.batch",
@@ -235,6 +293,7 @@ _NOT_NEGATIVE = (
   "data.codes",
   "missing.seed",
   "data.fold",
+  "replicas.most_at_once",
 )
 _SHARES = ("optim.warmup", "loss.aux_warmup")
 
@@ -275,6 +334,11 @@ def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> N
       raise UserError(f"config.{path}={get(config, path)} must be 0 (off) or positive.")
   for key in ("train", "eval"):
     missing_pattern(config, key)
+  if config.replicas.mode not in REPLICA_MODES:
+    raise UserError(
+      f"config.replicas.mode={config.replicas.mode!r} must be one of {REPLICA_MODES}."
+    )
+  sweep(config)
   seeds = config.replicas.seeds
   if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
     raise UserError(

@@ -120,7 +120,7 @@ def load(
     The resolved config, and a state with the selected parameters (its optimizer
     state and step are those of a fresh one).
   """
-  run = RunDirectory(workdir)
+  run = RunDirectory(workdir).chosen()
   config = run.config()
   seed = config.replicas.seeds[0] if seed is None else seed
   one = config.copy_and_resolve_references()

@@ -18,7 +18,7 @@ CASES = [(name, v) for name in FILES for v in ("", *MODULES[name].VARIANTS)]
 EMOTIONS = ("neutral", "happy", "sad", "angry")
 
 
-def _with_spec(config, variant):
+def with_spec(config, variant):
   """Fills in the spec of a small aligned corpus with the variant's tasks."""
   if variant == "iemocap":
     task = ("emotion", {"kind": "binary", "classes": EMOTIONS, "protocol": "emotions"})
@@ -47,7 +47,7 @@ def _with_spec(config, variant):
 def test_every_variant_builds_and_has_a_learning_rate_for_every_parameter(
   name, variant
 ):
-  config = _with_spec(MODULES[name].get_config(variant), variant)
+  config = with_spec(MODULES[name].get_config(variant), variant)
   config_lib.validate(config, SYSTEMS)
   state = jax.eval_shape(recipe.build(config).init, 0)
   assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) > 0

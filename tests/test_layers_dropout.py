@@ -111,3 +111,15 @@ def test_every_site_expert_and_key_has_a_mask_of_its_own():
 def test_training_without_a_dropout_key_is_an_error():
   with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
     Dropout(0.5, deterministic=False).apply({}, jnp.ones((2, 2)))
+
+
+def test_a_traced_rate_drops_what_the_same_fixed_rate_drops():
+  values = jnp.ones((40, 50))
+  keys = {"dropout": jax.random.key(3)}
+
+  def dropped(rate):
+    return Dropout(rate, deterministic=False).apply({}, values, rngs=keys)
+
+  rates = jnp.asarray([0.0, 0.25, 0.5])
+  for rate, ours in zip(rates, jax.vmap(dropped)(rates), strict=True):
+    np.testing.assert_array_equal(ours, dropped(float(rate)))

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, UInt
 
+Rate = float | Float[Array, ""]
+
 
 def position_hash(
   words: UInt[Array, " w"], shape: tuple[int, ...]
@@ -45,11 +47,14 @@ def _finalise(bits: UInt[Array, "..."]) -> UInt[Array, "..."]:
 
 
 def happens(
-  words: UInt[Array, " w"], shape: tuple[int, ...], rate: float
+  words: UInt[Array, " w"], shape: tuple[int, ...], rate: Rate
 ) -> Bool[Array, "..."]:
-  """Independent events of probability `rate`, to 2^-32."""
-  threshold = min(round(rate * 2**32), 2**32 - 1)
-  return position_hash(words, shape) < jnp.uint32(threshold)
+  """Independent events of probability `rate`, to 2^-32; to 2^-24 if it is traced."""
+  if isinstance(rate, jax.Array):
+    threshold = (rate * 2.0**32).astype(jnp.uint32)
+  else:
+    threshold = jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+  return position_hash(words, shape) < threshold
 
 
 def normal(words: UInt[Array, " w"], shape: tuple[int, ...]) -> Float[Array, "..."]:
@@ -60,7 +65,7 @@ def normal(words: UInt[Array, " w"], shape: tuple[int, ...]) -> Float[Array, "..
 
 
 def drop(
-  words: UInt[Array, " w"], values: Float[Array, "..."], rate: float
+  words: UInt[Array, " w"], values: Float[Array, "..."], rate: Rate
 ) -> Float[Array, "..."]:
   """Zeroes entries with probability `rate` and scales the rest to keep the mean."""
   scale = jnp.asarray(1.0 / (1.0 - rate), values.dtype)
@@ -87,16 +92,16 @@ class Dropout(nn.Module):
   """`drop` with the rng stream `dropout`; the identity when deterministic.
 
   Attributes:
-    rate: probability of an entry to be zeroed, in [0, 1).
+    rate: probability of an entry to be zeroed, in [0, 1); may be traced (sweeps).
     deterministic: True = evaluation. An attribute, because lifted transforms lose
       keyword arguments.
   """
 
-  rate: float
+  rate: Rate
   deterministic: bool = True
 
   @nn.compact
   def __call__(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
-    if self.deterministic or self.rate == 0.0:
+    if self.deterministic or (isinstance(self.rate, float) and self.rate == 0.0):
       return values
     return drop(stream_words(self, "dropout"), values, self.rate)

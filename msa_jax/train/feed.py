@@ -12,8 +12,8 @@ from jaxtyping import Array, Int
 
 from msa_jax.data import batches, dialogues
 from msa_jax.train import compilation
-from msa_jax.train.recipe import Recipe, Seed, has_content
-from msa_jax.typing import Batch, Collections, Metrics, Params, Split, Task, TrainState
+from msa_jax.train.recipe import Recipe, has_content
+from msa_jax.typing import Batch, Collections, Metrics, Split, Task, TrainState
 
 
 class Feed(NamedTuple):
@@ -91,27 +91,33 @@ class Steps:
     looped: whether the steps of a call are one program.
   """
 
-  def __init__(self, recipe: Recipe, capacity: int, looped: bool | None = None):
+  def __init__(
+    self,
+    recipe: Recipe,
+    capacity: int,
+    looped: bool | None = None,
+    take: Callable[[Batch, Any], Batch] = batches.take,
+  ):
     self.capacity = capacity
     self.looped = jax.default_backend() != "cpu" if looped is None else looped
-    self._take = jax.jit(batches.take)
+    self._take = jax.jit(take)
     jit = functools.partial(
       jax.jit, donate_argnums=0, compiler_options=compilation.options()
     )
     self._step = jit(recipe.step)
-    self._loop = jit(functools.partial(_run_resident, recipe, capacity))
+    self._loop = jit(functools.partial(_run_resident, recipe, take, capacity))
 
   def __call__(
-    self, state: TrainState, feed: Feed, order: np.ndarray, first: int, seed: Seed
+    self, state: TrainState, feed: Feed, order: np.ndarray, first: int, seed: Any
   ) -> tuple[TrainState, Mapping[str, np.ndarray]]:
     """Runs up to `capacity` steps, starting at step `first` of the epoch.
 
     Args:
       state: donated.
       feed: the training split.
-      order: [steps b] rows of each batch of the epoch.
+      order: [steps b] rows of each batch of the epoch, or what else `take` takes.
       first: first step to run.
-      seed: the run's seed.
+      seed: the run's seed, or what else the recipe's step takes in its place.
 
     Returns:
       The new state, and metrics with one entry per step that was run.
@@ -135,17 +141,18 @@ class Steps:
 
 def _run_resident(
   recipe: Recipe,
+  take: Callable[[Batch, Any], Batch],
   capacity: int,
   state: TrainState,
   data: Batch,
-  order: Int[Array, "t b"],
+  order: Int[Array, "steps *b"],
   first: Int[Array, ""],
   last: Int[Array, ""],
-  seed: Seed,
+  seed: Any,
 ) -> tuple[TrainState, Metrics]:
   def step(index, carry):
     state, buffers = carry
-    batch = batches.take(data, order[index])
+    batch = take(data, order[index])
     state, metrics = recipe.step(state, batch, seed)
     buffers = {
       name: buffer.at[index - first].set(metrics[name])
@@ -153,7 +160,7 @@ def _run_resident(
     }
     return state, buffers
 
-  _, shapes = jax.eval_shape(recipe.step, state, batches.take(data, order[0]), seed)
+  _, shapes = jax.eval_shape(recipe.step, state, take(data, order[0]), seed)
   buffers = {
     name: jnp.zeros((capacity, *shape.shape), shape.dtype)
     for name, shape in shapes.items()
@@ -184,22 +191,25 @@ class Predictor:
   Attributes:
     batch_size: rows per step; smaller splits are filled up and masked.
     n_programs: how many programs have been compiled so far.
+    lanes: parameters, collections and predictions have a leading axis of replicas,
+      whose recipe is that of one.
   """
 
-  def __init__(self, recipe: Recipe, batch_size: int):
+  def __init__(self, recipe: Recipe, batch_size: int, lanes: bool = False):
     self.batch_size = batch_size
+    self.lanes = lanes
     self._take = jax.jit(batches.take)
+    predict = functools.partial(_predict_batch, recipe)
     self._predict = jax.jit(
-      functools.partial(_predict_batch, recipe), compiler_options=compilation.options()
+      jax.vmap(predict, (0, 0, None)) if lanes else predict,
+      compiler_options=compilation.options(),
     )
 
   @property
   def n_programs(self) -> int:
     return self._predict._cache_size()
 
-  def __call__(
-    self, params: Params, collections: Collections, feed: Feed
-  ) -> Predictions:
+  def __call__(self, params: Any, collections: Collections, feed: Feed) -> Predictions:
     """Predicts every sample of `feed`; the host waits once, at the end."""
     order = np.asarray(
       batches.epoch_order(0, 0, feed.size, self.batch_size, shuffle=False)
@@ -209,12 +219,16 @@ class Predictor:
     else:
       stream = feed.stream(order, 0)
     parts = [self._predict(params, collections, batch) for batch in stream]
-    rows = jax.tree.map(
-      lambda *leaves: np.concatenate(leaves)[: feed.size], *jax.device_get(parts)
-    )
-    if feed.utterances is not None:
-      rows = jax.tree.map(lambda leaf: leaf[feed.utterances], rows)
-    return Predictions(*rows)
+    axis = 1 if self.lanes else 0
+
+    def joined(*leaves):
+      whole = np.concatenate(leaves, axis=axis)
+      whole = whole[:, : feed.size] if self.lanes else whole[: feed.size]
+      if feed.utterances is None:
+        return whole
+      return whole[:, feed.utterances] if self.lanes else whole[feed.utterances]
+
+    return Predictions(*jax.tree.map(joined, *jax.device_get(parts)))
 
 
 def _predict_batch(recipe, params, collections, batch):

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -38,6 +39,7 @@ class Course:
     values: track -> best validation figure of the stage (greater is better).
     epochs: track -> number of the epoch that reached it.
     over: the stage has ended for this seed.
+    diverged: its loss was not finite, which ends it where others may go on.
   """
 
   epoch: int = 0
@@ -46,6 +48,7 @@ class Course:
   values: dict[str, float] = dataclasses.field(default_factory=dict)
   epochs: dict[str, int] = dataclasses.field(default_factory=dict)
   over: bool = False
+  diverged: bool = False
 
   def stale(self) -> int:
     """Epochs of the stage since any track improved."""
@@ -53,7 +56,8 @@ class Course:
 
   def next_stage(self) -> None:
     """Starts a stage."""
-    self.start, self.values, self.epochs, self.over = self.epoch, {}, {}, False
+    self.start, self.values, self.epochs = self.epoch, {}, {}
+    self.over = self.diverged
 
 
 @dataclasses.dataclass
@@ -91,22 +95,38 @@ class Trained(NamedTuple):
   Attributes:
     params, collections: selected.
     best_epoch: that the first track of the last stage selected.
+    value: validation figure of that epoch (greater is better); None = diverged, or
+      not validated.
     epoch: epochs trained.
-    seconds: training time, of all seeds that were trained at once.
+    seconds: training time, of all that were trained at once.
+    together: how many these were.
   """
 
   params: Params
   collections: Collections
   best_epoch: int
+  value: float | None
   epoch: int
   seconds: float
+  together: int = 1
 
 
 class Replica(NamedTuple):
-  """One seed and where its files go."""
+  """One training.
+
+  Attributes:
+    seed: what initialisation, shuffling and dropout derive from.
+    run: where its files go.
+    values: of the swept options, by dotted key.
+  """
 
   seed: int
   run: RunDirectory
+  values: Mapping[str, float] = MappingProxyType({})
+
+  def __str__(self):
+    setting = [f"{key}={value:g}" for key, value in self.values.items()]
+    return ", ".join([f"seed {self.seed}", *setting])
 
 
 def fit(
@@ -141,14 +161,26 @@ def fit(
     state, best = session.train(state, best, position, stop_requested)
   finally:
     saver.close()
-  results = []
-  first = next(iter(programs.stages[-1].tracks))
   chosen = programs.selected(best, state)
-  for replica, course, one in zip(replicas, position.courses, chosen, strict=True):
-    save_best(replica.run.best(replica.seed), *one)
-    epochs = (course.epochs[first], course.epoch)
-    results.append(Trained(*one, *epochs, position.seconds))
-  return results
+  track = next(iter(programs.stages[-1].tracks))
+  return [
+    _finish(replica, course, one, track, position)
+    for replica, course, one in zip(replicas, position.courses, chosen, strict=True)
+  ]
+
+
+def _finish(replica, course, chosen, track, position) -> Trained:
+  """Saves what a seed's training came to."""
+  save_best(replica.run.best(replica.seed), *chosen)
+  facts = {
+    "best_epoch": course.epochs.get(track, course.epoch),
+    "value": None if course.diverged else course.values.get(track),
+    "epoch": course.epoch,
+    "seconds": position.seconds,
+    "together": len(position.courses),
+  }
+  replica.run.write_json(replica.run.trained(replica.seed), facts)
+  return Trained(*chosen, **facts)
 
 
 @dataclasses.dataclass
@@ -171,7 +203,9 @@ class _Session:
     self.sources = tuple(self.config.spec.get("sources", ()))
     size = joint.epoch_size(self.feeds["train"].size, self.sources)
     self.per_epoch = -(-size // self.config.optim.batch)
-    self.title = ", ".join(f"seed {seed}" for seed in self.seeds)
+    few = self.replicas[:3]
+    more = [f"{len(self.replicas) - 3} more"] if len(self.replicas) > 3 else []
+    self.title = "; ".join([*map(str, few), *more])
 
   def start(self) -> tuple[TrainState, Snapshots, Position]:
     """The beginning, or where the last checkpoint was made."""
@@ -217,7 +251,7 @@ class _Session:
 
   def _shown_loss(self, position) -> float:
     losses = [c.sums["loss"] for c in position.courses if not c.over]
-    return float(np.mean(losses)) / position.step
+    return float(np.mean(losses)) / position.step if losses else float("nan")
 
   def _advance(self, state, position):
     """Runs the next steps of the epoch."""
@@ -238,24 +272,28 @@ class _Session:
       self.seeds,
       active,
     )
-    for seed, course, measured in zip(
-      self.seeds, position.courses, figures, strict=True
+    for replica, course, measured in zip(
+      self.replicas, position.courses, figures, strict=True
     ):
       if not course.over:
-        self._check_finite(seed, course, measured, position.step)
+        self._check_finite(replica, course, measured, position.step)
         _add(course.sums, measured)
     position.step += len(figures[0]["loss"])
     return state
 
-  def _check_finite(self, seed, course, figures, first) -> None:
+  def _check_finite(self, replica, course, figures, first) -> None:
     finite = np.isfinite(figures["loss"]) & np.isfinite(figures["gradient_norm"])
-    if not finite.all():
-      bad = first + int(np.argmin(finite))
-      raise Diverged(
-        f"the loss or its gradient is not finite at step {bad + 1} of epoch"
-        f" {course.epoch + 1} (seed {seed}): lower the learning rate"
-        f" (config.optim.lr_*) or the clip norm ({self.config.optim.clip=})."
-      )
+    if finite.all():
+      return
+    if replica.values:  # the others of the sweep go on
+      course.over = course.diverged = True
+      return
+    bad = first + int(np.argmin(finite))
+    raise Diverged(
+      f"the loss or its gradient is not finite at step {bad + 1} of epoch"
+      f" {course.epoch + 1} (seed {replica.seed}): lower the learning rate"
+      f" (config.optim.lr_*) or the clip norm ({self.config.optim.clip=})."
+    )
 
   def _close_epoch(self, state, best, position, figures):
     """Validates, selects, logs; starts the next stage where one has ended."""

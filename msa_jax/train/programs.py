@@ -79,11 +79,11 @@ class Programs:
     self.predictors = tuple(
       Predictor(recipe, config.train.eval_batch) for recipe in self.recipes
     )
-    jit = functools.partial(jax.jit, compiler_options=compilation.options())
-    self._begin = jit(self._first)
+    self._jit = functools.partial(jax.jit, compiler_options=compilation.options())
+    self._begin = self._jit(self._first)
     # Copies: the state's own buffers are donated to the next step.
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-    self._enter = tuple(jit(self._entering(index)) for index in indices[1:])
+    self._enter = tuple(self._jit(self._entering(index)) for index in indices[1:])
 
   def _first(self, seed):
     state = self.recipes[0].init(seed)

@@ -11,8 +11,18 @@ import ml_collections
 
 from msa_jax.data import dialogues, missing, preprocess
 from msa_jax.train import feed as feed_lib
-from msa_jax.train import inputs, loop, recipe, scoring, selection, summary, tables
-from msa_jax.train.checkpoint import ResumePoint, load_best
+from msa_jax.train import (
+  groups,
+  inputs,
+  loop,
+  recipe,
+  scoring,
+  selection,
+  summary,
+  sweep,
+  tables,
+)
+from msa_jax.train.checkpoint import load_best
 from msa_jax.train.programs import Programs
 from msa_jax.train.rundir import RunDirectory
 from msa_jax.typing import Collections, Corpus, Params, UserError
@@ -75,28 +85,54 @@ def train(
   labels = None
   if "valid" in corpus.splits:
     labels = scoring.targets(corpus.splits["valid"], corpus.tasks)
-  programs = Programs(config)
-  for stage in programs.stages:
-    selection.tracks(config, stage, labels)  # fails early on an unknown metric
-  run = RunDirectory(workdir)
+  tracks = [  # fails early on an unknown metric
+    selection.tracks(config, stage, labels) for stage in recipe.stages_of(config)
+  ]
+  root = RunDirectory(workdir)
+  settings = sweep.settings(config, labels is not None)
+  runs = [sweep.directory(root, setting) for setting in settings]
+  _begin(root, config, prepared)
+  for run, setting in zip(runs, settings, strict=True):
+    if setting:
+      _begin(run, sweep.bound(config, setting), prepared)
+  feeds = make_feeds(config, corpus)
+  seeds = config.replicas.seeds
+  replicas = [
+    loop.Replica(seed, run, setting)
+    for run, setting in zip(runs, settings, strict=True)
+    for seed in seeds
+  ]
+  with _stop_signal() as stop_requested:
+    flat = groups.train(config, replicas, feeds, labels or {}, root, stop_requested)
+  trained = [flat[k : k + len(seeds)] for k in range(0, len(flat), len(seeds))]
+  if not settings[0]:
+    return _conclude(root, config, corpus, feeds, trained[0])
+  ranking = sweep.ranked(settings, trained, next(iter(tracks[-1].values())))
+  best = [sweep.name(setting) for setting in settings].index(ranking[0]["name"])
+  chosen = sweep.bound(config, settings[best])
+  written = _conclude(runs[best], chosen, corpus, feeds, trained[best])
+  written["sweep"] = {"best": ranking[0]["name"], "settings": ranking}
+  root.write_json("summary.json", written)
+  return written
+
+
+def _begin(run, config, prepared) -> None:
+  """Makes a run directory, or checks that it holds this run."""
   run.create(config, prepared.description)
   preprocess.save(prepared.preprocessor, run.path / _PREPROCESSING)
   for name, masks in prepared.masks.items():
+    split = prepared.corpus.splits[name]
     path = run.path / "predictions" / f"missing_{name}.npz"
-    missing.save(path, corpus.splits[name], {str(masks.pattern): missing.arrays(masks)})
-  feeds = make_feeds(config, corpus)
-  trained = []
-  with _stop_signal() as stop_requested:
-    for seed in config.replicas.seeds:
-      replicas, saver = [loop.Replica(seed, run)], ResumePoint(run.last(seed))
-      trained += loop.fit(
-        config, programs, feeds, labels or {}, replicas, saver, stop_requested
-      )
-  # The test split is read here, once, with the parameters that validation selected.
-  held_out = {name: feeds[name] for name in ("valid", "test") if name in feeds}
+    missing.save(path, split, {str(masks.pattern): missing.arrays(masks)})
+
+
+def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
+  """Final figures. The test split is read here, once, with what validation selected."""
+  predictor = feed_lib.Predictor(recipe.build(config), config.train.eval_batch)
   predictions = {
-    split: [programs.predictors[-1](t.params, t.collections, feed) for t in trained]
-    for split, feed in held_out.items()
+    split: [predictor(one.params, one.collections, feeds[split]) for one in trained]
+    for split in ("valid", "test")
+    if split in feeds
   }
   return summary.write(run, config, corpus, predictions, trained)
 
@@ -129,7 +165,7 @@ def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
   Raises:
     UserError: no such run, no such file, or a file without labels.
   """
-  run = RunDirectory(workdir)
+  run = RunDirectory(workdir).chosen()
   config = run.config()
   preprocessor = preprocess.load(run.path / _PREPROCESSING)
   corpus = inputs.reload(config, preprocessor, path)
@@ -170,7 +206,7 @@ def predict(
   Raises:
     UserError: no such run or file, or `output` cannot be written.
   """
-  run = RunDirectory(workdir)
+  run = RunDirectory(workdir).chosen()
   config = run.config()
   corpus = inputs.reload(config, preprocess.load(run.path / _PREPROCESSING), path)
   system = recipe.build(config)

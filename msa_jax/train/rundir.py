@@ -3,6 +3,8 @@
 config.json  environment.json  data.json  preprocessing.npz
 metrics.jsonl  summary.json
 checkpoints/seed_<s>/{last,best}  predictions/{valid,test}.csv  routing/<split>.npz
+checkpoints/group_<n>/last, of seeds that are trained at once
+sweep/<setting>/ a run directory for each setting of a sweep
 """
 
 import json
@@ -52,7 +54,12 @@ class RunDirectory:
     exists = self.config_path.exists()
     if exists:
       # More seeds may be added to a run; everything else is fixed.
-      ignore = ("replicas.seeds", "data.path")
+      ignore = (
+        "replicas.seeds",
+        "replicas.mode",
+        "replicas.most_at_once",
+        "data.path",
+      )
       lines = config_lib.differences(config, self.config(), ignore)
       if lines:
         raise UserError(
@@ -86,6 +93,21 @@ class RunDirectory:
 
   def best(self, seed: int) -> pathlib.Path:
     return self.path / "checkpoints" / f"seed_{seed}" / "best"
+
+  def trained(self, seed: int) -> str:
+    """Name of the file that says how a finished seed was trained."""
+    return f"checkpoints/seed_{seed}/trained.json"
+
+  def setting(self, name: str) -> "RunDirectory":
+    """The run of one setting of a sweep."""
+    return RunDirectory(self.path / "sweep" / name)
+
+  def chosen(self) -> "RunDirectory":
+    """The run to evaluate and predict with: of a sweep, that of its best setting."""
+    if not (self.path / "summary.json").exists():
+      return self
+    swept = self.read_json("summary.json").get("sweep")
+    return self.setting(swept["best"]) if swept else self
 
   def write_text(self, name: str, text: str) -> None:
     """Replaces a file atomically: a reader never sees half of it."""

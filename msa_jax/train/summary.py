@@ -8,6 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from msa_jax.metrics.bootstrap import mean_interval
 from msa_jax.metrics.routing import routing_metrics
 from msa_jax.train import recipe, scoring, selection, tables
 from msa_jax.train.feed import Predictions
@@ -19,17 +20,29 @@ from msa_jax.typing import Corpus, Params
 def over_seeds(scores: Sequence[Any]) -> Any:
   """Turns one tree of figures per seed into one of {"mean", "std", "values"}.
 
-  The standard deviation is that of a sample (n - 1); None for a single seed.
+  The standard deviation is that of a sample (n - 1); None for a single seed. Numbers
+  of several seeds also get `interval`, the 95 % bootstrap interval of their mean
+  (`metrics.bootstrap.mean_interval`); None where one is not finite.
   """
   first = scores[0]
   if isinstance(first, Mapping):
     return {key: over_seeds([score[key] for score in scores]) for key in first}
   values = np.asarray(scores, float)
-  return {
+  report = {
     "mean": values.mean(axis=0).tolist(),
     "std": values.std(axis=0, ddof=1).tolist() if len(scores) > 1 else None,
     "values": values.tolist(),
   }
+  if values.ndim == 1 and len(values) > 1:
+    report["interval"] = _interval(values)
+  return report
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+  if not np.isfinite(values).all():
+    return None
+  _, low, high = mean_interval(values)
+  return [low, high]
 
 
 def parameter_hash(params: Params) -> str:
@@ -80,6 +93,7 @@ def write(
     "selected_epoch": [one.best_epoch for one in trained],
     "epochs": [one.epoch for one in trained],
     "train_seconds": [round(one.seconds, 2) for one in trained],
+    "trained_together": [one.together for one in trained],
     "splits": {},
     "routing": {},
     "without_content": {},
