@@ -5,12 +5,17 @@
     --config.data.path=labels.pkl --config.data.features.text=FOLDER (audio, vision)
   python -m msa_jax.main --config=configs/momke.py:mosi --config.data.path=mosi.pkl
 
-The default trains one model for all conditions on the synthetic corpus, frame by frame.
+The default trains one model for all conditions on the synthetic corpus, frame by frame:
+a minute and a half on a core, test MAE .61 (Bayes-optimal .57; text .71, audio .79,
+vision .81, whose optima are .70, .77, .77).
 Variants: `iemocap4`, `iemocap6`, `mosi`, `mosei` (the paper's sizes, dialogues as
 samples), `small` (for a small corpus or a CPU), `mixed` (one model for all conditions),
 `conditions` (one branch of stage 2 for each), `official` (the released code's
 procedure, which selects on the test data). Published, IEMOCAP, four classes: audio WA
-.703 UA .714, text WA .778 UA .784, audio and vision WA .689 UA .677.
+.703 UA .714, text WA .778 UA .784, audio and vision WA .689 UA .677. Ours with small
+text and audio features, sessions 1 to 3 against 4, `iemocap4,small,mixed`, 5 seeds:
+text WA .735 UA .743, audio .418 .435, both .747 .753 (`conditions`: .733 .745,
+.427 .436, .745 .755).
 
 Ablations: `--config.model.stage1_epochs=0` (no stage 1) or = `optim.epochs` (no
 stage 2), `--config.model.mixing=uniform` (no router) or `own` (own expert only).

@@ -15,6 +15,7 @@ from configs import lf_dnn as late_fusion
 from configs import momke as configs
 from msa_jax.data import npz
 from msa_jax.models import momke_stages
+from msa_jax.studies import missing
 from msa_jax.train import inputs, optim, recipe, run
 from msa_jax.train.summary import parameter_hash
 from msa_jax.typing import UserError
@@ -250,6 +251,20 @@ def test_a_trained_run_predicts_and_evaluates_files_of_utterances(trained):
   with (folder / "p.csv").open() as file:
     rows = list(csv.DictReader(file))
   assert len(rows) == sum(map(len, corpus.splits.values()))
+
+
+def test_the_grid_of_conditions_asks_the_branch_of_what_is_there(trained):
+  folder, _, _, summary = trained
+  report = missing.grid(folder / "run", "conditions")
+  rows = report["grids"]["conditions"]
+  assert [row["pattern"] for row in rows] == ["text", "audio", "text+audio"]
+  figures = summary["splits"]["test"]
+  for row, name in zip(rows, ("t", "a", "at"), strict=True):
+    assert list(row["figures"]) == ["sentiment"]
+    found = row["figures"]["sentiment"]["mae"]["mean"]
+    expected = figures[f"sentiment@{name}"]["mae"]["mean"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert row["without_content"] == 0
 
 
 def test_official_selection_is_on_the_test_split_and_says_so(trained, caplog):

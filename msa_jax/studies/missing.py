@@ -21,7 +21,14 @@ from msa_jax.train import feed as feed_lib
 from msa_jax.train import inputs, recipe, run, scoring, tables
 from msa_jax.train.rundir import RunDirectory
 from msa_jax.train.summary import over_seeds
-from msa_jax.typing import MODALITIES, Corpus, Split, UserError, modality_order
+from msa_jax.typing import (
+  MODALITIES,
+  Corpus,
+  Split,
+  UserError,
+  modality_order,
+  task_name,
+)
 
 # Figures of `bayes.optimum` by the task and metric that they bound.
 _BOUNDS = {
@@ -139,7 +146,9 @@ def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
     feed = opened.feed(missing.apply(split, masks))
   else:
     feed = feed_lib.with_available(complete, masks.available)
-  predictions = [opened.predictor(*seed, feed) for seed in opened.selected]
+  predictions = [
+    _without_heads(opened.predictor(*seed, feed)) for seed in opened.selected
+  ]
   labels = scoring.targets(split, opened.corpus.tasks)
   row = {
     "pattern": str(pattern),
@@ -158,6 +167,19 @@ def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
     for task in predictions[0].outputs
   }
   return row, {**missing.arrays(masks), **outputs}
+
+
+def _without_heads(predictions: feed_lib.Predictions) -> feed_lib.Predictions:
+  """Leaves out a task's heads where the task itself is predicted.
+
+  Heads of conditions (MoMKE's) say little under masks that are not their own.
+  """
+  outputs = {
+    name: values
+    for name, values in predictions.outputs.items()
+    if name == task_name(name) or task_name(name) not in predictions.outputs
+  }
+  return predictions._replace(outputs=outputs)
 
 
 def _optimal(config: ml_collections.ConfigDict, name: str):
