@@ -73,8 +73,8 @@ def reference(params, values, mask):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_its_derivative_is_that_of_a_plain_loop(bidirectional, getkey):
-  values = jax.random.normal(getkey(), (4, 5, 3))
-  mask = jnp.arange(5)[None] < jnp.array([5, 2, 0, 1])[:, None]
+  values = jax.random.normal(getkey(), (4, 3, 3))
+  mask = jnp.arange(3)[None] < jnp.array([3, 2, 0, 1])[:, None]
   layer = LSTM(4, bidirectional)
   params = layer.init(getkey(), values, mask)["params"]
   params = {**params, "bias": jax.random.normal(getkey(), params["bias"].shape)}

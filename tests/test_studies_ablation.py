@@ -4,24 +4,12 @@ import json
 
 import pytest
 import toy
-from tiny_derl import QUIET
 
 from configs import derl as derl_config
-from msa_jax.config import finish
+from msa_jax import models
 from msa_jax.studies import ablation
 from msa_jax.train import inputs
 from msa_jax.typing import UserError
-
-
-def derl(**sections):
-  """An unresolved config of a tiny DERL for the toy corpus."""
-  made = derl_config.get_config().copy_and_resolve_references().unlock()
-  made.model.update({"d": 4, "n_heads": 2, "ffn_mult": 1, "dropout": QUIET})
-  made.data.align = "none"
-  made.optim.update({"epochs": 1, "batch": 16})
-  for section, values in sections.items():
-    made[section].update(values)
-  return finish(made)
 
 
 def test_tables_name_the_papers_rows():
@@ -36,22 +24,25 @@ def test_tables_name_the_papers_rows():
 
 
 def test_a_study_trains_and_compares_what_a_table_names(monkeypatch, tmp_path):
+  monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
   monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus())
-  rows = {"short": {"model.n_layers": 1}, "plain": {"model.use_eu": False}}
-  monkeypatch.setitem(ablation.TABLES["derl"], "two", rows)
-  report = ablation.study(derl(), tmp_path, "two")
-  assert report["short"]["parameters"] < report["plain"]["parameters"]
+  rows = {"plain": {}, "undropped": {"model.dropout": 0.0}}
+  monkeypatch.setattr(ablation, "TABLES", {"toy": {"two": rows}, "derl": {}})
+  report = ablation.study(toy.config(epochs=1), tmp_path, "two")
+  assert report["plain"]["parameters"] == report["undropped"]["parameters"] > 0
+  assert report["plain"]["figures"]["mae"] != report["undropped"]["figures"]["mae"]
   assert json.loads((tmp_path / "study.json").read_text()) == report
-  trained = json.loads((tmp_path / "short" / "config.json").read_text())
-  assert trained["model"]["n_layers"] == 1
+  for name, rate in (("plain", 0.1), ("undropped", 0.0)):
+    trained = json.loads((tmp_path / name / "config.json").read_text())
+    assert trained["model"]["dropout"] == rate
   text = ablation.as_text(report, ablation.metric_of(tmp_path, report))
-  assert [line.split()[0] for line in text.splitlines()] == ["short", "plain"]
+  assert [line.split()[0] for line in text.splitlines()] == ["plain", "undropped"]
   assert text.count("parameters, mae ") == 2
 
 
 def test_unknown_tables_and_systems_without_tables_are_refused(tmp_path):
   with pytest.raises(UserError, match="--table=moon: derl has encoders, modules"):
-    ablation.study(derl(), tmp_path, "moon")
+    ablation.study(derl_config.get_config(), tmp_path, "moon")
   with pytest.raises(UserError, match="toy has no ablations"):
     ablation.study(toy.config(), tmp_path, "modules")
 
