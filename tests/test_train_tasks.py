@@ -56,7 +56,7 @@ PAIRS = ("none_one", "none_two", "one_two")
 def test_cosines_are_logged_on_request():
   names = {}
   for on in (False, True):
-    built = recipe.build(tiny.config(train={"task_cosine": on}))
+    built = recipe.build(tiny.config(train={"task_cosine": on}, n_blocks=1))
     state = jax.eval_shape(built.init, 0)
     names[on] = set(jax.eval_shape(built.step, state, tiny.batch(), 0)[1])
   groups = ("experts", "fusion")
@@ -75,7 +75,7 @@ def test_cosines_need_a_system_that_shares(monkeypatch):
 
 
 def test_the_objective_is_the_sum_of_its_terms():
-  config = tiny.config(loss={"bal": 0.1, "er_weight": 0.25})
+  config = tiny.config(loss={"bal": 0.1, "er_weight": 0.25}, n_blocks=1)
   params, batch = tiny.variables(config), tiny.batch()
   output = tiny.compiled(functools.partial(tiny.apply, config))(params, batch)
   total, metrics = objective(
@@ -136,7 +136,8 @@ def test_a_trained_run_gives_the_labels_that_are_lacking(trained):
   preprocessor = run.preprocess.load(folder / "preprocessing.npz")
   ready = inputs.reload(config, preprocessor, "")
   whole = train_state.whole_split(config, ready, "train")
-  output = train_state.predict(config, state, batches.take(whole, np.arange(24)))
+  predict = tiny.compiled(functools.partial(train_state.predict, config))
+  output = predict(state, batches.take(whole, np.arange(24)))
   guessed = np.asarray(output.predictions["emotion"]).argmax(axis=-1)
   np.testing.assert_array_equal(labels["emotion"], [*own[:5], *guessed[5:]])
   np.testing.assert_array_equal(labels["sentiment"], split.labels["sentiment"])

@@ -22,6 +22,8 @@ EMOTION["protocol"] = "emotions"
 TINY = {"d": 8, "ranks": (1, 2), "ts_rank": 3, "n_heads": 2, "ffn": 4}
 TINY |= {"head_hidden": 4, "dropout": 0.0, "attn_dropout": 0.0, "w2_init": "lecun"}
 
+TASKS = ("sentiment", "emotion")
+
 # What XLA's optimisations save in run time of such models they cost in compile time.
 compiled = functools.partial(
   jax.jit, compiler_options={"xla_backend_optimization_level": 0}
@@ -96,3 +98,23 @@ def variables(made, seed=0):
 def apply(made, params, data):
   """The network in evaluation."""
   return mmolre.build(made).apply({"params": params}, data, train=False)
+
+
+@functools.cache
+def base():
+  """Config, parameters, batch and output of one block per modality."""
+  made = config(n_blocks=1)
+  params, data = variables(made), batch()
+  return made, params, data, predict(made)(params, data)
+
+
+@functools.cache
+def predict(made):
+  """The compiled network in evaluation: (params, batch) -> output."""
+  return compiled(functools.partial(apply, made))
+
+
+def same(a, b, **tolerance):
+  """Asserts that two trees hold the same numbers."""
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, **tolerance)
