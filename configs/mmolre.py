@@ -76,6 +76,10 @@ def _iemocap(config):
   # One of four emotions; sentiment is the valence rating.
   config.data.valence = True
   config.loss.update({"sa": "l1", "er": "cross_entropy"})
+  if config.model.d < 768:
+    # One vector per utterance is soon learnt by heart.
+    config.model.dropout = 0.3
+    config.optim.weight_decay = 0.1
 
 
 def _meld(config):
