@@ -1,5 +1,6 @@
 """Missing content in runs: configured, drawn once, saved, counted; and the prior."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import pytest
 import toy
 
 from msa_jax import models, train_state
-from msa_jax.data import missing
+from msa_jax.data import batches, missing, preprocess
+from msa_jax.models.base import Stage
 from msa_jax.train import inputs, recipe, run
 from msa_jax.train.recipe import Recipe, with_missing
 from msa_jax.typing import Batch, Modality, ModelOutput, TrainState, UserError
@@ -180,3 +182,52 @@ def test_utterances_and_questions_get_their_own_prior():
   np.testing.assert_allclose(found["yes"][0, 1], prior, rtol=1e-6)
   np.testing.assert_allclose(found["yes"][0, 2], prior, rtol=1e-6)
   np.testing.assert_array_equal(found["no"], 1.0)
+
+
+def test_a_stage_can_train_on_complete_data(monkeypatch):
+  seen = []
+
+  def spied(config, stage, made):
+    def step(state, batch, seed):
+      seen.append((stage.name, np.asarray(batch.available).all()))
+      return state, {}
+
+    return made._replace(step=step)
+
+  stages = (Stage("alone", 1, missing=False), Stage("mixed", 1))
+  system = toy.SYSTEM._replace(stages=lambda config: stages, recipe=spied)
+  monkeypatch.setitem(models.SYSTEMS, "toy", system)
+  config, corpus = train_state.prepare(_config(train="dropout:0.5"))
+  batch = train_state.whole_split(config, corpus, "train")
+  state = train_state.create(config)
+  for stage in (0, 1):
+    recipe.build(config, stage).step(state, batch, 0)
+  assert seen == [("alone", True), ("mixed", False)]
+
+
+def test_other_modalities_keep_their_availability():
+  corpus = toy.corpus()
+  split = corpus.splits["test"]
+  split = dataclasses.replace(split, available=np.arange(26).reshape(13, 2) % 3 > 0)
+  corpus = dataclasses.replace(corpus, splits={"test": split})
+  alone = inputs.select_modalities(corpus, ("audio",)).splits["test"]
+  np.testing.assert_array_equal(alone.available[:, 0], split.available[:, 1])
+  more = batches.available_columns(split, ("vision", "audio", "text"))
+  np.testing.assert_array_equal(more[:, :2], split.available)
+  assert not more[:, 2].any()
+  assert batches.available_columns(toy.corpus().splits["test"], ("text",)) is None
+
+
+def test_a_file_without_a_modality_keeps_the_availability_of_the_others():
+  corpus = toy.corpus()
+  fitted = preprocess.fit(corpus, toy.config().data)
+  split = corpus.splits["test"]
+  split = dataclasses.replace(
+    split,
+    modalities={"audio": split.modalities["audio"]},
+    available=np.arange(13)[:, None] % 2 > 0,
+  )
+  corpus = dataclasses.replace(corpus, splits={"test": split})
+  batch = batches.whole(preprocess.apply(fitted, corpus).splits["test"], {})
+  expected = np.stack([np.zeros(13, bool), np.arange(13) % 2 > 0], axis=1)
+  np.testing.assert_array_equal(batch.available, expected)

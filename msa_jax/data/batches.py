@@ -2,7 +2,7 @@
 samples whether they live on the device or are streamed from the host."""
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import grain
 import jax
@@ -81,6 +81,19 @@ def availability(split: Split) -> Bool[np.ndarray, "n *t m"]:
     return split.available & (lengths > 0)
   step = np.arange(split.available.shape[1])[None, :, None]
   return split.available & (step < lengths[:, None, :])
+
+
+def available_columns(split: Split, names: Iterable[str]) -> np.ndarray | None:
+  """`split.available` for other modalities; those the split lacks are missing."""
+  if split.available is None:
+    return None
+  old = modality_order(split.modalities)
+  absent = np.zeros(split.available.shape[:-1], bool)
+  columns = [
+    split.available[..., old.index(name)] if name in old else absent
+    for name in modality_order(names)
+  ]
+  return np.stack(columns, axis=-1)
 
 
 def whole(

@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
+from msa_jax.data.batches import available_columns
 from msa_jax.typing import Corpus, Sequences, Split, Task, UserError, modality_order
 
 ALIGNMENTS = ("none", "pool")
@@ -152,7 +153,10 @@ def _split(preprocessor: Preprocessor, split: Split) -> tuple[Split, int]:
   for name, centroids in preprocessor.centroids.items():
     ids = {**modalities[name].ids, "codes": _codes(modalities[name], centroids)}
     modalities[name] = dataclasses.replace(modalities[name], ids=ids)
-  return dataclasses.replace(split, modalities=modalities), truncated
+  available = available_columns(split, modalities)
+  return dataclasses.replace(
+    split, modalities=modalities, available=available
+  ), truncated
 
 
 def _absent(split: Split, width: int) -> Sequences:

@@ -68,6 +68,8 @@ class Stage(NamedTuple):
       change. Traced, so made of JAX operations alone.
     collections: track whose snapshot the other collections (batch statistics, ...)
       are taken from, or `final`; "" = the first track.
+    missing: whether `config.missing.train` takes modalities away in this stage; False
+      where the method trains on complete data first.
     carry_opt_state: goes on with the optimizer state (and place in the schedule) of
       the stage before, in place of a fresh one.
     branched: the first axis of all trained parameters is that of branches, which train
@@ -83,6 +85,7 @@ class Stage(NamedTuple):
   keep: Callable[[str, Params], Params] = all_of
   compose: Callable[[Mapping[str, Params], Params], Params] = first_track
   collections: str = ""
+  missing: bool = True
   carry_opt_state: bool = False
   branched: bool = False
 

@@ -19,6 +19,7 @@ from msa_jax.data import (
   reading,
   synthetic,
 )
+from msa_jax.data.batches import available_columns
 from msa_jax.models import SYSTEMS
 from msa_jax.train import pseudo
 from msa_jax.typing import Corpus, UserError
@@ -229,7 +230,9 @@ def select_modalities(corpus: Corpus, names: tuple[str, ...] | list[str]) -> Cor
     return corpus
   splits = {
     key: dataclasses.replace(
-      split, modalities={n: split.modalities[n] for n in known if n in names}
+      split,
+      modalities={n: split.modalities[n] for n in known if n in names},
+      available=available_columns(split, names),
     )
     for key, split in corpus.splits.items()
   }

@@ -282,7 +282,7 @@ def build(config: ml_collections.ConfigDict, stage: int = -1) -> Recipe:
     made = balance.balanced(config, stage=chosen)
   made = SYSTEMS[config.model.name].recipe(config, chosen, made)
   n_batches = -(-config.spec.train_size // config.optim.batch)
-  pattern = missing.parse(config.missing.train)
+  pattern = missing.parse(config.missing.train) if chosen.missing else missing.NONE
   made = with_missing(made, pattern, n_batches)
   made = averaging.with_averaging(made, config.optim.average)
   return with_prior(made, config)
