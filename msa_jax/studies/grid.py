@@ -86,9 +86,10 @@ def _train(cell: Cell, folder: pathlib.Path) -> dict[str, Any]:
       return directory.read_json("summary.json")
   except (OSError, ValueError):
     pass  # not finished, or damaged: the run itself knows how to go on
-  summary = run.train(cell.config, folder)
+  run.train(cell.config, folder)
   directory.write_json(_DONE, {"config_sha256": digest})
-  return summary
+  # From the file, so that a cell gives the same lines now and when it is read again.
+  return directory.read_json("summary.json")
 
 
 def tidy(
