@@ -115,6 +115,7 @@ def _data() -> dict[str, Any]:
     "valence": False,  # ratings of valence in 1..5 become sentiment in [-3, 3]
     "unit": "utterance",  # what one sample is; dialogue: its utterances are the steps
     "fold": 0,  # session to test on, of corpora split by session; 0 = the last
+    "train_share": 1.0,  # of the training split, stratified; see data/subset.py
     "iemocap_val": "holdout10",  # of the training dialogues, to select on; or none
     "task": "regression",  # or cls2, cls7: classes made from a sentiment label
     "standardize": ("audio", "vision"),
@@ -372,6 +373,11 @@ def _check_unit(config: ml_collections.ConfigDict, units: tuple[str, ...]) -> No
   data = config.data
   if data.unit not in dialogues.UNITS:
     raise UserError(f"config.data.unit={data.unit!r} must be one of {dialogues.UNITS}.")
+  if data.train_share != 1.0 and (data.unit == "dialogue" or data.joint):
+    raise UserError(
+      f"config.data.train_share={data.train_share} shrinks one file of utterances: it"
+      " must be 1.0 with config.data.unit='dialogue' or config.data.joint."
+    )
   if data.unit not in units:
     raise UserError(
       f"config.data.unit={data.unit!r}: {config.model.name} reads samples that are one"

@@ -1,4 +1,4 @@
-"""`python -m msa_jax.report`: reports on run directories.
+"""`python -m msa_jax.report`: reports on run and study directories.
 
 python -m msa_jax.report runs/a runs/b --output=report   # a page and its figures
 python -m msa_jax.report compare runs/a runs/b           # tables on the terminal
@@ -8,6 +8,7 @@ import sys
 
 from absl import app, flags
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from msa_jax.typing import UserError
@@ -45,7 +46,7 @@ def compare(runs, console: Console) -> None:
 
 def main(arguments: list[str]) -> None:
   """Reads the runs; bad input ends with one line and exit code 2."""
-  from msa_jax.report import page, reading
+  from msa_jax.report import page, reading, trials
 
   folders = arguments[1:]
   only_tables = folders[:1] == ["compare"]
@@ -53,14 +54,21 @@ def main(arguments: list[str]) -> None:
   try:
     if not folders:
       raise UserError("give one run directory or more, e.g. runs/a; or: compare A B.")
-    runs = [reading.read(folder) for folder in folders]
+    studies = [folder for folder in folders if trials.is_study(folder)]
+    runs = [reading.read(folder) for folder in folders if folder not in studies]
     if only_tables:
       console = Console()
       if not console.is_terminal:
         console.width = 240  # files and pipes have no edge to fold at
       compare(runs, console)
+      for study in studies:
+        for title, rows in trials.tables(trials.read(study)):
+          table = Table(*rows[0], title=escape(title))
+          for row in rows[1:]:
+            table.add_row(*map(escape, row))
+          console.print(table)
       return
-    print(f"report: {page.write(runs, _OUTPUT.value)}")
+    print(f"report: {page.write(runs, _OUTPUT.value, studies)}")
   except UserError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)

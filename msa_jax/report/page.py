@@ -5,7 +5,7 @@ import html
 import pathlib
 from collections.abc import Sequence
 
-from msa_jax.report import errors, figures, grids, results, style
+from msa_jax.report import errors, figures, grids, results, style, trials
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
 
@@ -38,19 +38,29 @@ def drawings(run: Run) -> list[Drawing]:
   return [drawing for drawing in made if drawing is not None]
 
 
-def write(runs: Sequence[Run], folder: str | pathlib.Path) -> pathlib.Path:
+def write(
+  runs: Sequence[Run],
+  folder: str | pathlib.Path,
+  studies: Sequence[str | pathlib.Path] = (),
+) -> pathlib.Path:
   """Writes `index.html`, and `figures/<run>/<name>.png` and `.svg`.
 
   Args:
     runs: what to report on; tables compare them, sections show each.
     folder: made if it is not there.
+    studies: folders that hold a study.csv.
 
   Returns:
     Path of the page.
   """
   folder = pathlib.Path(folder).expanduser()
-  title = "Report on " + ", ".join(run.name for run in runs)
-  parts = [f"<h1>{html.escape(title)}</h1>", _tables(runs)]
+  names = [run.name for run in runs]
+  names += [pathlib.Path(study).resolve().name for study in studies]
+  title = "Report on " + ", ".join(names)
+  parts = [f"<h1>{html.escape(title)}</h1>"]
+  parts += [_tables(runs)] if runs else []
+  for study in studies:
+    parts.append(_study(study, folder / "figures"))
   for number, run in enumerate(runs):
     parts.append(_section(run, folder / "figures" / f"{number}_{run.name}"))
   text = (
@@ -74,6 +84,26 @@ def _section(run: Run, folder: pathlib.Path) -> str:
   folder.mkdir(parents=True, exist_ok=True)
   with style.look():
     parts += [_figure(drawing, folder) for drawing in drawings(run)]
+  return "\n".join(parts)
+
+
+def _study(study: str | pathlib.Path, folder: pathlib.Path) -> str:
+  lines, name = trials.read(study), pathlib.Path(study).resolve().name
+  parts = [f"<h2>Study {html.escape(name)}</h2>"]
+  for title, rows in trials.tables(lines):
+    head, *body = [
+      "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row)
+      for kind, row in zip(["th"] + ["td"] * len(rows), rows, strict=False)
+    ]
+    rest = "".join(f"<tr>{row}</tr>" for row in body)
+    parts.append(
+      f"<h3>{html.escape(title)}</h3><table><thead><tr>{head}</tr></thead>"
+      f"<tbody>{rest}</tbody></table>"
+    )
+  folder = folder / f"study_{name}"
+  folder.mkdir(parents=True, exist_ok=True)
+  with style.look():
+    parts += [_figure(drawing, folder) for drawing in trials.drawings(lines)]
   return "\n".join(parts)
 
 

@@ -1,12 +1,19 @@
 """`python -m msa_jax.studies STUDY`: trains and compares what a paper's table does.
 
-  python -m msa_jax.studies balance --config=configs/awf.py --workdir=studies/awf
   python -m msa_jax.studies balance --config=configs/awf.py --table=optimizers \\
     --workdir=studies/awf
   python -m msa_jax.studies ablation --config=configs/derl.py --table=modules \\
     --workdir=studies/derl
+  python -m msa_jax.studies low_resource --config=configs/hgem.py --workdir=studies/low
+  python -m msa_jax.studies leaderboard --config=configs/awf.py --also=configs/tfn.py \\
+    --data=mosi.pkl --data=sims.pkl --workdir=studies/board
+
+The same command goes on where it was stopped. `python -m msa_jax.report FOLDER` draws
+a study from its study.csv.
 """
 
+import pathlib
+import runpy
 import sys
 
 from absl import app, flags, logging
@@ -22,25 +29,72 @@ _TABLE = flags.DEFINE_string(
   "What to compare. balance: balance (the default), optimizers, attention."
   " ablation: the system's own, e.g. DERL's encoders, modules, layers.",
 )
-STUDIES = ("balance", "ablation")
+_ALSO = flags.DEFINE_multi_string(
+  "also", [], "Another system's config file[:variants]; may be given again."
+)
+_DATA = flags.DEFINE_multi_string(
+  "data", [], "Data file for every system; may be given again. None: the config's own."
+)
+STUDIES = {
+  "balance": "with and without B-fusion, probes, optimizers, attention (AWF)",
+  "ablation": "rows of a system's own tables (DERL 4, 5; H-GEM 3)",
+  "low_resource": "10, 20, 50, 100 % of the training split (H-GEM 4)",
+  "layers": "1 to 6 encoder layers (DERL, figure 5)",
+  "router_compare": "ways to combine experts, and other systems' gates (H-GEM 2)",
+  "leaderboard": "systems x data files x seeds",
+}
+
+
+def other_config(entry: str):
+  """Config of `path[:variants]`, as `--config` reads it.
+
+  Raises:
+    UserError: no such file, or none of a config.
+  """
+  path, _, variants = entry.partition(":")
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"--also={entry}: there is no file {path}.")
+  found = runpy.run_path(path)
+  if "get_config" not in found:
+    raise UserError(f"--also={entry}: {path} has no get_config; give a config file.")
+  return found["get_config"](variants)
+
+
+def listing() -> str:
+  """One line per study."""
+  return "\n".join(f"  {name:15} {what}" for name, what in STUDIES.items())
 
 
 def main(arguments: list[str]) -> None:
   """Runs one study; bad input ends with one line and exit code 2."""
-  from msa_jax.studies import ablation, balance
+  from msa_jax.studies import ablation, balance, catalogue, grid
+  from msa_jax.train import loop
   from msa_jax.train.compilation import use_cache
 
+  if arguments[1:] == ["list"]:
+    print(listing())
+    return
   use_cache()
   logging.set_verbosity(logging.WARNING)
   try:
     if len(arguments) != 2 or arguments[1] not in STUDIES:
-      raise UserError(f"choose a study: {', '.join(STUDIES)}.")
+      raise UserError(f"choose a study: {', '.join(STUDIES)}; or list.")
     if _CONFIG.value is None or _WORKDIR.value is None:
       raise UserError("a study needs --config=configs/<system>.py and --workdir.")
-    chosen = {"balance": balance, "ablation": ablation}[arguments[1]]
+    name = arguments[1]
+    if name in catalogue.STUDIES:
+      configs = [_CONFIG.value, *map(other_config, _ALSO.value)]
+      grid.execute(name, catalogue.STUDIES[name](configs, _DATA.value), _WORKDIR.value)
+      print(f"study: {pathlib.Path(_WORKDIR.value) / 'study.csv'}")
+      return
+    if _ALSO.value or _DATA.value:
+      raise UserError(f"{name} takes no --also and no --data.")
+    chosen = {"balance": balance, "ablation": ablation}[name]
     table = _TABLE.value or ("balance" if chosen is balance else "")
     report = chosen.study(_CONFIG.value, _WORKDIR.value, table)
     print(chosen.as_text(report, ablation.metric_of(_WORKDIR.value, report)))
+  except loop.Interrupted as interruption:
+    print(interruption, file=sys.stderr)
   except UserError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)

@@ -1,6 +1,7 @@
 """Ablations: the same system trained with parts left out, or with other sizes.
 
-Source: DERL (Computer Systems & Applications 2024, 33(4)), tables 4 and 5, figure 5.
+Sources: DERL (Computer Systems & Applications 2024, 33(4)), tables 4 and 5, figure 5;
+H-GEM (2026, 35(3)), table 3.
 """
 
 import json
@@ -10,7 +11,8 @@ from typing import Any
 
 import ml_collections
 
-from msa_jax.train import run, selection
+from msa_jax.studies import grid
+from msa_jax.train import selection
 from msa_jax.train.rundir import RunDirectory
 from msa_jax.typing import UserError
 
@@ -35,7 +37,12 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, Changes]]] = {
       "full": {},
     },
     "layers": {f"layers_{n}": {"model.n_layers": n} for n in range(1, 7)},
-  }
+  },
+  "hgem": {
+    "fusion": {
+      name: {"model.fusion": name} for name in ("average", "fixed", "single", "multi")
+    }
+  },
 }
 
 
@@ -70,7 +77,7 @@ def study(
 
   Args:
     config: an unresolved config.
-    workdir: folder of the study; gets `<run>/` and `study.json`.
+    workdir: folder of the study; gets `<run>/`, `study.csv` and `study.json`.
     table: one of the system's in `TABLES`.
 
   Returns:
@@ -88,8 +95,8 @@ def study(
     )
   workdir = pathlib.Path(workdir)
   report: dict[str, dict[str, Any]] = {}
-  for name, changes in known[table].items():
-    summary = run.train(changed(config, changes), workdir / name)
+  cells = [grid.Cell(name, changed(config, c)) for name, c in known[table].items()]
+  for name, summary in grid.execute(f"ablation_{table}", cells, workdir).items():
     split = "test" if "test" in summary["splits"] else "valid"
     (figures,) = summary["splits"][split].values()
     report[name] = {"figures": figures, "parameters": summary["parameters"]}

@@ -16,7 +16,7 @@ import optax
 
 from msa_jax.data import batches, preprocess
 from msa_jax.models.base import predicted
-from msa_jax.studies import probes
+from msa_jax.studies import grid, probes
 from msa_jax.studies.ablation import changed, figure
 from msa_jax.train import inputs, recipe, run, scoring
 from msa_jax.train.objective import task_losses
@@ -200,7 +200,7 @@ def study(
 
   Args:
     config: an unresolved config.
-    workdir: folder of the study; gets `<run>/` and `study.json`.
+    workdir: folder of the study; gets `<run>/`, `study.csv` and `study.json`.
     table: one of `TABLES`.
 
   Returns:
@@ -214,9 +214,9 @@ def study(
     raise UserError(f"--table={table}: choose one of {', '.join(TABLES)}.")
   workdir = pathlib.Path(workdir)
   report: dict[str, Any] = {}
-  for name, changes in TABLES[table].items():
+  cells = [grid.Cell(name, changed(config, c)) for name, c in TABLES[table].items()]
+  for name, summary in grid.execute(f"balance_{table}", cells, workdir).items():
     folder = workdir / name
-    summary = run.train(changed(config, changes), folder)
     split = "test" if "test" in summary["splits"] else "valid"
     (figures,) = summary["splits"][split].values()
     report[name] = {"figures": figures, "gradients": gradient_spread(folder)}

@@ -17,6 +17,7 @@ from msa_jax.data import (
   preprocess,
   ratings,
   reading,
+  subset,
   synthetic,
 )
 from msa_jax.data.batches import available_columns
@@ -86,6 +87,7 @@ def prepare(config: ml_collections.ConfigDict) -> Inputs:
   corpus = select_modalities(cut(config, load(config)), config.data.modalities)
   corpus = preprocess.derive_task(corpus, config.data.task)
   config_lib.check_trainable(corpus)
+  corpus = subset.shrink(corpus, config.data.train_share)
   if config.data.pseudo:
     corpus = pseudo.fill(corpus, config.data.pseudo)
   corpus = grouped(config, selecting(config, corpus))
