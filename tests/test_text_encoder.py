@@ -58,7 +58,8 @@ def inputs(family):
 
 def imported(family):
   config = config_of(options(family))
-  return config, weights.from_tensors(part(family, "weight"), config)
+  params = weights.from_tensors(part(family, "weight"), config)
+  return config, jax.tree.map(jnp.asarray, params)
 
 
 def states_and_gradients(family, **how):
