@@ -141,7 +141,10 @@ def test_extra_inputs_are_added_to_the_embeddings_and_get_gradients():
 
   # Adding one row to all is the same as adding it to the embeddings of the type.
   constant = run(jnp.asarray(table), jnp.full_like(tokens, 2))
-  moved = {**params["embeddings"], "type": params["embeddings"]["type"] + table[2]}
+  moved = {
+    **params["embeddings"],
+    "type": params["embeddings"]["type"] + table[2][None],
+  }
   plain = TextEncoder(config).apply(
     {"params": {**params, "embeddings": moved}}, tokens, mask, types
   )[-1]

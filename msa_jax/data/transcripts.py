@@ -81,14 +81,14 @@ def load(path: Path) -> Corpus:
     chosen = [i for i, name in enumerate(split_of) if name == split]
     members = [rows[i] for i in chosen]
     ids = np.array([names[i] for i in chosen], np.str_)
-    speaker = {"speaker": np.array([r["speaker"] for r in members], np.str_)}
+    speakers = np.array([row.get("speaker", "") for row in members], np.str_)
     splits[split] = Split(
       ids=ids,
       modalities=_features(path, columns, members),
       labels={name: values[chosen] for name, values in labels.items()},
       raw_text=np.array([row[text] for row in members], np.str_),
       groups=fields.videos(ids),
-      extras=speaker if "speaker" in columns else {},
+      extras={"speaker": speakers} if "speaker" in columns else {},
     )
   if any(values.dtype.kind == "f" for values in labels.values()):
     regression = {

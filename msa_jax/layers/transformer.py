@@ -38,7 +38,9 @@ def layer_norm(
   wide = values.astype(jnp.float32)
   centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
   variance = jnp.mean(centred**2, axis=-1, keepdims=True)
-  result = centred * lax.rsqrt(variance + epsilon) * scale + bias
+  shape = (*[1] * (values.ndim - 1), -1)
+  normalised = centred * lax.rsqrt(variance + epsilon)
+  result = normalised * scale.reshape(shape) + bias.reshape(shape)
   return result.astype(values.dtype)
 
 
@@ -138,7 +140,7 @@ class EncoderStack(nn.Module):
 
     def dense(name, values):
       kernel, bias = weights[name]["kernel"], weights[name]["bias"]
-      return values @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+      return values @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None, None]
 
     def heads(name):
       return dense(name, hidden).reshape(*hidden.shape[:-1], self.n_heads, -1)
