@@ -44,8 +44,8 @@ def test_a_stated_format_is_obeyed(tmp_path):
     assert labels[0] == first
   with pytest.raises(UserError, match="not a readable .npz"):
     read(path, format="npz")
-  with pytest.raises(UserError, match="format 'csv'; the formats are auto, mmsa, mult"):
-    read(path, format="csv")
+  with pytest.raises(UserError, match="format 'xml'; the formats are auto, mmsa, mult"):
+    read(path, format="xml")
   assert FORMATS[0] == "auto"
 
 

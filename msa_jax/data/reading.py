@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from msa_jax.data import conversations, mmsa, mult, npz, published
+from msa_jax.data import conversations, mmsa, mult, npz, published, transcripts
 from msa_jax.data.cleaning import check_unique_ids, clean
 from msa_jax.data.pickles import load_pickle
 from msa_jax.typing import Corpus, UserError
 
-FORMATS = ("auto", "mmsa", "mult", "gcnet", "npz")
+FORMATS = ("auto", "mmsa", "mult", "gcnet", "npz", "csv")
 
 
 def read(
@@ -23,8 +23,8 @@ def read(
   """Reads, checks and cleans a corpus.
 
   Args:
-    path: MMSA pickle, MulT pickle, GCNet's label pickle, or `.npz`; `~` is the home
-      folder.
+    path: MMSA pickle, MulT pickle, GCNet's label pickle, `.npz`, or a csv file (see
+      `data.transcripts`); `~` is the home folder.
     format: one of `FORMATS`; `auto` looks at the content.
     features: MMSA: modality -> pickle that replaces its features. GCNet: modality ->
       folder of one `.npy` per utterance.
@@ -56,11 +56,21 @@ def read_lenient(
   path = existing(path)
   archive = zipfile.is_zipfile(path) or _starts_like_zip(path)
   if format == "auto":
-    format = "npz" if archive else "pickle"
-  if features and format == "npz":
-    raise UserError("separate feature files go with MMSA pickles only, not with .npz")
+    format = "csv" if transcripts.is_transcript(path) else "pickle"
+    format = "npz" if archive else format
+  if features and format in ("npz", "csv"):
+    raise UserError(
+      f"separate feature files go with MMSA pickles only, not with .{format}"
+    )
   if format == "npz":
     corpus, exact = npz.load(path)
+  elif format == "csv":
+    corpus, exact = transcripts.load(path), False
+    if not any(split.modalities for split in corpus.splits.values()):
+      raise UserError(
+        f"{path}: transcripts without features; make some with python -m msa_jax.data"
+        f" features --encoder=NAME {path.name} OUT.npz"
+      )
   else:
     corpus, exact = _from_pickle(load_pickle(path), path, format, features), False
   try:

@@ -1,0 +1,188 @@
+"""Csv and tsv corpora: a line per utterance with its transcript and labels.
+
+Columns, by their usual names (any case): the transcript (`text`, `transcript`,
+`sentence`); labels (`label`, `sentiment`, `emotion`: numbers are a regression label,
+names are classes); what an utterance is called (`id`, or `video_id` and `clip_id`, or
+`dialogue` and `utterance`); `speaker`; its split (`mode`, `split`); and paths of
+feature files (`text_path`, `audio_path`, `vision_path`: one `.npy` [t d] each, in the
+folder of the csv file or below).
+"""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from msa_jax.data import fields
+from msa_jax.data.mmsa import sentiment_tasks
+from msa_jax.typing import MODALITIES, Corpus, Sequences, Split, Task, UserError
+
+_TEXT = ("text", "transcript", "sentence")
+_SPLIT = ("mode", "split")
+_GROUP = ("video_id", "dialogue", "dialogue_id", "video")
+_MEMBER = ("clip_id", "utterance", "utterance_id", "clip")
+_LABELS = {"label": "sentiment", "sentiment": "sentiment", "emotion": "emotion"}
+_SPLIT_NAMES = {"val": "valid", "dev": "valid", "validation": "valid"}
+Row = Mapping[str, str]
+
+
+def is_transcript(path: Path) -> bool:
+  """Whether the first line of a file names a column of transcripts."""
+  try:
+    with path.open("rb") as stream:
+      header = stream.readline(4096).decode("utf-8-sig").strip().lower()
+  except (OSError, UnicodeDecodeError):
+    return False
+  return any(name in _cells(header) for name in _TEXT)
+
+
+def _cells(header: str) -> list[str]:
+  separator = "\t" if "\t" in header else ","
+  return [cell.strip().strip('"').lower() for cell in header.split(separator)]
+
+
+def load(path: Path) -> Corpus:
+  """Reads a csv or tsv file.
+
+  Args:
+    path: UTF-8, separated by tabs if the header has one, else by commas.
+
+  Returns:
+    A corpus whose utterances have the modalities of the feature files, if any; text
+    features are made from `raw_text` by `text.features`.
+
+  Raises:
+    UserError: no UTF-8, no transcripts, a line of another length, labels that are
+      partly numbers, or feature files that are absent, unsafe or elsewhere.
+  """
+  columns, rows = _rows(path)
+  text = next((name for name in _TEXT if name in columns), None)
+  if text is None or not rows:
+    raise UserError(
+      f"{path}: needs a column {', '.join(_TEXT)} and a line below the header"
+    )
+  names = _named(columns, rows)
+  split_column = next((name for name in _SPLIT if name in columns), None)
+  labelled = [name for name in _LABELS if name in columns]
+  if "label" in labelled and "sentiment" in labelled:
+    labelled.remove("label")  # Two columns for one task: the named one.
+  split_of = [
+    _SPLIT_NAMES.get(row[split_column].strip(), row[split_column].strip())
+    if split_column
+    else ("train" if labelled else "predict")
+    for row in rows
+  ]
+  if len(set(names)) < len(names):
+    names = [f"{split}_{name}" for split, name in zip(split_of, names, strict=True)]
+  labels, tasks = _labels(path, rows, labelled)
+  splits = {}
+  for split in dict.fromkeys(split_of):
+    chosen = [i for i, name in enumerate(split_of) if name == split]
+    members = [rows[i] for i in chosen]
+    ids = np.array([names[i] for i in chosen], np.str_)
+    speakers = np.array([row.get("speaker", "") for row in members], np.str_)
+    splits[split] = Split(
+      ids=ids,
+      modalities=_features(path, columns, members),
+      labels={name: values[chosen] for name, values in labels.items()},
+      raw_text=np.array([row[text] for row in members], np.str_),
+      groups=fields.videos(ids),
+      extras={"speaker": speakers} if "speaker" in columns else {},
+    )
+  if any(values.dtype.kind == "f" for values in labels.values()):
+    regression = {
+      name: values for name, values in labels.items() if values.dtype.kind == "f"
+    }
+    whole = Split(np.array(names), {}, regression)
+    tasks |= sentiment_tasks({"all": whole})
+  return Corpus(path.stem, splits, tasks, {"format": "csv"})
+
+
+def _rows(path: Path) -> tuple[list[str], list[Row]]:
+  try:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+      header = stream.readline()
+      columns = _cells(header.strip("\r\n"))
+      separator = "\t" if "\t" in header else ","
+      rows = []
+      for cells in csv.reader(stream, delimiter=separator):
+        if len(cells) != len(columns):
+          raise UserError(
+            f"{path}: row {len(rows) + 2} has {len(cells)} cells, the header"
+            f" {len(columns)}"
+          )
+        rows.append(dict(zip(columns, cells, strict=True)))
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    reason = " ".join(str(error).split())[:80]
+    raise UserError(f"{path}: not a readable csv file ({reason})") from None
+  return columns, rows
+
+
+def _named(columns: list[str], rows: list[Row]) -> list[str]:
+  if "id" in columns:
+    return [row["id"] for row in rows]
+  group = next((name for name in _GROUP if name in columns), None)
+  member = next((name for name in _MEMBER if name in columns), None)
+  if group and member:
+    return [f"{row[group]}$_${row[member]}" for row in rows]
+  return [f"row-{number}" for number in range(len(rows))]
+
+
+def _number(cell: str) -> float | None:
+  try:
+    return float(cell) if cell.strip() else float("nan")
+  except ValueError:
+    return None
+
+
+def _labels(
+  path: Path, rows: list[Row], columns: list[str]
+) -> tuple[dict[str, np.ndarray], dict[str, Task]]:
+  labels, tasks = {}, {}
+  for column in columns:
+    task = _LABELS[column]
+    numbers = [_number(row[column]) for row in rows]
+    if all(number is not None for number in numbers):
+      labels[task] = fields.regression(numbers, len(rows), f"{path}, {column}")
+      continue
+    words = [row[column].strip() for row in rows]
+    mixed = [n is not None and bool(w) for n, w in zip(numbers, words, strict=True)]
+    if any(mixed):
+      raise UserError(
+        f"{path}: row {mixed.index(True) + 2} of {column} is a number, others are names"
+      )
+    classes = sorted(set(words) - {""})
+    place = {name: number for number, name in enumerate(classes)}
+    labels[task] = np.array([place.get(word, -1) for word in words], np.int32)
+    tasks[task] = Task("classes", classes=tuple(classes), protocol="classes")
+  return labels, tasks
+
+
+def _features(path: Path, columns: list[str], rows: list[Row]) -> dict[str, Sequences]:
+  found = {}
+  for modality in MODALITIES:
+    column = f"{modality}_path"
+    if column in columns:
+      arrays = [_array(path, row[column]) for row in rows]
+      features, lengths = fields.features(arrays, f"{path}, {modality}")
+      found[modality] = Sequences(features, lengths)
+  return found
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+  # A csv file from outside could name any file of the machine.
+  folder = path.parent.resolve()
+  place = (folder / name.strip()).resolve()
+  if not name.strip() or not place.is_relative_to(folder) or place.suffix != ".npy":
+    raise UserError(f"{path}: {name[:60]!r} must be an .npy file below {folder}")
+  try:
+    array = np.load(place, allow_pickle=False)
+  except (OSError, ValueError) as error:
+    reason = " ".join(str(error).split())[:80]
+    raise UserError(f"{place}: not a readable array ({reason})") from None
+  if array.ndim == 1:
+    array = array[None]
+  if array.ndim != 2 or 0 in array.shape:
+    raise UserError(f"{place}: shape {array.shape} must be [steps, width]")
+  return array

@@ -1,0 +1,188 @@
+"""The encoder of BERT and its kin: post-norm layers, stored stacked.
+
+All layers' weights lie in one array per kind, layer first, whether the layers run in
+a loop (`lax.scan`: small programs, for accelerators) or one after the other (a CPU
+runs loop bodies several times slower). Checkpoints do not tell the two apart.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from msa_jax.layers.activation import exact_gelu
+from msa_jax.layers.dropout import happens
+from msa_jax.layers.masking import masked_softmax
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+  "gelu": exact_gelu,
+  "gelu_new": lambda values: nn.gelu(values, approximate=True),
+  "gelu_pytorch_tanh": lambda values: nn.gelu(values, approximate=True),
+  "relu": nn.relu,
+  "silu": nn.silu,
+}
+
+
+def layer_norm(
+  values: Float[Array, "... d"],
+  scale: Float[Array, " d"],
+  bias: Float[Array, " d"],
+  epsilon: float,
+) -> Float[Array, "... d"]:
+  """Normalises the last axis in float32; the result has the type of `values`."""
+  wide = values.astype(jnp.float32)
+  centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+  variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+  shape = (*[1] * (values.ndim - 1), -1)
+  normalised = centred * lax.rsqrt(variance + epsilon)
+  result = normalised * scale.reshape(shape) + bias.reshape(shape)
+  return result.astype(values.dtype)
+
+
+def drop(
+  values: Float[Array, "..."], key: jax.Array | None, rate: float
+) -> Float[Array, "..."]:
+  """Dropout by a key of its own; None = evaluation."""
+  if key is None or rate == 0.0:
+    return values
+  dropped = happens(jax.random.key_data(key), values.shape, rate)
+  return jnp.where(dropped, 0.0, values / (1.0 - rate)).astype(values.dtype)
+
+
+class EncoderStack(nn.Module):
+  """Layers of self-attention and feed-forward, each with its norm after the sum.
+
+  Attributes:
+    n_layers, n_heads, width, inner: sizes.
+    activation: key of `ACTIVATIONS`.
+    epsilon: of the norms.
+    dropout, attention_dropout: rates.
+    deterministic: True = evaluation.
+    dtype: compute type; norms and probabilities are float32.
+    unroll: True = one layer after the other, False = a loop, None = by the backend.
+    remat: recomputes a layer's activations in the backward pass.
+
+  Source: Devlin et al. 2019; Vaswani et al. 2017.
+  """
+
+  n_layers: int
+  n_heads: int
+  width: int
+  inner: int
+  activation: str = "gelu"
+  epsilon: float = 1e-12
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  deterministic: bool = True
+  dtype: Any = jnp.float32
+  unroll: bool | None = None
+  remat: bool = False
+
+  @nn.compact
+  def __call__(
+    self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]
+  ) -> tuple[Float[Array, "b t d"], tuple[Float[Array, "b t d"], ...]]:
+    """Runs the stack.
+
+    Args:
+      hidden: embeddings.
+      mask: True = token that may be attended to.
+
+    Returns:
+      The last layer's states, and those of all layers in order.
+    """
+    weights = {name: self._weights(name, *s) for name, s in self._shapes().items()}
+    keys = None
+    if not self.deterministic and max(self.dropout, self.attention_dropout) > 0:
+      keys = jax.random.split(self.make_rng("dropout"), (self.n_layers, 3))
+
+    def layer(hidden, inputs):
+      hidden = self._layer(*inputs, hidden, mask)
+      return hidden, hidden
+
+    layer = jax.checkpoint(layer) if self.remat else layer
+    unroll = jax.default_backend() == "cpu" if self.unroll is None else self.unroll
+    if not unroll:
+      hidden, states = lax.scan(layer, hidden, (weights, keys))
+      return hidden, tuple(states)
+    # The transpose of a split is one concatenation; that of indexing, a sum of
+    # arrays as large as all layers, once per layer.
+    parts = jax.tree.map(lambda leaf: lax.split(leaf, (1,) * len(leaf)), weights)
+    states = []
+    for i in range(self.n_layers):
+      own = {
+        name: {kind: value[i][0] for kind, value in part.items()}
+        for name, part in parts.items()
+      }
+      hidden, _ = layer(hidden, (own, None if keys is None else keys[i]))
+      states.append(hidden)
+    return hidden, tuple(states)
+
+  @nn.nowrap
+  def _shapes(self) -> dict[str, tuple[int, ...]]:
+    d, inner = self.width, self.inner
+    dense = {name: (d, d) for name in ("query", "key", "value", "attention")}
+    norms = {"attention_norm": (d,), "output_norm": (d,)}
+    return {**dense, "intermediate": (d, inner), "output": (inner, d), **norms}
+
+  @nn.nowrap
+  def _weights(self, name: str, *shape: int) -> dict[str, jax.Array]:
+    return StackedWeights(self.n_layers, shape, name=name)()
+
+  @nn.nowrap
+  def _layer(self, weights, keys, hidden, mask):
+    keys = (None, None, None) if keys is None else keys
+
+    def dense(name, values):
+      kernel, bias = weights[name]["kernel"], weights[name]["bias"]
+      return values @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None, None]
+
+    def heads(name):
+      return dense(name, hidden).reshape(*hidden.shape[:-1], self.n_heads, -1)
+
+    def add_norm(name, values, key, skip):
+      summed = drop(values, key, self.dropout) + skip
+      return layer_norm(summed, *(weights[name][k] for k in _NORM), self.epsilon)
+
+    scale = 1.0 / math.sqrt(self.width // self.n_heads)
+    logits = jnp.einsum("bthd,bshd->bhts", heads("query") * scale, heads("key"))
+    probs = masked_softmax(logits, mask[:, None, None, :]).astype(self.dtype)
+    probs = drop(probs, keys[0], self.attention_dropout)
+    mixed = jnp.einsum("bhts,bshd->bthd", probs, heads("value"))
+    mixed = dense("attention", mixed.reshape(hidden.shape))
+    hidden = add_norm("attention_norm", mixed, keys[1], hidden)
+    inner = ACTIVATIONS[self.activation](dense("intermediate", hidden))
+    return add_norm("output_norm", dense("output", inner), keys[2], hidden)
+
+
+_NORM = ("scale", "bias")
+
+
+class StackedWeights(nn.Module):
+  """Kernel and bias, or scale and bias, of one kind of layer, layers first.
+
+  Attributes:
+    n_layers: layers.
+    shape: [in out] of a dense layer, [d] of a norm.
+  """
+
+  n_layers: int
+  shape: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self) -> dict[str, Float[Array, "..."]]:
+    bias = self.param("bias", nn.initializers.zeros, (self.n_layers, self.shape[-1]))
+    if len(self.shape) == 1:
+      one = nn.initializers.ones
+      return {
+        "scale": self.param("scale", one, (self.n_layers, *self.shape)),
+        "bias": bias,
+      }
+    normal = nn.initializers.normal(0.02)
+    kernel = self.param("kernel", normal, (self.n_layers, *self.shape))
+    return {"kernel": kernel, "bias": bias}

@@ -1,0 +1,1 @@
+"""Pretrained text encoders: weights, tokens, linguistic inputs."""

@@ -1,0 +1,213 @@
+"""BERT in Flax: embeddings and encoder, without pooler and heads."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from msa_jax.layers.transformer import ACTIVATIONS, EncoderStack, drop, layer_norm
+from msa_jax.text.roberta import padded_positions
+from msa_jax.typing import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """Sizes of an encoder, as in a Hugging Face `config.json`.
+
+  Attributes:
+    family: `bert`, `roberta` or `xlm-roberta`.
+    vocabulary, positions, types: rows of the three embedding tables.
+    width, n_layers, n_heads, inner: of the layers.
+    activation: key of `layers.transformer.ACTIVATIONS`.
+    epsilon: of the norms.
+    dropout, attention_dropout: rates in training.
+    pad: id of the padding token.
+    extras: further embedding tables by name of their ids: rows. The last row of each
+      is that of padding.
+  """
+
+  family: str
+  vocabulary: int
+  positions: int
+  types: int
+  width: int
+  n_layers: int
+  n_heads: int
+  inner: int
+  activation: str = "gelu"
+  epsilon: float = 1e-12
+  dropout: float = 0.1
+  attention_dropout: float = 0.1
+  pad: int = 0
+  extras: tuple[tuple[str, int], ...] = ()
+
+  @property
+  def max_tokens(self) -> int:
+    """Longest input: RoBERTa's positions start after that of padding."""
+    return self.positions - (0 if self.family == "bert" else self.pad + 1)
+
+
+FAMILIES = ("bert", "roberta", "xlm-roberta")
+_KEYS = {
+  "vocab_size": "vocabulary",
+  "max_position_embeddings": "positions",
+  "type_vocab_size": "types",
+  "hidden_size": "width",
+  "num_hidden_layers": "n_layers",
+  "num_attention_heads": "n_heads",
+  "intermediate_size": "inner",
+}
+
+
+def config_of(options: Mapping[str, Any]) -> EncoderConfig:
+  """Reads the contents of a Hugging Face `config.json`.
+
+  Raises:
+    UserError: another family, activation or kind of positions, or sizes that are
+      absent or do not fit.
+  """
+  family = options.get("model_type")
+  if family not in FAMILIES:
+    raise UserError(f"model_type {family!r}: must be one of {', '.join(FAMILIES)}")
+  sizes = {ours: options.get(theirs) for theirs, ours in _KEYS.items()}
+  for theirs, ours in _KEYS.items():
+    if type(sizes[ours]) is not int or sizes[ours] < 1:
+      raise UserError(f"config.json: {theirs}={sizes[ours]!r} must be positive")
+  if sizes["width"] % sizes["n_heads"]:
+    raise UserError(
+      f"config.json: hidden_size={sizes['width']} must be a multiple of"
+      f" num_attention_heads={sizes['n_heads']}"
+    )
+  activation = options.get("hidden_act", "gelu")
+  if activation not in ACTIVATIONS:
+    raise UserError(
+      f"config.json: hidden_act={activation!r} must be one of {sorted(ACTIVATIONS)}"
+    )
+  positions = options.get("position_embedding_type") or "absolute"
+  if positions != "absolute":
+    raise UserError(
+      f"config.json: position_embedding_type={positions!r} must be 'absolute'"
+    )
+  pad = options.get("pad_token_id")
+  return EncoderConfig(
+    family,
+    **sizes,
+    activation=activation,
+    epsilon=float(options.get("layer_norm_eps", 1e-12)),
+    dropout=float(options.get("hidden_dropout_prob", 0.1)),
+    attention_dropout=float(options.get("attention_probs_dropout_prob", 0.1)),
+    pad=(0 if family == "bert" else 1) if pad is None else int(pad),
+  )
+
+
+_NORMAL = nn.initializers.normal(0.02)
+
+
+class Embeddings(nn.Module):
+  """Sum of the embeddings of tokens, positions, types and extra inputs, normalised.
+
+  Attributes:
+    config: sizes.
+    deterministic: True = evaluation.
+    dtype: of the result.
+
+  Source: Devlin et al. 2019; the extra inputs: H-GEM (2026), Eq. 2.
+  """
+
+  config: EncoderConfig
+  deterministic: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: Int[Array, "b t"],
+    positions: Int[Array, "b t"],
+    types: Int[Array, "b t"],
+    extras: Mapping[str, Int[Array, "b t"]],
+  ) -> Float[Array, "b t d"]:
+    """Embeds tokens."""
+    config = self.config
+
+    def table(name, rows, initial=_NORMAL):
+      return self.param(name, initial, (rows, config.width))
+
+    summed = table("word", config.vocabulary)[tokens]
+    summed += table("position", config.positions)[positions]
+    summed += table("type", config.types)[types]
+    for name, rows in config.extras:
+      # A pretrained encoder starts as it was: new tables are zero.
+      summed += table(name, rows, nn.initializers.zeros)[extras[name]]
+    scale = self.param("scale", nn.initializers.ones, (config.width,))
+    bias = self.param("bias", nn.initializers.zeros, (config.width,))
+    summed = layer_norm(summed, scale, bias, config.epsilon).astype(self.dtype)
+    key = None if self.deterministic else self.make_rng("dropout")
+    return drop(summed, key, config.dropout)
+
+
+class TextEncoder(nn.Module):
+  """An encoder of any family.
+
+  Attributes:
+    config: sizes and family.
+    trained: how many of the upper layers are trained; the layers below and the
+      embeddings then get no gradient. -1 = all of it.
+    deterministic, dtype, unroll, remat: see `EncoderStack`.
+  """
+
+  config: EncoderConfig
+  trained: int = -1
+  deterministic: bool = True
+  dtype: Any = jnp.float32
+  unroll: bool | None = None
+  remat: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: Int[Array, "b t"],
+    mask: Bool[Array, "b t"],
+    types: Int[Array, "b t"] | None = None,
+    extras: Mapping[str, Int[Array, "b t"]] | None = None,
+  ) -> tuple[Float[Array, "b t d"], ...]:
+    """All hidden states: the embeddings', then each layer's. States at padding are
+    whatever they come to be: mask them."""
+    config = self.config
+    types = jnp.zeros_like(tokens) if types is None else types
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    if config.family != "bert":
+      positions = padded_positions(tokens, config.pad)
+    embed = Embeddings(config, self.deterministic, self.dtype, name="embeddings")
+    hidden = embed(tokens, positions, types, extras or {})
+    states = [hidden]
+    upper = config.n_layers if self.trained < 0 else self.trained
+    for name, layers in (("lower", config.n_layers - upper), ("layers", upper)):
+      if name == "layers" and self.trained >= 0:
+        hidden = lax.stop_gradient(hidden)
+      if layers:
+        hidden, more = self._stack(layers, name)(hidden, mask)
+        states += more
+    return tuple(states)
+
+  @nn.nowrap
+  def _stack(self, n_layers: int, name: str) -> EncoderStack:
+    config = self.config
+    return EncoderStack(
+      n_layers=n_layers,
+      n_heads=config.n_heads,
+      width=config.width,
+      inner=config.inner,
+      activation=config.activation,
+      epsilon=config.epsilon,
+      dropout=config.dropout,
+      attention_dropout=config.attention_dropout,
+      deterministic=self.deterministic,
+      dtype=self.dtype,
+      unroll=self.unroll,
+      remat=self.remat,
+      name=name,
+    )

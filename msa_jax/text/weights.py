@@ -1,0 +1,292 @@
+"""Hugging Face checkpoints to parameters of `text.bert.TextEncoder`, and back."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from msa_jax.data.torch_pickles import load_torch
+from msa_jax.text.bert import EncoderConfig, config_of
+from msa_jax.typing import UserError
+
+_DENSE = {
+  "attention.self.query": "query",
+  "attention.self.key": "key",
+  "attention.self.value": "value",
+  "attention.output.dense": "attention",
+  "intermediate.dense": "intermediate",
+  "output.dense": "output",
+}
+_NORMS = {
+  "attention.output.LayerNorm": "attention_norm",
+  "output.LayerNorm": "output_norm",
+}
+_EMBEDDINGS = {
+  "embeddings.word_embeddings.weight": "word",
+  "embeddings.position_embeddings.weight": "position",
+  "embeddings.token_type_embeddings.weight": "type",
+  "embeddings.LayerNorm.weight": "scale",
+  "embeddings.LayerNorm.bias": "bias",
+}
+# What checkpoints of whole models hold beside the encoder.
+_BESIDE = ("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs.")
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+
+class Checkpoint(NamedTuple):
+  """A pretrained encoder.
+
+  Attributes:
+    config: sizes.
+    params: parameters of a `TextEncoder` of which all layers are trained.
+    folder: where it was read.
+  """
+
+  config: EncoderConfig
+  params: Mapping[str, Any]
+  folder: Path
+
+
+def locate(name: str) -> Path:
+  """The folder of a checkpoint: a local one, or one of the hub, fetched if need be.
+
+  Raises:
+    UserError: no such folder, and not to be had from the hub.
+  """
+  folder = Path(name).expanduser()
+  if folder.is_dir():
+    return folder
+  if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    raise UserError(f"text encoder {name!r}: no such folder, and no name of the hub")
+  # Read by the client when it is imported; it would wait long for a dead network.
+  os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+  os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
+  try:
+    import huggingface_hub
+  except ImportError:
+    raise UserError(
+      f"text encoder {name!r} needs the hub's client: pip install 'msa_jax[text]', or"
+      " give the path of a folder with config.json and model.safetensors"
+    ) from None
+  files = ["config.json", "*.txt", "tokenizer*", "*.bpe.model", "vocab.json"]
+  weights = ["model.safetensors", "pytorch_model.bin"]
+  try:
+    found = huggingface_hub.snapshot_download(
+      name, allow_patterns=[*files, weights[0]], local_files_only=True
+    )
+    if not any((Path(found) / each).is_file() for each in weights):
+      raise FileNotFoundError(name)
+    return Path(found)
+  except Exception:  # noqa: BLE001  Not cached: the network is the next to ask.
+    pass
+  try:
+    listed = {f.rfilename for f in huggingface_hub.model_info(name, timeout=5).siblings}
+    chosen = next(each for each in weights if each in listed)
+    return Path(
+      huggingface_hub.snapshot_download(name, allow_patterns=[*files, chosen])
+    )
+  except Exception as error:  # noqa: BLE001  Whatever the network says, one line.
+    raise UserError(
+      f"text encoder {name!r} is not cached and cannot be fetched"
+      f" ({type(error).__name__}): download config.json, the tokenizer's files and"
+      f" model.safetensors from https://huggingface.co/{name} into a folder and give"
+      " its path"
+    ) from None
+
+
+def load(name: str) -> Checkpoint:
+  """Reads an encoder from a folder or the hub.
+
+  Args:
+    name: folder with `config.json` and `model.safetensors` or `pytorch_model.bin`
+      (which is read without executing it), or a name of the hub.
+
+  Raises:
+    UserError: files absent or damaged, another architecture, or weights that are
+      missing, unexpected or of the wrong shape (listed).
+  """
+  folder = locate(name)
+  config = read_config(folder)
+  return Checkpoint(config, from_tensors(_tensors(folder), config, folder), folder)
+
+
+def read_config(folder: Path) -> EncoderConfig:
+  """Reads a folder's `config.json`; UserError if there is none or it does not fit."""
+  try:
+    options = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(options, dict):
+      raise ValueError("no object")
+  except (OSError, ValueError) as error:
+    raise UserError(f"{folder}: no readable config.json ({error})") from None
+  try:
+    return config_of(options)
+  except UserError as error:
+    raise UserError(f"{folder}: {error}") from None
+
+
+def _tensors(folder: Path) -> dict[str, np.ndarray]:
+  path = folder / "model.safetensors"
+  if not path.is_file():
+    path = folder / "pytorch_model.bin"
+    if not path.is_file():
+      raise UserError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
+    return load_torch(path)
+  return _safetensors(path)
+
+
+_SAFE = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2", "I64": "<i8"}
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+  """An eight-byte length, a JSON header and raw bytes. Read here, because the
+  library's NumPy reader knows no bfloat16."""
+  try:
+    content = np.memmap(path, np.uint8, "r")
+    size = int(content[:8].view("<u8")[0])
+    header = json.loads(content[8 : 8 + size].tobytes())
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+      start, end = (8 + size + offset for offset in entry["data_offsets"])
+      if entry["dtype"] not in _SAFE or not 0 <= start <= end <= len(content):
+        raise ValueError(f"{name}: {entry['dtype']} at {start} to {end}")
+      flat = np.frombuffer(content[start:end].tobytes(), _SAFE[entry["dtype"]])
+      if entry["dtype"] == "BF16":
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+      tensors[name] = flat.reshape(entry["shape"])
+  except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    reason = " ".join(str(error).split())[:80]
+    raise UserError(f"{path}: not a readable safetensors file ({reason})") from None
+  return tensors
+
+
+def _without_prefix(name: str) -> str:
+  for prefix in ("bert.", "roberta.", "xlm_roberta."):
+    name = name.removeprefix(prefix)
+  # The oldest checkpoints call a norm's scale and shift gamma and beta.
+  return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+    "LayerNorm.beta", "LayerNorm.bias"
+  )
+
+
+def _names(config: EncoderConfig) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+  """Name in the checkpoint -> path of the parameter, with the layer last, and shape."""
+  d, inner = config.width, config.inner
+  rows = {"word": config.vocabulary, "position": config.positions, "type": config.types}
+  names = {
+    theirs: (("embeddings", ours), (rows[ours], d) if ours in rows else (d,))
+    for theirs, ours in _EMBEDDINGS.items()
+  }
+  sizes = {"intermediate": (inner, d), "output": (d, inner)}
+  for i in range(config.n_layers):
+    at = f"encoder.layer.{i}."
+    for theirs, ours in _DENSE.items():
+      shape = sizes.get(ours, (d, d))
+      names[f"{at}{theirs}.weight"] = (("layers", ours, "kernel", str(i)), shape)
+      names[f"{at}{theirs}.bias"] = (("layers", ours, "bias", str(i)), shape[:1])
+    for theirs, ours in _NORMS.items():
+      names[f"{at}{theirs}.weight"] = (("layers", ours, "scale", str(i)), (d,))
+      names[f"{at}{theirs}.bias"] = (("layers", ours, "bias", str(i)), (d,))
+  return names
+
+
+def from_tensors(
+  tensors: Mapping[str, np.ndarray], config: EncoderConfig, where: str | Path = ""
+) -> dict[str, Any]:
+  """Maps named tensors of a checkpoint to parameters (float32).
+
+  Raises:
+    UserError: missing or unexpected names, or shapes that the config does not say.
+  """
+  found = {_without_prefix(name): value for name, value in tensors.items()}
+  names = _names(config)
+  missing = sorted(names.keys() - found.keys())
+  beside = (*_BESIDE, *_BUFFERS)
+  unexpected = sorted(
+    n for n in found.keys() - names.keys() if not n.startswith(beside)
+  )
+  if missing or unexpected:
+    raise UserError(
+      f"{where}: weights missing: {', '.join(missing) or 'none'}; unexpected:"
+      f" {', '.join(unexpected) or 'none'}"
+    )
+  for name, (_, shape) in names.items():
+    if found[name].shape != shape:
+      raise UserError(
+        f"{where}: {name} has shape {found[name].shape}, config.json says {shape}"
+      )
+  params: dict[str, Any] = {"embeddings": {}, "layers": {}}
+  for name, (path, _) in names.items():
+    value = found[name].astype(np.float32, copy=False)
+    if path[0] == "embeddings":
+      params["embeddings"][path[1]] = value
+    else:
+      kinds = params["layers"].setdefault(path[1], {})
+      kinds.setdefault(path[2], []).append(value.T)
+  for kinds in params["layers"].values():
+    kinds.update({kind: np.stack(values) for kind, values in kinds.items()})
+  return params
+
+
+def to_tensors(params: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]:
+  """The reverse of `from_tensors`, of parameters in one or two stacks."""
+  params = jax.tree.map(np.asarray, dict(params))
+  if "lower" in params:
+    stacks = [params[name] for name in ("lower", "layers") if name in params]
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *stacks)
+    params = {"embeddings": params["embeddings"], "layers": joined}
+  tensors = {}
+  for name, (path, _) in _names(config).items():
+    if path[0] == "embeddings":
+      value = params["embeddings"][path[1]]
+    else:
+      value = params["layers"][path[1]][path[2]][int(path[3])].T
+    tensors[name] = np.ascontiguousarray(value, np.float32)
+  return tensors
+
+
+def split(params: Mapping[str, Any], trained: int) -> dict[str, Any]:
+  """Parameters for `TextEncoder(trained=...)`: the lower layers in a stack apart."""
+  n_layers = len(params["layers"]["query"]["bias"])
+  if not 0 <= trained < n_layers:
+    return dict(params)
+  cut = n_layers - trained
+  parts = {"embeddings": params["embeddings"]}
+  parts["lower"] = jax.tree.map(lambda leaf: leaf[:cut], params["layers"])
+  if trained:
+    parts["layers"] = jax.tree.map(lambda leaf: leaf[cut:], params["layers"])
+  return parts
+
+
+def export(
+  params: Mapping[str, Any], source: Path, config: EncoderConfig, folder: Path
+) -> None:
+  """Writes a Hugging Face folder: weights, and the source's config and tokenizer.
+
+  Args:
+    params: of a `TextEncoder`; extra embedding tables, which the format has not, are
+      left out.
+    source: folder of the checkpoint that it was made of.
+    config: sizes.
+    folder: where to write; made if need be.
+
+  Raises:
+    UserError: the package `safetensors` is not installed.
+  """
+  try:
+    from safetensors.numpy import save_file
+  except ImportError:
+    raise UserError("export needs safetensors: pip install 'msa_jax[text]'") from None
+  folder.mkdir(parents=True, exist_ok=True)
+  for path in source.iterdir():
+    if path.suffix in (".json", ".txt", ".model") and path.is_file():
+      (folder / path.name).write_bytes(path.read_bytes())
+  plain = dataclasses.replace(config, extras=())
+  save_file(
+    to_tensors(params, plain), folder / "model.safetensors", metadata={"format": "pt"}
+  )
