@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM or a slice of several hosts: create, run, fetch, delete.
+# Trains on a Cloud TPU VM of one host: create, run, fetch, delete.
 #
 #   NAME=msa ZONE=us-central1-a TYPE=v5litepod-4 launch/tpu_vm.sh create
 #   NAME=msa ZONE=us-central1-a launch/tpu_vm.sh run --config=configs/hgem.py

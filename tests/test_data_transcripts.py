@@ -99,5 +99,5 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 
 
 def test_transcripts_without_features_say_how_to_make_some(tmp_path):
-  with pytest.raises(UserError, match="python -m msa_jax.data features --encoder"):
+  with pytest.raises(UserError, match="transcripts without features"):
     read(write(tmp_path, "text,label\nhi,1\n"))

@@ -68,8 +68,8 @@ def read_lenient(
     corpus, exact = transcripts.load(path), False
     if not any(split.modalities for split in corpus.splits.values()):
       raise UserError(
-        f"{path}: transcripts without features; make some with python -m msa_jax.data"
-        f" features --encoder=NAME {path.name} OUT.npz"
+        f"{path}: transcripts without features; add columns that name a .npy file of"
+        " features per utterance, see msa_jax/data/transcripts.py."
       )
   else:
     corpus, exact = _from_pickle(load_pickle(path), path, format, features), False
