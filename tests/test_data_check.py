@@ -288,7 +288,7 @@ def test_faults_end_with_one_line_and_code_2(tmp_path, capsys, monkeypatch):
   assert f"no such file: {tmp_path}/none.pkl" in refused(capsys, "check", "none.pkl")
   assert "refused to load os.system" in refused(capsys, "check", "evil.pkl")
   assert "not a readable pickle" in refused(capsys, "describe", "empty.pkl")
-  assert "the formats are" in refused(capsys, "check", path, "--format", "csv")
+  assert "the formats are" in refused(capsys, "check", path, "--format", "xml")
   assert "ends in .npz" in refused(capsys, "convert", path, "b.pkl")
   assert "no such folder" in refused(capsys, "convert", path, "none/b.npz")
   assert "COMMAND" in refused(capsys)
