@@ -29,6 +29,13 @@ def pytest_configure(config):
   config.addinivalue_line("filterwarnings", "error:::tests")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def fresh_programs():
+  """Drops the programs of a file after it: kept, they grow to gigabytes."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def getkey():
   """Returns a function that gives a fresh random key at each call."""

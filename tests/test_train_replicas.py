@@ -218,18 +218,6 @@ def test_a_step_of_overhead_alone_is_shared_on_a_cpu(monkeypatch):
   assert groups.at_once(config)
 
 
-def test_operations_are_counted_in_products_convolutions_and_loops():
-  def work(x, y, image, kernel):
-    out, _ = jax.lax.scan(lambda c, _: (jax.jit(jnp.matmul)(c, y), None), x, length=7)
-    return out, jax.lax.conv(image, kernel, (1,), "VALID")
-
-  shapes = [(4, 3), (3, 3), (2, 5, 9), (6, 5, 3)]
-  jaxpr = jax.make_jaxpr(work)(*(jnp.zeros(shape) for shape in shapes)).jaxpr
-  products = 7 * 2 * 4 * 3 * 3
-  # 2 x 6 channels x 7 places, each the sum of 5 x 3 products.
-  assert groups.flops(jaxpr) == products + 2 * (2 * 6 * 7) * (5 * 3)
-
-
 @pytest.mark.parametrize(
   ("replicas", "message"),
   [

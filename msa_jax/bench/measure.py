@@ -1,6 +1,5 @@
 """Stopwatch, ceilings of the device, and what a program costs on paper."""
 
-import math
 import os
 import pathlib
 import platform
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 
 class Ceilings(NamedTuple):
@@ -56,51 +54,6 @@ def ceilings(dtype: Any = jnp.float32, repeats: int = 5) -> Ceilings:
   add = jax.jit(lambda a: a + 1.0)
   moved = median_seconds(lambda: add(vector), repeats)
   return Ceilings(2 * side**3 / seconds, 2 * vector.nbytes / moved)
-
-
-def matmul_flops(function: Callable, *args: Any) -> float:
-  """Operations of all matrix products and convolutions of a traced function.
-
-  Loops count as often as they run (XLA's own count takes their bodies once), except
-  `while` loops of unknown length; of a conditional the dearest branch counts.
-  """
-  return _flops(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _flops(jaxpr: core.Jaxpr) -> float:
-  total = 0.0
-  for equation in jaxpr.eqns:
-    inner = [_flops(_open(j)) for j in _subprograms(equation.params)]
-    name = equation.primitive.name
-    if name == "dot_general":
-      (contract, _), _ = equation.params["dimension_numbers"]
-      shape = equation.invars[0].aval.shape
-      depth = math.prod(shape[axis] for axis in contract)
-      total += 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
-    elif name == "conv_general_dilated":
-      kernel = equation.invars[1].aval.shape
-      outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-      per_output = math.prod(kernel) / outputs
-      total += 2.0 * per_output * math.prod(equation.outvars[0].aval.shape)
-    elif name == "scan":
-      total += equation.params["length"] * sum(inner)
-    elif name == "cond":
-      total += max(inner)
-    else:
-      total += sum(inner)
-  return total
-
-
-def _subprograms(params):
-  found = []
-  for value in params.values():
-    entries = value if isinstance(value, tuple | list) else (value,)
-    found += [e for e in entries if isinstance(e, core.Jaxpr | core.ClosedJaxpr)]
-  return found
-
-
-def _open(jaxpr):
-  return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
 
 
 def program_cost(compiled: Any) -> dict[str, float | None]:

@@ -15,6 +15,7 @@ import numpy as np
 from msa_jax.bench import measure, shapes
 from msa_jax.data import batches
 from msa_jax.train import compilation, inputs, recipe, run
+from msa_jax.train.flops import matmul_flops
 
 
 def system(
@@ -73,7 +74,7 @@ def step_cost(
   seconds = measure.median_seconds(lambda: compiled(state, batch, 0), repeats, inner)
   best = measure.ceilings(repeats=repeats)
   cost = measure.program_cost(compiled)
-  flops = measure.matmul_flops(made.step, state, batch, 0)
+  flops = matmul_flops(made.step, state, batch, 0)
   moved = cost["xla_bytes"]
   return {
     "compile_seconds": compile_seconds,

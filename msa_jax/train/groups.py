@@ -1,7 +1,6 @@
 """Which trainings run in one program, which one after the other; what is left to do."""
 
 import json
-import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from msa_jax.train import loop
 from msa_jax.train import recipe as recipe_lib
 from msa_jax.train.checkpoint import ResumePoint, load_best
 from msa_jax.train.feed import Feed
+from msa_jax.train.flops import matmul_flops
 from msa_jax.train.loop import Replica, Trained
 from msa_jax.train.programs import Programs
 from msa_jax.train.replicas import ReplicaPrograms
@@ -155,37 +155,8 @@ def at_once(config: ml_collections.ConfigDict) -> bool:
 
 
 def step_flops(config: ml_collections.ConfigDict) -> float:
-  """`flops` of one step of the last stage."""
+  """Floating-point operations of one step of the last stage; see `train.flops`."""
   made = recipe_lib.build(config)
   batch = recipe_lib.example_batch(config.spec, config.optim.batch)
   state = jax.eval_shape(made.init, 0)
-  return flops(jax.make_jaxpr(made.step)(state, batch, 0).jaxpr)
-
-
-def flops(jaxpr: Any) -> float:
-  """Floating-point operations of a program's matrix products and convolutions.
-
-  Loops of unknown length count once.
-  """
-  total = 0.0
-  for equation in jaxpr.eqns:
-    outputs = sum(math.prod(v.aval.shape) for v in equation.outvars)
-    if equation.primitive.name == "dot_general":
-      (contracted, _), _ = equation.params["dimension_numbers"]
-      left = equation.invars[0].aval.shape
-      total += 2.0 * outputs * math.prod(left[axis] for axis in contracted)
-    elif equation.primitive.name == "conv_general_dilated":
-      kernel = equation.invars[1].aval.shape
-      channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-      total += 2.0 * outputs * math.prod(kernel) / channels
-    times = equation.params["length"] if equation.primitive.name == "scan" else 1
-    total += times * sum(flops(inner) for inner in _inner(equation.params))
-  return total
-
-
-def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
-  for value in params.values():
-    for entry in value if isinstance(value, tuple | list) else (value,):
-      entry = getattr(entry, "jaxpr", entry)
-      if hasattr(entry, "eqns"):
-        yield entry
+  return matmul_flops(made.step, state, batch, 0)
