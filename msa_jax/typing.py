@@ -196,13 +196,14 @@ class Sequences:
   """One modality of a whole split, on the host.
 
   Attributes:
-    features: [n t d] float16 or float32, real steps first, zeros after them.
+    features: [n t d] float16 or float32, real steps first, zeros after them; lazy
+      where the corpus is read from disk a few samples at a time.
     lengths: [n] int32, number of real steps (0 = modality absent for the sample).
     lost: [n t] bool or None, real steps without content (None = none).
     ids: name -> [n t] int32.
   """
 
-  features: np.ndarray
+  features: Any  # np.ndarray or data.lazy.LazyFeatures
   lengths: np.ndarray
   lost: np.ndarray | None = None
   ids: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)

@@ -1,8 +1,10 @@
-"""`python -m msa_jax.data check|convert|describe FILE`.
+"""`python -m msa_jax.data check|convert|describe|store FILE`.
 
 check     hash, format, shapes, counts beside the published ones, defects and leaks
 convert   writes a safe `.npz` that every later command reads
 describe  what the corpus holds: tasks, splits, lengths, labels
+store     writes a folder of records for corpora larger than memory; FILE may be
+          `synthetic`, with --utterances of training
 """
 
 import argparse
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from msa_jax.data import npz
+from msa_jax.data import npz, stored, synthetic
 from msa_jax.data.check import Report, as_text, check, describe, printable
 from msa_jax.data.reading import FORMATS, read, read_lenient
 from msa_jax.typing import MODALITIES, UserError
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     features = dict(_feature(text) for text in options.feature)
     if options.command == "convert":
       _convert(options, features)
+    elif options.command == "store":
+      _store(options, features)
     elif options.command == "check":
       _show(check(read_lenient(options.file, options.format, features)))
     else:
@@ -46,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-  for name in ("check", "convert", "describe"):
+  for name in ("check", "convert", "describe", "store"):
     command = commands.add_parser(name)
     command.add_argument(
       "file", metavar="FILE", help="MMSA, MulT or GCNet pickle, or .npz"
@@ -54,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     if name == "convert":
       command.add_argument("output", metavar="OUT.npz")
       command.add_argument("--force", action="store_true", help="replace OUT.npz")
+    if name == "store":
+      command.add_argument("output", metavar="FOLDER")
+      command.add_argument("--utterances", type=int, default=0, metavar="N")
     command.add_argument(
       "--format", default="auto", help=f"one of {', '.join(FORMATS)}"
     )
@@ -88,6 +95,29 @@ def _convert(options: argparse.Namespace, features: dict[str, str]) -> None:
   corpus = read(options.file, options.format, features)
   npz.save(corpus, output)
   print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def _store(options: argparse.Namespace, features: dict[str, str]) -> None:
+  if options.file != "synthetic":
+    if options.utterances:
+      raise UserError("--utterances goes with 'synthetic' only")
+    stored.store(read(options.file, options.format, features), options.output)
+  elif options.utterances < 1:
+    raise UserError(f"--utterances={options.utterances} must be positive")
+  else:
+    _store_synthetic(options.utterances, options.output)
+  print(f"wrote {Path(options.output).expanduser().absolute()}")
+
+
+def _store_synthetic(utterances: int, folder: str) -> None:
+  world = synthetic.SyntheticOptions()
+  small = synthetic.synthetic(world)
+  parts = {name: [lambda one=one: one] for name, one in small.splits.items()}
+  parts["train"] = synthetic.training_parts(world, utterances)
+  notes = dict(small.notes)
+  for key in ("bayes", "bayes_by_condition"):  # of the small training split
+    notes[key] = {name: best for name, best in notes[key].items() if name != "train"}
+  stored.store_parts(parts, small.tasks, folder, name=small.name, notes=notes)
 
 
 def _show(report: Report) -> None:

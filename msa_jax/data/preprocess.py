@@ -5,19 +5,20 @@ import dataclasses
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import ml_collections
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
 from msa_jax.data.batches import available_columns
+from msa_jax.data.fields import blocks
+from msa_jax.data.lazy import map_rows
 from msa_jax.typing import Corpus, Sequences, Split, Task, UserError, modality_order
 
 ALIGNMENTS = ("none", "pool")
 TASKS = ("regression", "cls2", "cls7")
 _ANCHOR = "text"  # the modality whose steps the others are aligned to
-_BLOCK = 256  # rows at a time: bounds the float64 copies
 _LLOYD_ROWS, _LLOYD_ROUNDS = 20_000, 20
 
 
@@ -174,16 +175,11 @@ def visible_steps(sequences: Sequences) -> Bool[np.ndarray, "n t"]:
   return real if sequences.lost is None else real & ~sequences.lost
 
 
-def _blocks(size: int) -> Iterator[slice]:
-  for start in range(0, size, _BLOCK):
-    yield slice(start, start + _BLOCK)
-
-
 def _moments(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
   visible = visible_steps(sequences)
   count = max(int(visible.sum()), 1)
   # Two passes in float64: raw acoustic features reach 1e5 with small spreads.
-  rows = list(_blocks(len(visible)))
+  rows = list(blocks(len(visible)))
   kept = (sequences.features[r][visible[r]].astype(np.float64) for r in rows)
   mean = sum(values.sum(axis=0) for values in kept) / count
   kept = (sequences.features[r][visible[r]].astype(np.float64) for r in rows)
@@ -201,10 +197,12 @@ def _standardized(
     return sequences
   mean, scale = preprocessor.mean[name], preprocessor.scale[name]
   visible = visible_steps(sequences)
-  features = np.zeros(sequences.features.shape, np.float32)
-  for rows in _blocks(len(features)):
-    values = (sequences.features[rows] - mean) * scale
-    features[rows] = np.where(visible[rows][..., None], values, 0.0)
+
+  def standard(rows, values):
+    return np.where(visible[rows][..., None], (values - mean) * scale, 0.0)
+
+  steps = sequences.features.shape[1]
+  features = map_rows(sequences.features, steps, np.float32, standard)
   return dataclasses.replace(sequences, features=features)
 
 
@@ -245,17 +243,16 @@ def pool(
   start = np.minimum(start, end)
   real = segment < steps[:, None]
   visible = visible_steps(sequences)
-  features = np.zeros((*real.shape, sequences.features.shape[-1]), np.float32)
-  lost = np.zeros_like(real)
-  for rows in _blocks(len(real)):
-    counts = _segment_sums(
-      visible[rows].astype(np.float64)[..., None], start, end, rows
-    )
-    values = np.where(visible[rows][..., None], sequences.features[rows], 0.0)
-    sums = _segment_sums(values.astype(np.float64), start, end, rows)
-    seen = real[rows] & (counts[..., 0] > 0)
-    features[rows] = np.where(seen[..., None], sums / np.maximum(counts, 1.0), 0.0)
-    lost[rows] = real[rows] & ~seen
+  counts = _segment_sums(visible[..., None].astype(np.int32), start, end)  # [n s 1]
+
+  def mean(rows, values):
+    values = np.where(visible[rows][..., None], values, 0.0).astype(np.float64)
+    sums = _segment_sums(values, start[rows], end[rows])
+    seen = real[rows][..., None] & (counts[rows] > 0)
+    return np.where(seen, sums / np.maximum(counts[rows], 1), 0.0)
+
+  features = map_rows(sequences.features, width, np.float32, mean)
+  lost = real & (counts[..., 0] == 0)
   first = np.minimum(start, sequences.features.shape[1] - 1)
   return Sequences(
     features,
@@ -269,15 +266,14 @@ def pool(
 
 
 def _segment_sums(
-  values: Float[np.ndarray, "n t d"],
-  start: Int[np.ndarray, "rows s"],
-  end: Int[np.ndarray, "rows s"],
-  rows: slice,
-) -> Float[np.ndarray, "n s d"]:
+  values: Num[np.ndarray, "n t d"],
+  start: Int[np.ndarray, "n s"],
+  end: Int[np.ndarray, "n s"],
+) -> Num[np.ndarray, "n s d"]:
   total = np.cumsum(values, axis=1)
   total = np.concatenate([np.zeros_like(total[:, :1]), total], axis=1)
   pick = np.arange(len(values))[:, None]
-  return total[pick, end[rows]] - total[pick, start[rows]]
+  return total[pick, end] - total[pick, start]
 
 
 def _centroids(sequences: Sequences, k: int) -> Float[np.ndarray, "k d"]:
@@ -285,9 +281,14 @@ def _centroids(sequences: Sequences, k: int) -> Float[np.ndarray, "k d"]:
 
   With fewer than k distinct frames some centroids coincide.
   """
-  frames = sequences.features[visible_steps(sequences)].astype(np.float64)
+  rows, steps = np.nonzero(visible_steps(sequences))
   random = np.random.default_rng(0)
-  frames = frames[random.permutation(len(frames))[:_LLOYD_ROWS]]
+  chosen = random.permutation(len(rows))[:_LLOYD_ROWS]
+  frames = np.zeros((len(chosen), sequences.features.shape[-1]))
+  for part in blocks(len(chosen)):
+    where = chosen[part]
+    read, place = np.unique(rows[where], return_inverse=True)
+    frames[part] = sequences.features[read][place, steps[where]]
   centroids = _spread_seeds(frames, k, random)
   for _ in range(_LLOYD_ROUNDS):
     nearest = _nearest(frames, centroids)
@@ -325,7 +326,7 @@ def _codes(
 ) -> Int[np.ndarray, "n t"]:
   visible = visible_steps(sequences)
   codes = np.full(visible.shape, len(centroids), np.int32)
-  for rows in _blocks(len(codes)):
+  for rows in blocks(len(codes)):
     seen = visible[rows]
     codes[rows][seen] = _nearest(sequences.features[rows][seen], centroids)
   return codes

@@ -7,12 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from msa_jax.data import conversations, mmsa, mult, npz, published, transcripts
+from msa_jax.data import (
+  conversations,
+  mmsa,
+  mult,
+  npz,
+  published,
+  stored,
+  transcripts,
+)
 from msa_jax.data.cleaning import check_unique_ids, clean
 from msa_jax.data.pickles import load_pickle
 from msa_jax.typing import Corpus, UserError
 
-FORMATS = ("auto", "mmsa", "mult", "gcnet", "npz", "csv")
+FORMATS = ("auto", "mmsa", "mult", "gcnet", "npz", "csv", "stored")
 
 
 def read(
@@ -23,8 +31,8 @@ def read(
   """Reads, checks and cleans a corpus.
 
   Args:
-    path: MMSA pickle, MulT pickle, GCNet's label pickle, `.npz`, or a csv file (see
-      `data.transcripts`); `~` is the home folder.
+    path: MMSA pickle, MulT pickle, GCNet's label pickle, `.npz`, a csv file (see
+      `data.transcripts`), or a folder that `data.stored` made; `~` is the home folder.
     format: one of `FORMATS`; `auto` looks at the content.
     features: MMSA: modality -> pickle that replaces its features. GCNet: modality ->
       folder of one `.npy` per utterance.
@@ -53,6 +61,11 @@ def read_lenient(
   """Like `read`, but leaves repeated ids to the caller (who wants to list them)."""
   if format not in FORMATS:
     raise UserError(f"format {format!r}; the formats are {', '.join(FORMATS)}")
+  if format == "stored" or (format == "auto" and stored.is_stored(path)):
+    if features:
+      raise UserError("separate feature files go with MMSA pickles only, not folders")
+    corpus = stored.load(path)
+    return _with_file(corpus, stored.columns_file(path), Path(path).name)
   path = existing(path)
   archive = zipfile.is_zipfile(path) or _starts_like_zip(path)
   if format == "auto":
@@ -77,11 +90,15 @@ def read_lenient(
     corpus = corpus if exact else clean(corpus)
   except UserError as error:
     raise UserError(f"{path}: {error}") from None
+  return _with_file(corpus, path, path.name)
+
+
+def _with_file(corpus: Corpus, path: Path, name: str) -> Corpus:
   notes = dict(corpus.notes)
   if "file" in notes:
     notes["converted_from"] = notes["file"]
   notes["file"] = {
-    "name": path.name,
+    "name": name,
     "bytes": path.stat().st_size,
     "sha256": published.sha256(path),
   }

@@ -5,7 +5,9 @@ known exactly, so every run can say how far from optimal it is. The laws are in
 `data.world`, the posterior in `data.bayes`.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import ml_collections
 import numpy as np
@@ -28,6 +30,7 @@ from msa_jax.data.world import (
 from msa_jax.typing import MODALITIES, Corpus, Sequences, Split, Task
 
 SPLITS = ("train", "valid", "test")
+_PART = 4096  # samples of a large training split drawn at once
 
 
 def _choose(rng: np.random.Generator, table: np.ndarray) -> np.ndarray:
@@ -213,6 +216,33 @@ def draw(
     " ".join(world.tokens[row[1:end]]) for row, end in zip(words, inner, strict=True)
   ]
   return Split(ids, modalities, labels, np.array(text), groups, extras)
+
+
+def training_parts(options: SyntheticOptions, size: int) -> list[Callable[[], Split]]:
+  """A training split of any size in parts, each drawn from a stream of its own.
+
+  Args:
+    options: the world; `sizes[0]` and `videos[0]` do not count.
+    size: number of samples.
+
+  Returns:
+    Functions that each draw at most 4,096 samples, without posteriors.
+  """
+  per_video, first = 40, sum(options.videos)
+
+  def part(number: int, count: int) -> Split:
+    return draw(
+      options,
+      np.random.default_rng([options.seed, 2, 0, number]),
+      count,
+      videos=-(-count // per_video),
+      first_video=first + number * -(-_PART // per_video),
+    )
+
+  return [
+    functools.partial(part, number, min(_PART, size - start))
+    for number, start in enumerate(range(0, size, _PART))
+  ]
 
 
 def synthetic(

@@ -1,8 +1,6 @@
 """From a config to a clean corpus with the shapes a model needs."""
 
 import dataclasses
-import hashlib
-import pathlib
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -245,10 +243,8 @@ def describe(config: ml_collections.ConfigDict, corpus: Corpus) -> dict[str, Any
   """Contents of data.json: file hash, sizes, sign counts, what the reader noted."""
   description: dict[str, Any] = {"name": corpus.name, "notes": dict(corpus.notes)}
   if config.data.path:
-    path = pathlib.Path(config.data.path).expanduser()
-    with path.open("rb") as file:
-      digest = hashlib.file_digest(file, "sha256").hexdigest()
-    description |= {"file": path.name, "sha256": digest}
+    file = corpus.notes["file"]
+    description |= {"file": file["name"], "sha256": file["sha256"]}
   flat = {key: dialogues.utterances(split) for key, split in corpus.splits.items()}
   description["splits"] = {
     key: {"samples": len(split), "labels": _label_counts(split)}
