@@ -16,6 +16,7 @@ import numpy as np
 from msa_jax.data import dialogues, joint, missing
 from msa_jax.data.world import SyntheticOptions
 from msa_jax.losses.prior import best_constant
+from msa_jax.text import options as text_options
 from msa_jax.typing import Corpus, UserError
 
 
@@ -79,6 +80,7 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     # auto: as the gradients scale under SGD, so do adam's and adamw's updates.
     "scale_updates_by_omega": "auto",
   }
+  config.text = text_options.defaults()
   # How several seeds are trained: at once (vmap), one after the other (sequential), or
   # as this machine does it faster (auto); see train/replicas.py.
   config.replicas = {
@@ -321,6 +323,7 @@ def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> N
       f"config.model.name={config.model.name!r} must be one of {sorted(systems)}."
     )
   _check_unit(config, systems[config.model.name].units)
+  text_options.check(config)
   for path in _POSITIVE:
     if get(config, path) <= 0:
       raise UserError(f"config.{path}={get(config, path)} must be positive.")
