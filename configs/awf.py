@@ -75,6 +75,7 @@ def _table2(config, row):
   config.model.update({"d": row.d, "post": row.post, "dropout": row.dropout})
   config.optim.batch = row.batch
   config.data.max_steps = row.max_steps
+  config.text.lr = min(row.learning_rate, 5e-5)
 
 
 def _paper(config, row):
@@ -82,5 +83,6 @@ def _paper(config, row):
   config.model.text_encoder = "bert_cls"
   presets.published(config)
   config.optim.update({"lr_new": row.learning_rate, "patience": row.patience})
+  config.text.lr = row.learning_rate
   config.balance.scale_updates_by_omega = "false"
   config.balance.omega_loss = "literal"

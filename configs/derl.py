@@ -30,10 +30,10 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   config = config_lib.base(derl.options())
   config.data.max_steps = 50
   config.loss.update({"task": "mse", "dis": 0.005})
+  config.text.lr = 1e-5
   config.optim.update(
     {
       "lr_new": 5e-5,
-      "lr_backbone": 1e-5,
       "warmup": 0.1,
       "schedule": "constant",
       "clip": 1.0,

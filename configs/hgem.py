@@ -28,7 +28,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   config.loss.update(
     {"disc": 0.1, "mi": 0.05, "den": 0.1, "bal": 0.01, "aux_warmup": 0.1}
   )
-  config.optim.update({"lr_backbone": 2e-5, "lr_new": 3e-4, "epochs": 10})
+  config.optim.update({"lr_new": 3e-4, "epochs": 10})
   config.missing.train = "dropout:0.1"
   for name in chosen:
     VARIANTS[name](config)

@@ -29,6 +29,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   config = config_lib.base(mmolre.options())
   config.loss.update(mmolre.losses())
   config.data.synthetic.tasks = ("sentiment", "emotion")
+  config.text.lr = 1e-5
   config.optim.update(
     {
       "name": "adamw",

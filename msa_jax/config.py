@@ -17,6 +17,7 @@ from msa_jax.data import dialogues, joint, missing
 from msa_jax.data.world import SyntheticOptions
 from msa_jax.losses.prior import best_constant
 from msa_jax.text import options as text_options
+from msa_jax.text import tuning
 from msa_jax.typing import Corpus, UserError
 
 
@@ -97,6 +98,7 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "train_size": 0,  # samples of an epoch
     "sources": (),  # samples of each corpus that trains, where there are several
     "utterances": 0,  # of a dialogue; 0 = samples are utterances
+    "encoder": {},  # sizes of the text encoder inside the model, where there is one
   }
   return config
 
@@ -215,10 +217,27 @@ def resolve(
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.spec = spec_of(corpus)
+    if tuning.is_tuned(config):
+      config.spec.encoder = _encoder(config)
+      config.spec.widths.text = config.spec.encoder.width
     named = dict.fromkeys(corpus.tasks, config.loss.task)
     named = named if losses is None else losses(config)
     config.spec.priors = _priors(corpus, named)
   return config.lock()
+
+
+def _encoder(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Sizes of the text encoder inside the model."""
+  ids = config.spec.ids.get("text", ())
+  needed = [name for name, _ in tuning.LINGUISTIC] if config.text.linguistic else []
+  lacking = [name for name in ("tokens", *needed) if name not in ids]
+  if lacking:
+    raise UserError(
+      f"config.text.finetune={config.text.finetune!r} trains an encoder of token ids,"
+      f" but the corpus's text has no {', '.join(lacking)}: it needs raw text (and"
+      " config.data.modalities with text), or choose config.text.input='features'."
+    )
+  return tuning.encoder_spec(config)
 
 
 def _priors(corpus: Corpus, losses: Mapping[str, str]) -> dict[str, tuple[float, ...]]:

@@ -31,9 +31,10 @@ def main(_) -> None:
   from msa_jax.report.missing import print_grids
   from msa_jax.studies.missing import grid
   from msa_jax.train import loop, run
-  from msa_jax.train.compilation import use_cache
+  from msa_jax.train.compilation import keep_memory, use_cache
 
   use_cache()
+  keep_memory()
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
   try:
     if _MISSING.value and _MODE.value != "evaluate":

@@ -16,7 +16,8 @@ import ml_collections
 
 from msa_jax.data import batches
 from msa_jax.models import SYSTEMS
-from msa_jax.train import inputs, objective, recipe
+from msa_jax.text import tuning
+from msa_jax.train import averaging, inputs, objective, recipe
 from msa_jax.train import run as run_lib
 from msa_jax.train.rundir import RunDirectory
 from msa_jax.typing import Batch, Corpus, Metrics, ModelOutput, TrainState
@@ -24,6 +25,7 @@ from msa_jax.typing import Batch, Corpus, Metrics, ModelOutput, TrainState
 __all__ = [
   "create",
   "eval_step",
+  "export_encoder",
   "load",
   "predict",
   "prepare",
@@ -129,3 +131,21 @@ def load(
   params, collections = run_lib.restore(run, one)[0]
   start = recipe.build(config).start
   return config, start(params, collections, jnp.zeros((), jnp.int32))
+
+
+def export_encoder(workdir: str, folder: str, seed: int | None = None) -> None:
+  """Writes the text encoder of a trained run as a Hugging Face folder: the weights
+  that the run predicts with, and the tokenizer of the encoder it started from.
+
+  Args:
+    workdir: folder of the run.
+    folder: where to write; made if need be.
+    seed: one of the run's seeds; None = its first.
+
+  Raises:
+    UserError: no such run, or one that trained no encoder.
+  """
+  config, state = load(workdir, seed)
+  # Where a mean of the parameters is kept, it is what predicts.
+  params = state.collections.get(averaging.AVERAGE, state.params)
+  tuning.export(config, params, folder)

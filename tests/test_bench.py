@@ -12,7 +12,15 @@ import pytest
 import toy
 
 from msa_jax import models
-from msa_jax.bench import against, dispatch, measure, shapes, systems, table
+from msa_jax.bench import (
+  against,
+  dispatch,
+  measure,
+  shapes,
+  systems,
+  table,
+  torch_steps,
+)
 from msa_jax.data.world import TINY
 from msa_jax.train import recipe
 from msa_jax.typing import UserError
@@ -80,19 +88,32 @@ def test_the_compared_systems_have_the_parameters_of_their_torch_twins():
   assert count == lstm + linear(128, 256) + audio + vision + head
 
 
+def test_a_compared_case_trains_on(monkeypatch):
+  small = {"batch": 2, "steps": 5, "layers": 1, "heads": 2, "ffn": 8}
+  monkeypatch.setitem(torch_steps.CASES, "encoder", small)
+  monkeypatch.setattr(torch_steps, "VOCABULARY", 11)
+  monkeypatch.setattr(torch_steps, "ENCODER_WIDTH", 8)
+  further = against.training("encoder")
+  first = further()
+  assert np.isfinite(first) and further() != first
+
+
 def test_the_comparison_divides_their_time_by_ours(monkeypatch, tmp_path):
   script = tmp_path / "python"
   said = json.dumps({"version": "9.9", "seconds": {"lstm": 3.0}})
   script.write_text(f"#!/bin/sh\necho noise\necho '{said}'\n")
   script.chmod(script.stat().st_mode | stat.S_IEXEC)
-  monkeypatch.setattr(against, "ours", lambda name, repeats: 1.5)
+  monkeypatch.setattr(torch_steps, "CASES", {"lstm": {}})
+  monkeypatch.setattr(against, "training", lambda name: name)
+  turns = iter((9.0, 1.5, 1.0))
+  monkeypatch.setattr(measure, "median_seconds", lambda *_: next(turns))
   result = against.against_torch(str(script), 1)
   assert result["torch"] == "9.9"
   assert result["cases"]["lstm"] == {"seconds": 1.5, "torch_seconds": 3.0, "faster": 2}
   text = table.report({"machine": {}, "repeats": 1, "against": result})
   assert "| lstm | 1.5 | 3 | 2 |" in text
   with pytest.raises(UserError, match="PyTorch does not run there"):
-    against.theirs(str(tmp_path / "absent"), 1)
+    against.theirs(str(tmp_path / "absent"), 1, "lstm")
 
 
 def test_wrong_flags_are_one_line_and_exit_code_2():

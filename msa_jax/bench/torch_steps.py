@@ -15,10 +15,13 @@ CASES = {
   "transformer": {"batch": 32, "steps": 50, "width": 256, "heads": 8, "ffn": 1024},
   "tfn": {"batch": 32, "steps": 50, "audio": 32, "text_out": 32, "post": 64},
   "lf_dnn": {"batch": 128, "steps": 50, "audio": 16, "text_out": 256, "post": 128},
+  "encoder": {"batch": 32, "steps": 50, "layers": 6, "heads": 12, "ffn": 1536},
 }
 WIDTHS = {"text": 768, "audio": 5, "vision": 20}
 HIDDEN = 128  # of the text's LSTM and the vision network
 DROPOUT = 0.2
+# Of the fine-tuned encoder: those of MiniLM, and BERT's usual dropout.
+VOCABULARY, POSITIONS, ENCODER_WIDTH, ENCODER_DROPOUT = 30522, 512, 384, 0.1
 
 
 def _modules(torch):
@@ -72,6 +75,33 @@ def _modules(torch):
   return Fusion
 
 
+def _encoder(torch, case):
+  """BERT as `transformers` has it, with its fastest attention, and token ids."""
+  from transformers import BertConfig, BertModel
+
+  config = BertConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=ENCODER_WIDTH,
+    num_hidden_layers=case["layers"],
+    num_attention_heads=case["heads"],
+    intermediate_size=case["ffn"],
+    max_position_embeddings=POSITIONS,
+    hidden_dropout_prob=ENCODER_DROPOUT,
+    attention_probs_dropout_prob=ENCODER_DROPOUT,
+  )
+  bert = BertModel(config, add_pooling_layer=False)
+
+  class Encoder(torch.nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.bert = bert
+
+    def forward(self, tokens, mask):
+      return self.bert(input_ids=tokens, attention_mask=mask).last_hidden_state
+
+  return Encoder()
+
+
 def _step(torch, name, device):
   """Returns a function that runs one training step of a case."""
   case, nn = CASES[name], torch.nn
@@ -90,6 +120,10 @@ def _step(torch, name, device):
       norm_first=True,
     )
     inputs = [torch.randn(*shape, case["width"], device=device)]
+  elif name == "encoder":
+    model = _encoder(torch, case)
+    tokens = torch.randint(1, VOCABULARY, shape, device=device)
+    inputs = [tokens, torch.ones_like(tokens)]
   else:
     model = _modules(torch)(case, product=name == "tfn")
     inputs = [torch.randn(*shape, width, device=device) for width in WIDTHS.values()]
@@ -114,13 +148,14 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--device", default="cpu")
   parser.add_argument("--threads", type=int, default=0)
+  parser.add_argument("--cases", default=",".join(CASES))
   arguments = parser.parse_args()
   if arguments.threads:
     torch.set_num_threads(arguments.threads)
   inner = 1 if arguments.device == "cpu" else 20
   wait = torch.cuda.synchronize if arguments.device == "cuda" else (lambda: None)
   seconds = {}
-  for name in CASES:
+  for name in arguments.cases.split(","):
     step = _step(torch, name, arguments.device)
     for _ in range(3):
       step()

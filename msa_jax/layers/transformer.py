@@ -139,8 +139,11 @@ class EncoderStack(nn.Module):
     keys = (None, None, None) if keys is None else keys
 
     def dense(name, values):
-      kernel, bias = weights[name]["kernel"], weights[name]["bias"]
-      return values @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None, None]
+      kernel, bias = (weights[name][k].astype(self.dtype) for k in _DENSE)
+      # One product over all rows: the kernel's derivative is then one as well, without
+      # a transposed copy of the rows.
+      rows = values.reshape(-1, values.shape[-1]) @ kernel + bias[None]
+      return rows.reshape(*values.shape[:-1], -1)
 
     def heads(name):
       return dense(name, hidden).reshape(*hidden.shape[:-1], self.n_heads, -1)
@@ -161,6 +164,7 @@ class EncoderStack(nn.Module):
 
 
 _NORM = ("scale", "bias")
+_DENSE = ("kernel", "bias")
 
 
 class StackedWeights(nn.Module):

@@ -2,8 +2,9 @@
 
 from msa_jax.models import awf, derl, hgem, lf_dnn, lf_lstm, mmolre, momke_stages, tfn
 from msa_jax.models.base import System
+from msa_jax.models.encoded import with_encoder
 
-SYSTEMS: dict[str, System] = {
+_ROWS: dict[str, System] = {
   "awf": awf.SYSTEM,
   "derl": derl.SYSTEM,
   "hgem": hgem.SYSTEM,
@@ -13,3 +14,6 @@ SYSTEMS: dict[str, System] = {
   "momke": momke_stages.SYSTEM,
   "tfn": tfn.SYSTEM,
 }
+
+# Any of them may have a text encoder inside.
+SYSTEMS = {name: with_encoder(system) for name, system in _ROWS.items()}

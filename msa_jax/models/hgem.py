@@ -323,10 +323,4 @@ def auxiliary(
   return {"disc": disc, "mi": mi, "den": output.losses["den"], "bal": balance}
 
 
-def partition(path: tuple[str, ...]) -> str:
-  """Everything trains as `new`: text comes as features of a frozen encoder."""
-  del path
-  return "new"
-
-
-SYSTEM = System(build=build, auxiliary=auxiliary, partition=partition)
+SYSTEM = System(build=build, auxiliary=auxiliary)

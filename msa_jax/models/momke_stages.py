@@ -16,6 +16,7 @@ from msa_jax.models import momke
 from msa_jax.models.base import Stage, System, predicted
 from msa_jax.models.momke import is_branched
 from msa_jax.models.momke_conditions import conditions
+from msa_jax.text.tuning import PARAMETERS as ENCODER
 from msa_jax.typing import Params, UserError, modality_order
 
 INITS = ("best_val", "last")
@@ -73,13 +74,22 @@ def _select(config: ml_collections.ConfigDict, *heads: str) -> str:
 def _unimodal(config: ml_collections.ConfigDict, epochs: int) -> Stage:
   options, names = config.model, modality_order(config.spec.widths)
 
+  def keep(track: str, params: Params) -> Params:
+    own = own_part(params["network"], track, names.index(track))
+    # The text's expert goes with the encoder that it was trained with.
+    encoder = {ENCODER: params[ENCODER]} if _encodes(track, params) else {}
+    return {**own, **encoder}
+
   def compose(snapshots: Mapping[str, Params], final: Params) -> Params:
     network = dict(final["network"])
     if options.stage2_init == "best_val":
       network = join_parts([snapshots[name] for name in names], names, network)
+      if _encodes("text", final):
+        final = {**final, ENCODER: snapshots["text"][ENCODER]}
     if not is_branched(options):
       return {**final, "network": network}
-    return {"network": network, "branches": branched(network, final["branches"])}
+    branches = branched(network, final["branches"])
+    return {**final, "network": network, "branches": branches}
 
   return Stage(
     name="unimodal",
@@ -88,14 +98,21 @@ def _unimodal(config: ml_collections.ConfigDict, epochs: int) -> Stage:
     call={"stage": 1},
     tracks={name: _select(config, name) for name in names},
     trainable=in_stage_1,
-    keep=lambda track, params: own_part(params["network"], track, names.index(track)),
+    keep=keep,
     compose=compose,
   )
 
 
+def _encodes(track: str, params: Params) -> bool:
+  return track == "text" and ENCODER in params
+
+
 def in_stage_1(path: tuple[str, ...]) -> bool:
-  """Whether a parameter is part of stage 1: projections, experts, their heads."""
+  """Whether a parameter is part of stage 1: projections, experts, their heads, and the
+  text's encoder where one is trained."""
   top, part = path[:2]
+  if top == ENCODER:
+    return True
   return top == "network" and (
     part in (_EXPERTS, _HEADS) or part.startswith("in_proj_")
   )
@@ -166,6 +183,8 @@ def _in_stage_2(options: ml_collections.ConfigDict) -> Any:
   frozen = options.freeze_experts
 
   def trainable(path: tuple[str, ...]) -> bool:
+    if path[0] == ENCODER:  # one for all branches, which have nothing in common
+      return not frozen and not is_branched(options)
     learnt = in_stage_1(("network", path[1]))
     return path[0] == top and path[1] != _HEADS and not (frozen and learnt)
 

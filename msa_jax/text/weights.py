@@ -250,6 +250,16 @@ def to_tensors(params: Mapping[str, Any], config: EncoderConfig) -> dict[str, An
   return tensors
 
 
+def with_extras(
+  embeddings: Mapping[str, np.ndarray], config: EncoderConfig
+) -> dict[str, np.ndarray]:
+  """Embeddings with the tables of `config.extras`, which start at zero."""
+  tables = {
+    name: np.zeros((rows, config.width), np.float32) for name, rows in config.extras
+  }
+  return {**embeddings, **tables}
+
+
 def split(params: Mapping[str, Any], trained: int) -> dict[str, Any]:
   """Parameters for `TextEncoder(trained=...)`: the lower layers in a stack apart."""
   n_layers = len(params["layers"]["query"]["bias"])

@@ -18,7 +18,7 @@ from msa_jax.typing import (
   TrainState,
 )
 
-_AVERAGE = "average"
+AVERAGE = "average"
 
 
 def with_averaging(recipe: Recipe, decay: float) -> Recipe:
@@ -38,7 +38,7 @@ def with_averaging(recipe: Recipe, decay: float) -> Recipe:
     state = recipe.init(seed)
     # A copy: a state's buffers are donated, and none may be given away twice.
     average = jax.tree.map(jnp.copy, state.params)
-    return state.replace(collections={**state.collections, _AVERAGE: average})
+    return state.replace(collections={**state.collections, AVERAGE: average})
 
   def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Metrics]:
     average, inner = _split(state.collections)
@@ -46,11 +46,12 @@ def with_averaging(recipe: Recipe, decay: float) -> Recipe:
     n = state.step.astype(jnp.float32)
     kept = jnp.minimum(decay, n / (n + 9.0))
     average = jax.tree.map(
-      lambda mean, new: (kept * mean + (1.0 - kept) * new).astype(mean.dtype),
+      # What is not trained stays what it is, to the bit.
+      lambda mean, new: (mean + (1.0 - kept) * (new - mean)).astype(mean.dtype),
       average,
       state.params,
     )
-    return state.replace(collections={**state.collections, _AVERAGE: average}), metrics
+    return state.replace(collections={**state.collections, AVERAGE: average}), metrics
 
   def predict(params: Params, collections: Collections, batch: Batch) -> ModelOutput:
     del params
@@ -60,11 +61,11 @@ def with_averaging(recipe: Recipe, decay: float) -> Recipe:
   def start(params: Params, collections: Collections, at: Any) -> TrainState:
     average, inner = _split(collections)
     state = recipe.start(params, inner, at)
-    return state.replace(collections={**state.collections, _AVERAGE: average})
+    return state.replace(collections={**state.collections, AVERAGE: average})
 
   return Recipe(init, step, predict, start)
 
 
 def _split(collections: Collections) -> tuple[Params, Collections]:
   inner = dict(collections)
-  return inner.pop(_AVERAGE), inner
+  return inner.pop(AVERAGE), inner

@@ -1,5 +1,6 @@
 """How programs are compiled: kept between runs, and with bounded memory."""
 
+import ctypes
 import functools
 import os
 import pathlib
@@ -19,6 +20,26 @@ def use_cache() -> None:
   # Small programs add up in start-up time; all of them are worth keeping.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def keep_memory() -> None:
+  """Keeps freed memory in the process, where it is used again within a step.
+
+  A program's temporary memory is one allocation per call. glibc hands it back to the
+  system each time and has it zeroed page by page at the next call: a tenth of the time
+  of a step that fine-tunes a text encoder on a CPU. Elsewhere this does nothing.
+  """
+  try:
+    allocator = ctypes.CDLL(None).mallopt
+  except (OSError, TypeError, AttributeError):  # no glibc
+    return
+  for option, value in _ALLOCATOR.items():
+    allocator(option, value)
+
+
+# mallopt(3): no allocation is a mapping of its own, the heap is not trimmed, there is
+# one, and it grows by as much as a program may take.
+_ALLOCATOR = {-4: 0, -1: 2**31 - 1, -8: 1, -2: 2**29}
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.losses.balance import balance_loss, balance_targets
+from msa_jax.text import tuning
 from msa_jax.typing import Collections, UserError
 
 _ADAPTIVE = ("adam", "adamw")
@@ -32,6 +33,8 @@ Sizes = Callable[[Omega], Float[Array, " m"]]
 
 def owner_of(path: Path, modalities: tuple[str, ...]) -> str | None:
   """Modality whose network a parameter belongs to, None for the fusion and head."""
+  if path[0] == tuning.PARAMETERS:
+    return "text"
   for name in modalities:
     if path[0] == name or path[0].endswith(f"_{name}"):
       return name

@@ -8,6 +8,7 @@ import ml_collections
 import optax
 
 from msa_jax.models.base import everything
+from msa_jax.text import tuning
 from msa_jax.typing import Params, UserError
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -47,12 +48,16 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def learning_rates(config: ml_collections.ConfigDict) -> dict[str, float]:
-  """Partition name -> learning rate, from the `optim.lr_<partition>` keys."""
-  return {
+  """Partition name -> learning rate, from the `optim.lr_<partition>` keys; that of a
+  text encoder is `text.lr`."""
+  rates = {
     key.removeprefix("lr_"): value
     for key, value in config.optim.items()
     if key.startswith("lr_")
   }
+  return (
+    {**rates, tuning.PARAMETERS: config.text.lr} if tuning.is_tuned(config) else rates
+  )
 
 
 def _labels(params: Params, partition: Callable, known: dict[str, float]) -> Params:
@@ -68,9 +73,40 @@ def _labels(params: Params, partition: Callable, known: dict[str, float]) -> Par
   return jax.tree_util.tree_map_with_path(label, params)
 
 
+_PLAIN = ("bias", "scale")
+
+
 def _decays(params: Params) -> Params:
-  # Biases, norm scales and other vectors are not decayed.
-  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+  # Biases, norm scales and other vectors are not decayed. Those of stacked layers and
+  # experts are matrices, known by their names.
+  def decays(path, leaf):
+    return leaf.ndim > 1 and _names(path)[-1] not in _PLAIN
+
+  return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _decays_all_but_norms(params: Params) -> Params:
+  # Published for systems from scratch, where everything decays; a pretrained encoder's
+  # norms and biases stay near what they are.
+  def decays(path, _):
+    names = _names(path)
+    return names[0] != tuning.PARAMETERS or names[-1] not in _PLAIN
+
+  return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _all_but(
+  frozen: Callable[[tuple[str, ...]], bool], inner: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """`inner` for all but what no stage trains, of which the state has nothing."""
+
+  def label(path, _):
+    return "frozen" if frozen(_names(path)) else "trained"
+
+  return optax.multi_transform(
+    {"trained": inner, "frozen": optax.set_to_zero()},
+    lambda params: jax.tree_util.tree_map_with_path(label, params),
+  )
 
 
 def _update_rule(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -149,8 +185,9 @@ def build(
 
   Returns:
     Clip by global norm over all partitions, then weight decay as a part of the gradient
-    of every parameter (L2; `adam`, `sgd`), the update rule, or after it decoupled
-    weight decay on matrices (`adamw`), the schedule and each partition's learning rate.
+    of every parameter but a text encoder's norms and biases (L2; `adam`, `sgd`), the
+    update rule, or after it decoupled weight decay on matrices (`adamw`), the schedule
+    and each partition's learning rate.
 
   Raises:
     UserError: unknown optimizer or schedule, or a partition without learning rate.
@@ -166,7 +203,8 @@ def build(
   if config.optim.name == "adamw":
     parts += [rule, optax.add_decayed_weights(decay, mask=_decays)]
   else:
-    parts += [optax.add_decayed_weights(decay), rule] if decay else [rule]
+    decayed = optax.add_decayed_weights(decay, mask=_decays_all_but_norms)
+    parts += [decayed, rule] if decay else [rule]
   parts.append(
     optax.multi_transform(
       {name: optax.scale(-rate) for name, rate in rates.items()},
@@ -175,4 +213,6 @@ def build(
   )
   parts.append(optax.scale_by_schedule(relative))
   optimizer = optax.chain(*parts)
+  if tuning.freezes(config):
+    optimizer = _all_but(tuning.is_frozen, optimizer)
   return optimizer if trainable is everything else _only(trainable, optimizer)

@@ -1,0 +1,59 @@
+"""A text encoder trained inside every system of the table: it takes part, and tokens
+that are not there do not, bit for bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_encoder
+import tiny_systems
+
+from msa_jax.models import SYSTEMS
+from msa_jax.train import recipe
+
+VISIBLE, HIDDEN = range(2, 12), range(12, 29)  # ids that tokens have
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return tiny_encoder.folder(tmp_path_factory.mktemp("encoder"), n_layers=1)
+
+
+def tokens(batch, seed):
+  """The batch with token ids for text; where there is none, ids by the seed."""
+  text = batch.modalities["text"]
+  shape = text.mask.shape
+  there = batch.available[:, :1] & batch.sample_mask[:, None] & text.mask & ~text.lost
+  seen = np.random.default_rng(0).integers(VISIBLE.start, VISIBLE.stop, shape)
+  other = np.random.default_rng(seed).integers(HIDDEN.start, HIDDEN.stop, shape)
+  ids = {"tokens": jnp.where(there, seen, other).astype(jnp.int32)}
+  text = text.replace(ids=ids, features=jnp.zeros((*shape, 0)))
+  return batch.replace(modalities={**batch.modalities, "text": text})
+
+
+@pytest.mark.parametrize("name", sorted(SYSTEMS))
+def test_a_step_trains_the_encoder_by_the_tokens_that_are_there_alone(name, folder):
+  config = tiny_systems.encoding(name, folder)
+  system = recipe.build(config)
+  params, collections = tiny_systems.variables(system)
+  batch = tiny_systems.batch(config)
+  batch = batch.replace(
+    available=batch.available.at[1, 0].set(False),  # no text
+    sample_mask=batch.sample_mask.at[2].set(False),  # filler
+  )
+
+  @jax.jit
+  def step(batch):
+    state = system.start(params, collections, jnp.zeros((), jnp.int32))
+    return system.step(state, batch, 0)
+
+  plain, other = step(tokens(batch, 1)), step(tokens(batch, 2))
+  for ours, theirs in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+    assert np.isfinite(np.asarray(ours, float)).all()
+  before, after = params["text_encoder"], plain[0].params["text_encoder"]
+  moved = jax.tree.map(lambda a, b: np.asarray(a != b), before, after)
+  words = np.any(moved["embeddings"]["word"], axis=1)
+  assert words[list(VISIBLE)].any() and not words[list(HIDDEN)].any()
+  del moved["layers"]["key"]["bias"]  # adds the same to every score of a query
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(moved["layers"]))
