@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from msa_jax.report import errors, figures, grids, page, reading, results
+from msa_jax.report import errors, figures, grids, page, reading, results, style
 from msa_jax.typing import UserError
 
 LABELS = [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]
@@ -25,6 +25,8 @@ def run_folder(tmp_path):
   (folder / "predictions").mkdir(parents=True)
   (folder / "routing").mkdir()
   (folder / "missing").mkdir()
+  for seed in (0, 1):
+    (folder / "checkpoints" / f"seed_{seed}" / "best").mkdir(parents=True)
   task = {"kind": "regression", "low": -3.0, "high": 3.0, "classes": []}
   emotion = {"kind": "classes", "classes": ["sad", "glad"]}
   spec = {"tasks": {"sentiment": task, "emotion": emotion}}
@@ -65,6 +67,7 @@ def run_folder(tmp_path):
   )
   row = {"pattern": "text", "rate": 0.0, "figures": {"sentiment": {"mae": figure(0.7)}}}
   row["bayes"] = {"sentiment": {"mae": 0.6}}
+  row["routing"] = {"gate1": {"mean_combine": {"mean": [0.2, 0.8, None]}}}
   grid = {"rows": [row, {**row, "pattern": "audio"}], "samples": 6, "split": "test"}
   (folder / "missing" / "conditions.json").write_text(json.dumps(grid))
   return folder
@@ -91,6 +94,7 @@ def test_damage_is_told_part_by_part(run_folder):
     "metrics.jsonl is damaged at line 6",
     "predictions/valid.csv is absent",
     "predictions/test.csv has 1 torn lines",
+    "routing/test.npz is damaged (ValueError)",
   }
   assert len(run.epochs) == 5 and run.routing == {}
   names = {drawing.name for drawing in page.drawings(run)}
@@ -167,8 +171,16 @@ def test_routing_of_other_samples_is_not_drawn(run_folder):
   assert errors.routing(reading.read(run_folder)) is None
 
 
+def test_grids_show_the_experts_weights_under_every_pattern(run_folder):
+  drawing, _ = grids.drawings(reading.read(run_folder))
+  axis = drawing.figure.axes[0]
+  table = np.ma.filled(axis.images[0].get_array(), np.nan)
+  np.testing.assert_allclose(table, [[0.2, 0.8, np.nan]] * 2)
+  assert [label.get_text() for label in axis.get_yticklabels()] == ["text", "audio"]
+
+
 def test_grids_show_the_optimum_beside_the_run(run_folder):
-  (drawing,) = grids.drawings(reading.read(run_folder))
+  _, drawing = grids.drawings(reading.read(run_folder))
   axis = drawing.figure.axes[0]
   assert [bar.get_height() for bar in axis.patches] == [0.7, 0.7]
   optimal = next(line for line in axis.lines if line.get_label() == "Bayes-optimal")
@@ -184,15 +196,42 @@ def test_a_page_needs_no_network_and_escapes_what_files_say(run_folder, tmp_path
   drawn = {drawing.name for drawing in page.drawings(run)}
   expected = {"training", "predictions_sentiment", "predictions_emotion"}
   expected |= {"slices_sentiment", "routing", "entropies", "expert_weights"}
+  expected |= {"activation_conditions"}
   assert drawn == expected | {"balance", "missing_conditions_sentiment"}
   assert text.count("data:image/png;base64,") == len(drawn)
   folder = path.parent / "figures" / "0_one<two>"
   assert {file.stem for file in folder.glob("*.svg")} == drawn
 
 
+def test_names_with_dollars_are_drawn_as_they_are():
+  with style.look():
+    figure, (axis,) = style.panels(1)
+    title = axis.set_title("of a$_$13 and b$_$2")
+    assert not title.get_parse_math()
+
+
+def test_published_rows_of_studies_are_facts_with_a_source(run_folder):
+  runs = [reading.read(run_folder)]
+  names = ("ablation_fusion", "ablation_encoders", "ablation_modules", "missing")
+  names += ("layers", "low_resource", "router_compare", "balance_balance")
+  names += ("balance_optimizers", "balance_attention")
+  for name in names:
+    rows = results.study_rows(name, runs)
+    assert rows and all(row.cells and "not stated" in row.remark for row in rows)
+  rows = {row.name: row for row in results.study_rows("ablation_fusion", runs)}
+  assert rows["multi"].cells["mae"] == "0.524"
+  assert "another corpus than this study's: mosei" in rows["multi"].remark
+  names = results.columns(results.study_rows("ablation_fusion", runs))
+  assert names == ["mae", "corr", "acc2_unstated", "f1_unstated", "acc7"]
+  optimizers = results.study_rows("balance_optimizers", runs)
+  own = [row for row in optimizers if row.remark.startswith("mosi;")]
+  assert own and all("another test split (n=6)" in row.remark for row in own)
+  assert results.study_rows("leaderboard", runs) == []
+
+
 def test_published_rows_are_facts_with_a_source():
   rows = results.published()
-  assert len(rows) == 623
+  assert len(rows) == 695
   assert all(row.source and row.corpus and row.model for row in rows)
   found = {(r.corpus, r.model, r.metric): r.value for r in rows if "MMSA" in r.source}
   assert found["mosi", "self_mm", "acc2_non0"] == 0.8546

@@ -1,6 +1,5 @@
 """The balance study: probes on frozen features, comparisons, its command's errors."""
 
-import json
 import subprocess
 import sys
 
@@ -50,29 +49,20 @@ def test_a_probe_learns_what_its_features_say_and_nothing_masked():
   np.testing.assert_array_equal(same["Dense_0"]["kernel"], again["Dense_0"]["kernel"])
 
 
-def test_a_study_trains_compares_and_probes_every_modality(toy_corpus, tmp_path):
-  report = balance.study(awf(), tmp_path, "balance")
-  assert set(report) == {"with", "without"}
-  for parts in report.values():
-    assert set(parts["probes"]["probe"]) == {"text", "audio"}
-    assert set(parts["probes"]["zero_others"]) == {"text", "audio"}
-    assert 0.0 < parts["probes"]["probe"]["text"]["mae"]["mean"] < 3.0
-  gradients = report["with"]["gradients"]
-  sizes = [gradients[f"g_{name}"]["mean"] for name in ("text", "audio")]
-  np.testing.assert_allclose(gradients["spread"]["mean"], max(sizes) / min(sizes))
-  assert report["without"]["gradients"]["omega_text"]["mean"] == 1.0
-  assert report["with"]["gradients"]["omega_text"]["mean"] != 1.0
-  assert json.loads((tmp_path / "study.json").read_text()) == report
-  text = balance.as_text(report, "mae")
-  assert text.count("probe audio: mae") == 2
-  assert "largest over smallest gradient" in text
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """Folder of a trained AWF on the toy corpus."""
+  folder = tmp_path_factory.mktemp("awf")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(inputs, "load", lambda config, **_: toy.corpus())
+    run.train(awf(), folder)
+  return folder
 
 
 def test_one_modality_alone_is_the_model_with_the_others_unavailable(
-  toy_corpus, tmp_path
+  toy_corpus, trained
 ):
-  run.train(awf(), tmp_path)
-  config, corpus, made, ((params, collections),) = balance._open(tmp_path)
+  config, corpus, made, ((params, collections),) = balance._open(trained)
   report = probes.zero_others(config, made, params, collections, corpus)
   data = probes.batches.whole(
     corpus.splits["test"], corpus.tasks, config.spec.lengths.to_dict()
@@ -86,19 +76,21 @@ def test_one_modality_alone_is_the_model_with_the_others_unavailable(
   np.testing.assert_allclose(report["text"]["mae"], error.mean(), rtol=1e-5)
 
 
-def test_attention_is_trained_again_from_every_seed(toy_corpus, tmp_path):
-  run.train(awf(), tmp_path)
-  entries = balance.attention_ratios(tmp_path, seeds=(0, 1), epochs=2)
+def test_attention_is_trained_again_from_every_seed(toy_corpus, trained):
+  entries = balance.attention_ratios(trained, seeds=(0, 1), epochs=2)
   for entry in entries:
     np.testing.assert_allclose(sum(entry["ratio"].values()), 1.0, rtol=1e-6)
     assert np.isfinite(entry["figures"]["mae"])
   assert entries[0]["ratio"] != entries[1]["ratio"]
 
 
-def test_a_run_without_attention_has_no_ratios(toy_corpus, tmp_path):
-  run.train(awf(model={"afusion": False}, optim={"epochs": 1}), tmp_path)
+def test_a_run_without_attention_has_no_ratios(toy_corpus, trained, monkeypatch):
+  config, corpus, made, ((params, collections),) = balance._open(trained)
+  params = {name: leaf for name, leaf in params.items() if name != "attention"}
+  opened = (config, corpus, made, [(params, collections)])
+  monkeypatch.setattr(balance, "_open", lambda folder: opened)
   with pytest.raises(UserError, match="has no A-fusion"):
-    balance.attention_ratios(tmp_path)
+    balance.attention_ratios(trained)
 
 
 def test_probes_of_a_system_without_features_by_modality_are_refused(
@@ -119,7 +111,7 @@ def test_unknown_tables_and_options_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
   ("arguments", "message"),
-  [(["moon"], "choose a study: balance"), (["balance"], "needs --config")],
+  [(["moon"], "choose a study: ablation"), (["balance"], "needs --config")],
 )
 def test_bad_commands_end_with_one_line(arguments, message):
   result = subprocess.run(

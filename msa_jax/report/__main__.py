@@ -6,7 +6,7 @@ python -m msa_jax.report compare runs/a runs/b           # tables on the termina
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +14,11 @@ from rich.table import Table
 from msa_jax.typing import UserError
 
 _OUTPUT = flags.DEFINE_string("output", "report", "Folder of the page and figures.")
+_SAMPLE = flags.DEFINE_string(
+  "sample",
+  "",
+  "Id of the sample whose attention is shown; the longest if none is given.",
+)
 
 
 def compare(runs, console: Console) -> None:
@@ -30,24 +35,60 @@ def compare(runs, console: Console) -> None:
     names = results.columns(own)
     # The literature's rows may state only figures of unstated protocol.
     names += [n for n in results.columns(others) if n in results.UNSTATED]
-    table = Table(title=f"{task}, mean ± std over seeds")
-    for name in ("", *names, "remark"):
-      table.add_column(name, justify="left" if name in ("", "remark") else "right")
-    for row in own:
-      table.add_row(row.name, *[row.cells.get(n, "") for n in names], row.remark)
+    console.print(_table(f"{task}, mean ± std over seeds", names, (own, others)))
+    _print_verdicts(runs, task, console)
+
+
+def compare_study(folder: str, console: Console) -> None:
+  """Prints the tables of a study, published rows, significance and what is damaged.
+
+  Args:
+    folder: of the study.
+    console: where to.
+  """
+  from msa_jax.report import results, trials
+
+  lines = trials.read(folder)
+  runs, gaps = trials.runs(folder, lines)
+  board = lines[0]["study"] == "leaderboard"
+  for table in trials.result_tables(lines, runs):
+    if not (board and table.task in results.tasks(runs)):
+      blocks = [rows for _, rows in table.blocks]
+      console.print(_table(table.title, table.names, blocks))
+  if board:  # in full, beside all that is published of the corpora
+    compare(runs, console)
+  else:
+    for task in results.tasks(runs):
+      _print_verdicts(runs, task, console)
+  for gap in gaps:
+    console.print(f"not there: {gap}", highlight=False, markup=False)
+
+
+def _table(title: str, names, blocks) -> Table:
+  table = Table(title=escape(title))
+  for name in ("", *names, "remark"):
+    table.add_column(name, justify="left" if name in ("", "remark") else "right")
+  for rows in blocks:
+    for row in rows:
+      cells = [row.name, *[row.cells.get(n, "") for n in names], row.remark]
+      table.add_row(*map(escape, cells))
     table.add_section()
-    for row in others:
-      table.add_row(row.name, *[row.cells.get(n, "") for n in names], row.remark)
-    console.print(table)
-    for run in runs[1:]:
-      if said := results.verdict(runs[0], run, task):
-        console.print(said, highlight=False)
+  return table
+
+
+def _print_verdicts(runs, task: str, console: Console) -> None:
+  from msa_jax.report import results
+
+  for run in runs[1:]:
+    if said := results.verdict(runs[0], run, task):
+      console.print(said, highlight=False, markup=False)
 
 
 def main(arguments: list[str]) -> None:
   """Reads the runs; bad input ends with one line and exit code 2."""
   from msa_jax.report import page, reading, trials
 
+  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
   folders = arguments[1:]
   only_tables = folders[:1] == ["compare"]
   folders = folders[1:] if only_tables else folders
@@ -62,13 +103,9 @@ def main(arguments: list[str]) -> None:
         console.width = 240  # files and pipes have no edge to fold at
       compare(runs, console)
       for study in studies:
-        for title, rows in trials.tables(trials.read(study)):
-          table = Table(*rows[0], title=escape(title))
-          for row in rows[1:]:
-            table.add_row(*map(escape, row))
-          console.print(table)
+        compare_study(study, console)
       return
-    print(f"report: {page.write(runs, _OUTPUT.value, studies)}")
+    print(f"report: {page.write(runs, _OUTPUT.value, studies, _SAMPLE.value)}")
   except UserError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)

@@ -6,6 +6,7 @@ import numpy as np
 
 from msa_jax.report import style
 from msa_jax.report.figures import Drawing
+from msa_jax.report.heat import heat, shown_gates
 from msa_jax.report.reading import Run, expert_names, numbers
 
 
@@ -74,25 +75,32 @@ def _regression(run: Run, task: str) -> Drawing | None:
   if pair is None:
     return None
   labels, values = pair
-  figure, axes = style.panels(3)
+  figure, axes = style.panels(4, width=2.8, columns=4)
   low, high = min(labels.min(), values.min()), max(labels.max(), values.max())
   axes[0].plot([low, high], [low, high], color="#8C8C8C", lw=1)
   axes[0].scatter(labels, values, s=8, alpha=0.5, color=style.colour(0), lw=0)
   axes[0].set_title("Prediction against label")
   axes[0].set_xlabel("label")
-  axes[0].set_ylabel("prediction, mean over seeds")
+  axes[0].set_ylabel("prediction (seeds' mean)")
   said, true, _ = bins(values, labels)
   axes[1].plot([low, high], [low, high], color="#8C8C8C", lw=1)
   axes[1].plot(said, true, marker="o", color=style.colour(1), markersize=4)
-  axes[1].set_title("Calibration in tenths of the samples")
+  axes[1].set_title("Calibration, in tenths")
   axes[1].set_xlabel("mean prediction")
   axes[1].set_ylabel("mean label")
+  residuals = values - labels
+  axes[2].hist(residuals, bins=21, color=style.colour(0))
+  axes[2].axvline(0.0, color="#8C8C8C", lw=1)
+  axes[2].axvline(residuals.mean(), color=style.colour(1), lw=1.4)
+  axes[2].set_title(f"Residuals, mean {residuals.mean():+.2f}")
+  axes[2].set_xlabel("prediction minus label")
+  axes[2].set_ylabel("samples")
   options = run.tasks()[task]
   low, high = round(options["low"]), round(options["high"])
   rounded = [np.rint(np.clip(x, low, high)).astype(int) - low for x in pair]
   names = [str(step) for step in range(low, high + 1)]
-  _draw_confusion(axes[2], confusion(*rounded, len(names)), names)
-  axes[2].set_title("Rounded labels")
+  _draw_confusion(axes[3], confusion(*rounded, len(names)), names)
+  axes[3].set_title("Rounded labels")
   caption = (
     f"{len(labels)} samples of {run.split}. Cells hold counts; shades are shares of"
     " the row. On the grey line prediction and label agree."
@@ -143,6 +151,12 @@ def slices(run: Run, task: str) -> Drawing | None:
     groups["by what is there"] = {name: there == name for name in sorted(set(there))}
   if "steps_text" in columns:
     groups["by length of the text"] = _by_length(numbers(columns["steps_text"])[known])
+  # Where all samples are alike there is nothing to compare.
+  groups = {
+    t: p for t, p in groups.items() if sum(rows.any() for rows in p.values()) > 1
+  }
+  if not groups:
+    return None
   figure, axes = style.panels(len(groups))
   for axis, (title, parts) in zip(axes, groups.items(), strict=True):
     parts = {name: rows for name, rows in parts.items() if rows.any()}
@@ -173,7 +187,7 @@ def routing(run: Run) -> Drawing | None:
   """Mean weight of every expert by kind of sample (H-GEM, figures 3 and 4)."""
   arrays = run.routing.get(run.split, {})
   gates = [key.removesuffix("/combine") for key in arrays if key.endswith("/combine")]
-  gates = [g for g in gates if arrays[f"{g}/combine"].ndim == 3]
+  gates = shown_gates(g for g in gates if arrays[f"{g}/combine"].ndim == 3)
   rows = _groups(run, arrays)
   if not gates or not rows:
     return None
@@ -184,20 +198,8 @@ def routing(run: Run) -> Drawing | None:
     names += [f"{gate}: {e}" for e in expert_names(run, gate, weights.shape[1])]
     cells.append(np.stack([weights[chosen].mean(axis=0) for chosen in rows.values()]))
   table = np.concatenate(cells, axis=1)
-  size = (max(4.0, 0.42 * len(names)), 0.45 * len(rows) + 1.4)
-  figure, (axis,) = style.panels(1, *size)
-  image = axis.imshow(table, cmap=style.SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
-  for i, j in np.ndindex(*table.shape):
-    shade = "black" if table[i, j] > 0.6 else "white"
-    axis.text(
-      j, i, f"{table[i, j]:.2f}", ha="center", va="center", color=shade, fontsize=6
-    )
-  for start in starts[1:]:
-    axis.axvline(start - 0.5, color="white", lw=2)
-  axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
-  axis.set_yticks(range(len(rows)), list(rows), fontsize=7)
-  figure.colorbar(image, ax=axis, label="mean weight", shrink=0.8)
-  axis.set_title("Weight of every expert, by kind of sample")
+  figure = heat(table, list(rows), names, starts)
+  figure.axes[0].set_title("Weight of every expert, by kind of sample")
   caption = f"Weights after selection, mean over samples of {run.split} and seeds."
   return Drawing("routing", "Expert activation", caption, figure)
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from msa_jax.report import style
 from msa_jax.report.reading import Run, expert_names
+from msa_jax.typing import modality_order
 
 
 class Drawing(NamedTuple):
@@ -65,7 +66,8 @@ def band(lines: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 def _draw_band(axis, lines: Series, index: int, label: str) -> None:
   epochs, mean, low, high = band(lines)
-  axis.plot(epochs, mean, color=style.colour(index), label=label, linewidth=1.6)
+  drawn = {"color": style.colour(index), "linestyle": style.line(index)}
+  axis.plot(epochs, mean, label=label, linewidth=1.6, **drawn)
   if len(lines) > 1:
     axis.fill_between(epochs, low, high, color=style.colour(index), alpha=0.2, lw=0)
   axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -142,7 +144,7 @@ def expert_weights(run: Run) -> Drawing | None:
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(names) <= 8:
-      axis.legend(fontsize=6, loc="lower left")
+      axis.legend(fontsize=6, loc="lower left", **style.ON_COLOUR)
   caption = "Mean over validation samples and seeds of the weights after selection."
   return Drawing("expert_weights", "Expert load over training", caption, figure)
 
@@ -160,36 +162,57 @@ def _weights(run: Run, gate: str) -> tuple[np.ndarray, np.ndarray] | None:
   return np.asarray(epochs), np.asarray([np.mean(by_epoch[e], axis=0) for e in epochs])
 
 
-def balance(run: Run) -> Drawing | None:
-  """Gradient sizes g_i and fusion weights omega_i (AWF, figures 1 and 4 to 6)."""
-  names = sorted(
-    {
-      key.removeprefix("balance/g_")
-      for record in run.epochs
-      for key in record.get("train", {})
-      if key.startswith("balance/g_")
-    }
-  )
-  if not names:
+def balance(runs: Sequence[Run]) -> Drawing | None:
+  """Gradient sizes g_i and shares of the fusion weights (AWF, figures 1 and 4 to 6).
+
+  Args:
+    runs: drawn side by side, with one scale; those without such figures are left out.
+  """
+  shown = [(run, names) for run in runs if (names := _balanced(run))]
+  if not shown:
     return None
-  figure, axes = style.panels(2, width=4.2, height=3.0)
-  omegas, epochs = [], None
-  for index, name in enumerate(names):
-    _draw_band(axes[0], series(run, "train", f"balance/g_{name}"), index, name)
-    epochs, mean, _, _ = band(series(run, "train", f"balance/omega_{name}"))
-    omegas.append(mean)
-  axes[0].set_title("Gradient size g of each modality")
+  count = len(shown)
+  figure, axes = style.panels(2 * count, width=3.8, height=2.6, columns=count)
+  highest = 0.0
+  for place, (run, names) in enumerate(shown):
+    upper, lower = axes[place], axes[count + place]
+    omegas, epochs = [], np.zeros(0)
+    for index, name in enumerate(names):
+      lines = series(run, "train", f"balance/g_{name}")
+      _draw_band(upper, lines, index, name)
+      highest = max(highest, float(band(lines)[3].max()))
+      epochs, mean, _, _ = band(series(run, "train", f"balance/omega_{name}"))
+      omegas.append(mean)
+    shares = np.asarray(omegas) / np.sum(omegas, axis=0)
+    bottoms = np.cumsum(shares, axis=0) - shares
+    for index, name in enumerate(names):
+      drawn = {"color": style.colour(index), "label": name}
+      lower.bar(epochs, shares[index], bottom=bottoms[index], **drawn)
+    said = f"{run.name}: " if count > 1 else ""
+    upper.set_title(f"{said}gradient size g")
+    lower.set_title(f"{said}shares of the fusion weights")
+    lower.set_ylim(0, 1)
+    lower.set_xlabel("epoch")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+  for upper in axes[:count]:
+    upper.set_ylim(0, 1.05 * highest or None)
   axes[0].legend(fontsize=7)
-  bottom = np.zeros_like(omegas[0])
-  for index, (name, mean) in enumerate(zip(names, omegas, strict=True)):
-    axes[1].bar(epochs, mean, bottom=bottom, color=style.colour(index), label=name)
-    bottom = bottom + mean
-  axes[1].set_title("Fusion weights omega, stacked")
-  axes[1].legend(fontsize=7)
-  for axis in axes:
-    axis.set_xlabel("epoch")
+  axes[count].legend(fontsize=7, loc="lower left", **style.ON_COLOUR)
   caption = (
-    "Left: mean absolute gradient of each modality's last linear layer, mean per epoch;"
-    " B-fusion draws the curves together. Right: the weights it does so with."
+    "Above: mean absolute gradient of each modality's last linear layer, mean per epoch"
+    " (bands: least to greatest seed); B-fusion draws the curves together. Below: each"
+    " modality's weight as a share of all. Modalities without data are left out."
   )
   return Drawing("balance", "Balance of modalities", caption, figure)
+
+
+def _balanced(run: Run) -> list[str]:
+  """Modalities with a gradient in the run's log."""
+  sizes: dict[str, float] = {}
+  for record in run.epochs:
+    for key, value in (record.get("train") or {}).items():
+      if key.startswith("balance/g_") and value is not None:
+        name = key.removeprefix("balance/g_")
+        sizes[name] = max(sizes.get(name, 0.0), value)
+  order = modality_order(sizes)
+  return [name for name in order if sizes[name] > 0]

@@ -3,45 +3,96 @@
 import base64
 import html
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from msa_jax.report import errors, figures, grids, results, style, trials
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
+from msa_jax.typing import UserError
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto;
   padding: 0 1rem; color: #1a1a1a; }
 h1, h2, h3 { line-height: 1.2; }
 h2 { border-bottom: 1px solid #ccc; padding-bottom: .2rem; margin-top: 2.5rem; }
 figure { margin: 1.5rem 0; break-inside: avoid; }
 figure img { max-width: 100%; height: auto; }
 figcaption, .remark { color: #555; font-size: .85rem; }
-table { border-collapse: collapse; font-size: .85rem; display: block;
-  overflow-x: auto; }
-th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap; }
+div.table { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .78rem; }
+th, td { padding: .12rem .45rem; text-align: right; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child, td.remark { text-align: left; }
-td.remark { padding-top: .8rem; }
+td.remark { padding-top: .8rem; white-space: normal; }
+@media print { div.table { overflow-x: visible; } }
 tr.own { font-weight: 600; }
 thead { border-bottom: 2px solid #888; }
 .gaps { background: #fff4e0; padding: .5rem 1rem; border-left: 4px solid #E69F00; }
 """
 
 
-def drawings(run: Run) -> list[Drawing]:
-  """Every figure that the run has something to show in."""
-  made = [figures.training(run)]
+# What a figure of damaged files raises; it is told on the page in place of the figure.
+_DAMAGE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+def drawings(
+  run: Run, gaps: list[str] | None = None, sample: str = ""
+) -> list[Drawing]:
+  """Every figure that the run has something to show in.
+
+  Args:
+    run: the run.
+    gaps: gets a line for each figure that cannot be drawn.
+    sample: id of the sample whose attention is shown; "" = the longest.
+  """
+  makers: list[tuple[str, Callable[[], Any]]] = [
+    ("training curves", lambda: figures.training(run))
+  ]
   for task in run.tasks():
-    made += [errors.predictions(run, task), errors.slices(run, task)]
-  made += [errors.routing(run), figures.entropies(run), figures.expert_weights(run)]
-  made += [figures.balance(run), *grids.drawings(run)]
-  return [drawing for drawing in made if drawing is not None]
+    makers += [
+      (f"predictions of {task}", lambda task=task: errors.predictions(run, task)),
+      (f"error slices of {task}", lambda task=task: errors.slices(run, task)),
+    ]
+  makers += [
+    ("routing", lambda: errors.routing(run)),
+    ("attention of a sample", lambda: _attention(run, sample)),
+    ("router entropy", lambda: figures.entropies(run)),
+    ("expert load", lambda: figures.expert_weights(run)),
+    ("balance", lambda: figures.balance([run])),
+    ("missing modalities", lambda: grids.drawings(run)),
+  ]
+  return _made(makers, [] if gaps is None else gaps)
+
+
+def _made(makers, gaps: list[str]) -> list[Drawing]:
+  found: list[Drawing] = []
+  for name, make in makers:
+    try:
+      drawn = make()
+    except (UserError, *_DAMAGE) as error:
+      said = str(error) if isinstance(error, UserError) else repr(error)
+      gaps.append(f"{name} cannot be drawn: {' '.join(said.split())}")
+      continue
+    drawn = drawn if isinstance(drawn, list) else [drawn]
+    found += [drawing for drawing in drawn if drawing is not None]
+  return found
+
+
+def _attention(run: Run, sample: str) -> Drawing | None:
+  # Imported here: only this figure needs JAX and the run's data.
+  from msa_jax.report import inspection
+
+  if not inspection.selects_keys(run):
+    return None
+  return inspection.drawing(run, inspection.attention(run, sample))
 
 
 def write(
   runs: Sequence[Run],
   folder: str | pathlib.Path,
   studies: Sequence[str | pathlib.Path] = (),
+  sample: str = "",
 ) -> pathlib.Path:
   """Writes `index.html`, and `figures/<run>/<name>.png` and `.svg`.
 
@@ -49,6 +100,7 @@ def write(
     runs: what to report on; tables compare them, sections show each.
     folder: made if it is not there.
     studies: folders that hold a study.csv.
+    sample: id of the sample whose attention is shown; "" = the longest.
 
   Returns:
     Path of the page.
@@ -58,11 +110,12 @@ def write(
   names += [pathlib.Path(study).resolve().name for study in studies]
   title = "Report on " + ", ".join(names)
   parts = [f"<h1>{html.escape(title)}</h1>"]
-  parts += [_tables(runs)] if runs else []
-  for study in studies:
-    parts.append(_study(study, folder / "figures"))
+  parts += ["<h2>Results</h2>", _tables(runs)] if runs else []
+  for number, study in enumerate(studies):
+    parts.append(_study(study, folder / "figures" / f"study_{number}"))
   for number, run in enumerate(runs):
-    parts.append(_section(run, folder / "figures" / f"{number}_{run.name}"))
+    own = folder / "figures" / f"{number}_{run.name}"
+    parts.append(_section(run, own, sample))
   text = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -76,43 +129,71 @@ def write(
   return path
 
 
-def _section(run: Run, folder: pathlib.Path) -> str:
-  parts = [f"<h2>{html.escape(run.name)}: {html.escape(run.model)}</h2>", _about(run)]
-  if run.gaps:
-    lines = "".join(f"<li>{html.escape(gap)}</li>" for gap in run.gaps)
-    parts.append(f'<div class="gaps">Not in this report:<ul>{lines}</ul></div>')
+def _section(run: Run, folder: pathlib.Path, sample: str) -> str:
+  head = f"<h2>{html.escape(run.name)}: {html.escape(run.model)}</h2>"
   folder.mkdir(parents=True, exist_ok=True)
+  gaps = list(run.gaps)
   with style.look():
-    parts += [_figure(drawing, folder) for drawing in drawings(run)]
-  return "\n".join(parts)
+    shown = [_figure(drawing, folder) for drawing in drawings(run, gaps, sample)]
+  return "\n".join([head, _about(run), _gaps(gaps), *shown])
+
+
+def _gaps(gaps: Sequence[str]) -> str:
+  lines = "".join(f"<li>{html.escape(gap)}</li>" for gap in gaps)
+  said = f'<div class="gaps">Not in this report:<ul>{lines}</ul></div>'
+  return said if gaps else ""
 
 
 def _study(study: str | pathlib.Path, folder: pathlib.Path) -> str:
-  lines, name = trials.read(study), pathlib.Path(study).resolve().name
-  parts = [f"<h2>Study {html.escape(name)}</h2>"]
-  for title, rows in trials.tables(lines):
-    head, *body = [
-      "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row)
-      for kind, row in zip(["th"] + ["td"] * len(rows), rows, strict=False)
-    ]
-    rest = "".join(f"<tr>{row}</tr>" for row in body)
-    parts.append(
-      f"<h3>{html.escape(title)}</h3><table><thead><tr>{head}</tr></thead>"
-      f"<tbody>{rest}</tbody></table>"
-    )
-  folder = folder / f"study_{name}"
+  path = pathlib.Path(study).expanduser().resolve()
+  lines = trials.read(path)
+  runs, gaps = trials.runs(path, lines)
+  parts = [f"<h2>Study {html.escape(path.name)}</h2>"]
+  board = lines[0]["study"] == "leaderboard" and bool(runs)
+  for table in trials.result_tables(lines, runs):
+    if not (board and table.task in results.tasks(runs)):
+      parts.append(_table(table.title, "cell", table.names, table.blocks))
+  if board:  # in full, beside all that is published of the corpora
+    parts.append(_tables(runs))
+  else:
+    for task in results.tasks(runs):
+      parts += _verdicts(runs, task)
+  makers = [
+    ("the study's figures", lambda: trials.drawings(lines)),
+    ("balance", lambda: figures.balance(runs)),
+  ]
+  for run in runs:
+    makers.append((run.name, lambda run=run: _of_cell(run)))
   folder.mkdir(parents=True, exist_ok=True)
   with style.look():
-    parts += [_figure(drawing, folder) for drawing in trials.drawings(lines)]
+    shown = [_figure(drawing, folder) for drawing in _made(makers, gaps)]
+  parts += [_gaps(gaps), *shown]
+  parts.append(
+    '<p class="remark">All figures of one cell: python -m msa_jax.report'
+    f" {html.escape(str(path))}/CELL</p>"
+  )
   return "\n".join(parts)
+
+
+def _of_cell(run: Run) -> list[Drawing]:
+  """What a study's csv does not hold: experts' weights under missing modalities."""
+  return [
+    drawing._replace(
+      name=f"{run.name}_{drawing.name}", title=f"{run.name}: {drawing.title}"
+    )
+    for drawing in grids.drawings(run)
+    if drawing.name.startswith("activation")
+  ]
 
 
 def _figure(drawing: Drawing, folder: pathlib.Path) -> str:
   png, _ = style.save(drawing.figure, folder, drawing.name)
   data = base64.b64encode(png.read_bytes()).decode()
+  width = 100 * drawing.figure.get_figwidth()  # letters of one size in all figures
   title = html.escape(drawing.title)
   return (
-    f'<figure><h3>{title}</h3><img alt="{title}" src="data:image/png;base64,{data}">'
+    f'<figure><h3>{title}</h3><img alt="{title}" style="width: {width:.0f}px"'
+    f' src="data:image/png;base64,{data}">'
     f"<figcaption>{html.escape(drawing.caption)}</figcaption></figure>"
   )
 
@@ -132,33 +213,44 @@ def _about(run: Run) -> str:
 
 
 def _tables(runs: Sequence[Run]) -> str:
-  parts = ["<h2>Results</h2>"]
+  parts = []
   for task in results.tasks(runs):
     own, others = results.own_rows(runs, task), results.published_rows(runs, task)
     names = results.columns([*own, *others])
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *names))
-    body, said = [], ""
-    for kind, rows in (("own", own), ("published", others)):
-      for row in rows:
-        if row.remark != said:  # a heading for the rows that share a source
-          said = row.remark
-          body.append(
-            f'<tr><td class="remark" colspan="{len(names) + 1}">'
-            f"{html.escape(said)}</td></tr>"
-          )
-        body.append(_line(row, names, kind))
-    parts.append(
-      f"<h3>{html.escape(task)}</h3><table><thead><tr>{head}</tr></thead>"
-      f"<tbody>{''.join(body)}</tbody></table>"
-    )
-    verdicts = (results.verdict(runs[0], run, task) for run in runs[1:])
-    parts += [f"<p>{html.escape(line)}</p>" for line in verdicts if line]
+    parts.append(_table(task, "", names, (("own", own), ("published", others))))
+    parts += _verdicts(runs, task)
   parts.append(
     '<p class="remark">Mean ± standard deviation over seeds. A metric is named by its'
     " protocol; <i>unstated</i> marks figures whose source does not say how zeros were"
     " counted.</p>"
   )
   return "\n".join(parts)
+
+
+def _verdicts(runs: Sequence[Run], task: str) -> list[str]:
+  """The first run against each of the others, over the samples that both have."""
+  said = (results.verdict(runs[0], run, task) for run in runs[1:])
+  return [f"<p>{html.escape(line)}</p>" for line in said if line]
+
+
+def _table(title: str, corner: str, names: Sequence[str], blocks) -> str:
+  """Rows by block; those that share a remark stand under it."""
+  heads = (html.escape(name).replace("_", "_<wbr>") for name in (corner, *names))
+  head = "".join(f"<th>{name}</th>" for name in heads)
+  body, said = [], ""
+  for kind, rows in blocks:
+    for row in rows:
+      if row.remark != said:
+        said = row.remark
+        body.append(
+          f'<tr><td class="remark" colspan="{len(names) + 1}">'
+          f"{html.escape(said)}</td></tr>"
+        )
+      body.append(_line(row, names, kind))
+  return (
+    f'<h3>{html.escape(title)}</h3><div class="table"><table><thead><tr>{head}</tr>'
+    f"</thead><tbody>{''.join(body)}</tbody></table></div>"
+  )
 
 
 def _line(row: results.Row, names: Sequence[str], kind: str) -> str:

@@ -3,8 +3,10 @@
 import csv
 import dataclasses
 import json
+import operator
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,14 +73,17 @@ def read(folder: str | pathlib.Path) -> Run:
   if not path.is_dir():
     raise UserError(f"{folder} is not a folder; give run directories to report on.")
   gaps: list[str] = []
+  summary = _json(path / "summary.json", gaps)
+  summary = _whole_summary(summary, gaps) if summary else {}
+  _checkpoints(path, summary, gaps)
   run = Run(
     path=path.resolve(),
     config=_json(path / "config.json", gaps),
     data=_json(path / "data.json", gaps),
-    summary=_json(path / "summary.json", gaps),
+    summary=summary,
     epochs=_lines(path / "metrics.jsonl", gaps),
     predictions={s: c for s in ("valid", "test") if (c := _csv(path, s, gaps))},
-    routing={s: a for s in ("valid", "test") if (a := _npz(path, s))},
+    routing={s: a for s in ("valid", "test") if (a := _npz(path, s, gaps))},
     grids={
       file.stem: grid
       for file in sorted((path / "missing").glob("*.json"))
@@ -116,7 +121,11 @@ def _lines(path: pathlib.Path, gaps: list[str]) -> list[dict[str, Any]]:
   for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
     try:
       record = json.loads(line)
-      records.append({"seed": record["seed"], "epoch": record["epoch"], **record})
+      seed, epoch = operator.index(record["seed"]), operator.index(record["epoch"])
+      for part in ("train", "valid", "routing"):
+        if not isinstance(record.get(part), dict | None):
+          raise TypeError(part)
+      records.append({**record, "seed": seed, "epoch": epoch})
     except (ValueError, KeyError, TypeError):
       gaps.append(f"{path.name} is damaged at line {number}")
   return records
@@ -140,14 +149,61 @@ def _csv(folder, split: str, gaps: list[str]) -> dict[str, list[str]]:
   return {name: [row[i] for row in whole] for i, name in enumerate(header)}
 
 
-def _npz(folder, split: str) -> dict[str, np.ndarray]:
-  # Models without gates have no such file: its absence is not a gap.
+def _npz(folder, split: str, gaps: list[str]) -> dict[str, np.ndarray]:
   path = folder / "routing" / f"{split}.npz"
   try:
-    with np.load(path, allow_pickle=False) as arrays:
+    # Opened here: NumPy leaves a damaged file open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
       return {name: arrays[name] for name in arrays.files}
-  except (OSError, ValueError, zipfile.BadZipFile):
+  except FileNotFoundError:
+    return {}  # not a gap: models without gates have no such file
+  except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as e:
+    gaps.append(f"routing/{path.name} is damaged ({type(e).__name__})")
     return {}
+
+
+def _whole_summary(summary: dict[str, Any], gaps: list[str]) -> dict[str, Any]:
+  """The summary with only those of its figures that are figures."""
+  kept: dict[str, Any] = {}
+  torn = not isinstance(summary.get("splits", {}), dict)
+  splits = {} if torn else summary.get("splits", {})
+  for split, tasks in splits.items():
+    for task, figures in (tasks if isinstance(tasks, dict) else {}).items():
+      figures = figures if isinstance(figures, dict) else {}
+      whole = {name: entry for name, entry in figures.items() if _is_figure(entry)}
+      torn |= len(whole) < len(figures) or not whole
+      kept.setdefault(split, {})[task] = whole
+    torn |= not isinstance(tasks, dict)
+  seeds = summary.get("seeds", [])
+  torn |= not isinstance(seeds, list)
+  if torn:
+    gaps.append("summary.json is damaged (figures that are no figures)")
+  bayes = summary.get("bayes")
+  return {
+    **summary,
+    "splits": kept,
+    "seeds": seeds if isinstance(seeds, list) else [],
+    "bayes": bayes if isinstance(bayes, dict) else None,
+  }
+
+
+def _is_figure(entry: Any) -> bool:
+  """Whether an entry has a mean, a deviation and values that are numbers or null.
+
+  Lists over classes or experts, which tables do not show, pass too.
+  """
+  if not isinstance(entry, dict) or not {"mean", "std", "values"} <= set(entry):
+    return False
+  return all(isinstance(entry[k], int | float | list | None) for k in ("mean", "std"))
+
+
+def _checkpoints(folder: pathlib.Path, summary, gaps: list[str]) -> None:
+  for seed in summary.get("seeds", ()):
+    for parent in (folder, *sorted((folder / "sweep").glob("*"))):
+      if (parent / "checkpoints" / f"seed_{seed}" / "best").is_dir():
+        break
+    else:
+      gaps.append(f"checkpoints/seed_{seed}/best is absent")
 
 
 def numbers(column: Sequence[str]) -> np.ndarray:
@@ -175,6 +231,12 @@ def expert_names(run: Run, gate: str, count: int) -> list[str]:
     return known[gate]
   if run.model == "momke" and len(modalities) == count:
     return [f"{name} expert" for name in modalities]
+  if run.model == "mmolre":
+    if gate.startswith("beta_") and len(modalities) == count:
+      return modalities
+    shared = len(run.config.get("model", {}).get("ranks", ()))
+    if gate.startswith("router_") and count == shared + 1:
+      return [*[f"shared {index}" for index in range(shared)], "task's own"]
   return [f"expert {index}" for index in range(count)]
 
 

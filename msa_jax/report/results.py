@@ -21,7 +21,11 @@ OFFICIAL = {
   "sims": (248, 69, 140),
   "simsv2": (488, 123, 423),
 }
-UNSTATED = ("acc2_unstated", "f1_unstated")
+# What the published figures of a corpus are of, where it is not sentiment.
+TASKS = {"iemocap": "emotion"}
+# Figures of the literature whose protocol no source states.
+UNSTATED = ("acc2_unstated", "f1_unstated", "entropy_unstated")
+_BY_QUESTION = ("acc_", "f1_")
 
 
 class Published(NamedTuple):
@@ -45,9 +49,43 @@ class Row(NamedTuple):
 
 def published() -> list[Published]:
   """Figures of the literature with their source; shares are in [0, 1]."""
-  file = importlib.resources.files("msa_jax.report") / "published.csv"
-  rows = csv.DictReader(file.read_text().splitlines())
+  rows = _table("published.csv")
   return [Published(**{**row, "value": float(row["value"])}) for row in rows]
+
+
+def protocol_of(source: str) -> str:
+  """How a source says that it measured, from `sources.csv`; "" if it is unknown."""
+  for row in _table("sources.csv"):
+    if source.startswith(row["source"]):
+      return row["protocol"]
+  return ""
+
+
+def _table(name: str) -> list[dict[str, str]]:
+  """Lines of a csv file of this package."""
+  text = (importlib.resources.files("msa_jax.report") / name).read_text()
+  return list(csv.DictReader(text.splitlines()))
+
+
+def study_rows(study: str, runs: Sequence[Run]) -> list[Row]:
+  """Published rows of the table that a study repeats, with what differs.
+
+  Args:
+    study: its name in study.csv, e.g. `ablation_fusion`.
+    runs: its cells, as far as they can be read.
+  """
+  own = {corpus: remark for corpus, remark in map(corpus_of, runs) if corpus}
+  grouped: dict[tuple[str, str, str], dict[str, str]] = {}
+  for line in _table("published_studies.csv"):
+    if line["study"] == study:
+      key = (line["corpus"], line["source"], line["row"])
+      grouped.setdefault(key, {})[line["metric"]] = f"{float(line['value']):.3f}"
+  rows = []
+  for (corpus, source, name), cells in grouped.items():
+    differs = own.get(corpus, f"another corpus than this study's: {corpus}")
+    notes = [corpus, source, protocol_of(source), differs]
+    rows.append(Row(name, cells, "; ".join(note for note in notes if note)))
+  return rows
 
 
 def corpus_of(run: Run) -> tuple[str, str]:
@@ -76,16 +114,19 @@ def own_rows(runs: Sequence[Run], task: str) -> list[Row]:
   rows = []
   for run in runs:
     figures = run.summary.get("splits", {}).get(run.split, {}).get(task, {})
+    questions = _questions(run, task)
     cells = {
       name: figure(figures[name])
       for name in figures
-      if isinstance(figures[name], Mapping) and name in METRICS
+      if (name in METRICS or name in questions)
+      and not isinstance(figures[name]["mean"], list)
     }
     seeds = len(run.summary.get("seeds", ()))
     remark = f"{run.model}, {seeds} seeds, {run.split}"
     if run.config.get("data", {}).get("path") == "":
       remark += ", synthetic corpus"
-    rows.append(Row(run.name, cells, remark))
+    if cells:
+      rows.append(Row(run.name, cells, remark))
     bayes = (run.summary.get("bayes") or {}).get(run.split, {})
     if task == "sentiment" and bayes:
       cells = {n: f"{v:.3f}" for n, v in bayes.items() if n in METRICS}
@@ -95,12 +136,10 @@ def own_rows(runs: Sequence[Run], task: str) -> list[Row]:
 
 def published_rows(runs: Sequence[Run], task: str) -> list[Row]:
   """The literature's rows on the corpora of the runs, with what differs."""
-  if task not in ("sentiment", "emotion"):
-    return []
   rows, seen = [], set()
   for run in runs:
     corpus, remark = corpus_of(run)
-    if not corpus or corpus in seen:
+    if not corpus or corpus in seen or task != TASKS.get(corpus, "sentiment"):
       continue
     seen.add(corpus)
     grouped: dict[tuple[str, str, str], dict[str, str]] = {}
@@ -109,15 +148,27 @@ def published_rows(runs: Sequence[Run], task: str) -> list[Row]:
         key = (entry.source, entry.model, entry.setting)
         grouped.setdefault(key, {})[entry.metric] = f"{entry.value:.3f}"
     for (source, model, setting), cells in grouped.items():
-      notes = [corpus, source, setting, remark]
-      rows.append(Row(model, cells, "; ".join(note for note in notes if note)))
+      notes = [corpus, source, protocol_of(source), remark]
+      name = f"{model} ({setting})" if setting else model
+      rows.append(Row(name, cells, "; ".join(note for note in notes if note)))
   return sorted(rows, key=lambda row: row.remark)  # rows of one source together
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
   """Metrics that any row has, in the order tables show them."""
-  known = {name for row in rows for name in row.cells}
-  return [name for name in (*SHOWN, *UNSTATED) if name in known]
+  known = dict.fromkeys(name for row in rows for name in row.cells)
+  place = SHOWN.index("f1_non0") + 1  # next to those whose protocol is stated
+  order = (*SHOWN[:place], *UNSTATED, *SHOWN[place:])
+  first = [name for name in order if name in known]
+  rest = [n for n in known if n not in METRICS and n not in first]
+  return first + [n for n in rest if n.startswith(_BY_QUESTION)]
+
+
+def _questions(run: Run, task: str) -> set[str]:
+  """Figures of each question, where a task asks several (IEMOCAP's four emotions)."""
+  options = run.tasks().get(task, {})
+  asked = options.get("classes", ()) if options.get("kind") == "binary" else ()
+  return {f"{kind}{name}" for kind in _BY_QUESTION for name in asked}
 
 
 def tasks(runs: Sequence[Run]) -> list[str]:
@@ -170,7 +221,10 @@ def _accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def verdict(first: Run, second: Run, task: str) -> str | None:
   """The comparison of two runs in a sentence; None where it cannot be made."""
-  result = significance(first, second, task)
+  try:
+    result = significance(first, second, task)
+  except ValueError as error:  # a cell of predictions that is no number
+    return f"{task}: {first.name} and {second.name} cannot be compared: {error}."
   if result is None:
     return None
   name, comparison = result

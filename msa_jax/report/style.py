@@ -14,6 +14,8 @@ COLOURS = (
 )  # fmt: skip
 MARKERS = "osD^vPX*"
 SEQUENTIAL = "cividis"
+# Of legends on coloured areas.
+ON_COLOUR = {"frameon": True, "framealpha": 0.9, "edgecolor": "none"}
 
 _RULES = {
   "font.size": 9,
@@ -23,6 +25,7 @@ _RULES = {
   "axes.spines.right": False,
   "axes.grid": False,
   "legend.frameon": False,
+  "text.parse_math": False,  # names of samples and files have dollars: a$_$1
   "svg.hashsalt": "msa_jax",
   "figure.constrained_layout.use": True,
 }
@@ -31,6 +34,11 @@ _RULES = {
 def colour(index: int) -> str:
   """Colour of the i-th thing; they repeat after eight."""
   return COLOURS[index % len(COLOURS)]
+
+
+def line(index: int) -> str:
+  """Style of the i-th line; it changes where the colours begin again."""
+  return ("-", "--", ":")[index // len(COLOURS) % 3]
 
 
 def look():

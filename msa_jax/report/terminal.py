@@ -5,12 +5,21 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from msa_jax.metrics import METRICS, better
+
 # Figures that a table shows, in this order; the rest is in the JSON files.
 SHOWN = (
   "mae", "corr", "acc2_has0", "acc2_non0", "f1_non0", "acc5", "acc7",
   "acc2_sims", "f1_sims", "acc3_sims", "acc5_sims",
   "wa", "ua", "f1_weighted", "f1_macro", "acc", "f1", "wacc",
 )  # fmt: skip
+
+
+def directed(metric: str) -> str:
+  """A metric's name and where it is better, if it has a direction."""
+  if metric not in METRICS:
+    return metric
+  return f"{metric} ({'lower' if better(metric) == 'min' else 'higher'} is better)"
 
 
 def figure(entry: Mapping[str, Any]) -> str:

@@ -4,18 +4,22 @@
     --workdir=studies/awf
   python -m msa_jax.studies ablation --config=configs/derl.py --table=modules \\
     --workdir=studies/derl
+  python -m msa_jax.studies missing --config=configs/hgem.py --also=configs/momke.py \\
+    --grids=conditions,random,tokens --workdir=studies/missing
   python -m msa_jax.studies low_resource --config=configs/hgem.py --workdir=studies/low
   python -m msa_jax.studies leaderboard --config=configs/awf.py --also=configs/tfn.py \\
     --data=mosi.pkl --data=sims.pkl --workdir=studies/board
 
-The same command goes on where it was stopped. `python -m msa_jax.report FOLDER` draws
-a study from its study.csv.
+The seeds of `--config` are those of every system. The same command goes on where it
+was stopped. `python -m msa_jax.report FOLDER` draws a study from its study.csv.
 """
 
 import pathlib
 import runpy
 import sys
+from collections.abc import Sequence
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -29,6 +33,9 @@ _TABLE = flags.DEFINE_string(
   "What to compare. balance: balance (the default), optimizers, attention."
   " ablation: the system's own, e.g. DERL's encoders, modules, layers.",
 )
+_GRIDS = flags.DEFINE_string(
+  "grids", None, "missing: patterns to evaluate, conditions,random if none is given."
+)
 _ALSO = flags.DEFINE_multi_string(
   "also", [], "Another system's config file[:variants]; may be given again."
 )
@@ -36,13 +43,15 @@ _DATA = flags.DEFINE_multi_string(
   "data", [], "Data file for every system; may be given again. None: the config's own."
 )
 STUDIES = {
-  "balance": "with and without B-fusion, probes, optimizers, attention (AWF)",
   "ablation": "rows of a system's own tables (DERL 4, 5; H-GEM 3)",
+  "missing": "every condition and rate of missing modalities (H-GEM, figures 4, 5)",
   "low_resource": "10, 20, 50, 100 % of the training split (H-GEM 4)",
-  "layers": "1 to 6 encoder layers (DERL, figure 5)",
   "router_compare": "ways to combine experts, and other systems' gates (H-GEM 2)",
+  "balance": "with and without B-fusion, probes, optimizers, attention (AWF)",
+  "layers": "1 to 6 encoder layers (DERL, figure 5)",
   "leaderboard": "systems x data files x seeds",
 }
+_TABLED = ("ablation", "balance")  # studies of one system, by --table
 
 
 def other_config(entry: str):
@@ -65,9 +74,56 @@ def listing() -> str:
   return "\n".join(f"  {name:15} {what}" for name, what in STUDIES.items())
 
 
+def execute(
+  name: str,
+  configs: Sequence[ml_collections.ConfigDict],
+  files: Sequence[str],
+  workdir: str | pathlib.Path,
+  table: str | None = None,
+  grids: str | None = None,
+) -> str:
+  """Runs a study.
+
+  Args:
+    name: one of `STUDIES`.
+    configs: unresolved; the seeds of the first are those of all.
+    files: data files, none = each config's own.
+    workdir: folder of the study.
+    table: of an ablation or balance study.
+    grids: of a missing study.
+
+  Returns:
+    What to print.
+
+  Raises:
+    UserError: bad input, or an option that the study does not take.
+  """
+  from msa_jax.studies import ablation, balance, catalogue, grid, robustness
+
+  if name not in STUDIES:
+    raise UserError(f"choose a study: {', '.join(STUDIES)}; or list.")
+  if (len(configs) > 1 or files) and name in _TABLED:
+    raise UserError(f"{name} takes no --also and no --data.")
+  if table is not None and name not in _TABLED:
+    raise UserError(f"{name} takes no --table; {' and '.join(_TABLED)} do.")
+  if grids is not None and name != "missing":
+    raise UserError(f"{name} takes no --grids; missing does.")
+  if name in _TABLED:
+    chosen = {"ablation": ablation, "balance": balance}[name]
+    table = table or ("balance" if chosen is balance else "")
+    report = chosen.study(configs[0], workdir, table)
+    return chosen.as_text(report, ablation.metric_of(workdir, report))
+  seeds = {"replicas.seeds": configs[0].replicas.seeds}
+  configs = [ablation.changed(config, seeds) for config in configs]
+  if name == "missing":
+    robustness.study(configs, files, workdir, grids or robustness.GRIDS)
+  else:
+    grid.execute(name, catalogue.STUDIES[name](configs, files), workdir)
+  return f"study: {pathlib.Path(workdir) / 'study.csv'}"
+
+
 def main(arguments: list[str]) -> None:
   """Runs one study; bad input ends with one line and exit code 2."""
-  from msa_jax.studies import ablation, balance, catalogue, grid
   from msa_jax.train import loop
   from msa_jax.train.compilation import keep_memory, use_cache
 
@@ -82,18 +138,9 @@ def main(arguments: list[str]) -> None:
       raise UserError(f"choose a study: {', '.join(STUDIES)}; or list.")
     if _CONFIG.value is None or _WORKDIR.value is None:
       raise UserError("a study needs --config=configs/<system>.py and --workdir.")
-    name = arguments[1]
-    if name in catalogue.STUDIES:
-      configs = [_CONFIG.value, *map(other_config, _ALSO.value)]
-      grid.execute(name, catalogue.STUDIES[name](configs, _DATA.value), _WORKDIR.value)
-      print(f"study: {pathlib.Path(_WORKDIR.value) / 'study.csv'}")
-      return
-    if _ALSO.value or _DATA.value:
-      raise UserError(f"{name} takes no --also and no --data.")
-    chosen = {"balance": balance, "ablation": ablation}[name]
-    table = _TABLE.value or ("balance" if chosen is balance else "")
-    report = chosen.study(_CONFIG.value, _WORKDIR.value, table)
-    print(chosen.as_text(report, ablation.metric_of(_WORKDIR.value, report)))
+    configs = [_CONFIG.value, *map(other_config, _ALSO.value)]
+    options = {"table": _TABLE.value, "grids": _GRIDS.value}
+    print(execute(arguments[1], configs, _DATA.value, _WORKDIR.value, **options))
   except loop.Interrupted as interruption:
     print(interruption, file=sys.stderr)
   except UserError as error:

@@ -78,7 +78,7 @@ def study(
   Args:
     config: an unresolved config.
     workdir: folder of the study; gets `<run>/`, `study.csv` and `study.json`.
-    table: one of the system's in `TABLES`.
+    table: one of the system's in `TABLES`; "" = the only one that it has.
 
   Returns:
     Run -> `figures` (test metrics over seeds; validation if there is no test split)
@@ -88,6 +88,7 @@ def study(
     UserError: unknown table.
   """
   known = TABLES.get(config.model.name, {})
+  table = next(iter(known)) if not table and len(known) == 1 else table
   if table not in known:
     raise UserError(
       f"--table={table}: {config.model.name} has"

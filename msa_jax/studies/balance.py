@@ -5,7 +5,7 @@ Source: AWF (Journal of Software 2024, 35(10):4781-4793), tables 3 and 7 to 10.
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +45,12 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
   "attention": {"with": WITH, "no_attention": {**WITH, "model.afusion": False}},
 }
 RATIO_SEEDS = (0, 1, 2)
+_COMPARED = "compared.json"
+# Kinds of `probe_run` as the csv names them.
+_PROBES = {
+  "probe": "a fresh head on the features of",
+  "zero_others": "the system itself with only",
+}
 
 
 def gradient_spread(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -213,19 +219,55 @@ def study(
   if table not in TABLES:
     raise UserError(f"--table={table}: choose one of {', '.join(TABLES)}.")
   workdir = pathlib.Path(workdir)
-  report: dict[str, Any] = {}
   cells = [grid.Cell(name, changed(config, c)) for name, c in TABLES[table].items()]
-  for name, summary in grid.execute(f"balance_{table}", cells, workdir).items():
-    folder = workdir / name
+
+  def measure(folder, summary):
+    found = _compared(folder, table)
+    (folder / _COMPARED).write_text(json.dumps(found, indent=2))
+    return list(lines(found, summary["seeds"], folder.name))
+
+  summaries = grid.execute(f"balance_{table}", cells, workdir, measure)
+  report: dict[str, Any] = {}
+  for name, summary in summaries.items():
     split = "test" if "test" in summary["splits"] else "valid"
     (figures,) = summary["splits"][split].values()
-    report[name] = {"figures": figures, "gradients": gradient_spread(folder)}
-    if table == "balance":
-      report[name]["probes"] = probe_run(folder)
-    if table == "attention" and name == "with":
-      report[name]["ratios"] = attention_ratios(folder)
-  (workdir / "study.json").write_text(json.dumps(report, indent=2))
+    report[name] = {"figures": figures}
+    report[name] |= RunDirectory(workdir / name).read_json(_COMPARED)
+  RunDirectory(workdir).write_json("study.json", report)
   return report
+
+
+def _compared(folder: pathlib.Path, table: str) -> dict[str, Any]:
+  """What a table looks at in one trained run besides its figures."""
+  found: dict[str, Any] = {"gradients": gradient_spread(folder)}
+  if table == "balance":
+    found["probes"] = probe_run(folder)
+  if table == "attention" and folder.name == "with":
+    found["ratios"] = attention_ratios(folder)
+  return found
+
+
+def lines(
+  found: Mapping[str, Any], seeds: Sequence[int], cell: str
+) -> Iterator[grid.Line]:
+  """Lines of study.csv for gradients, probes and attention ratios of one run.
+
+  Args:
+    found: `gradients`, and where they were made `probes` and `ratios`.
+    seeds: the run's.
+    cell: name of the run, which groups its bars.
+  """
+  yield from grid.lines_of(found["gradients"], seeds, task="gradients", group=cell)
+  for kind, modalities in found.get("probes", {}).items():
+    for modality, figures in modalities.items():
+      about = {"task": "one modality", "group": cell, "axis": _PROBES[kind]}
+      yield from grid.lines_of(figures, seeds, x=modality, **about)
+  for entry in found.get("ratios", ()):
+    shares = {f"share_{name}": share for name, share in entry["ratio"].items()}
+    for metric, value in {**shares, **entry["figures"]}.items():
+      about = {"task": "attention trained again", "axis": "seed", "group": cell}
+      about |= {"x": f"seed {entry['seed']}", "seed": entry["seed"]}
+      yield {**about, "metric": metric, "value": value}
 
 
 def as_text(report: Mapping[str, Any], metric: str) -> str:

@@ -8,7 +8,7 @@ is resumed by its own checkpoints.
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -20,6 +20,8 @@ from msa_jax.train.rundir import RunDirectory
 from msa_jax.typing import UserError
 
 _DONE = "cell.json"
+_MEASURED = "measured.json"
+Line = dict[str, Any]
 
 
 class Cell(NamedTuple):
@@ -40,8 +42,17 @@ class Cell(NamedTuple):
   x: float = 0.0
 
 
+# What a study measures of a trained cell: its folder and summary -> lines of the csv,
+# at least `task`, `metric`, `seed` and `value`; other columns default to the cell's.
+Measure = Callable[[pathlib.Path, Mapping[str, Any]], Iterable[Line]]
+
+
 def execute(
-  study: str, cells: Sequence[Cell], workdir: str | pathlib.Path
+  study: str,
+  cells: Sequence[Cell],
+  workdir: str | pathlib.Path,
+  measure: Measure | None = None,
+  key: str = "",
 ) -> dict[str, dict[str, Any]]:
   """Trains every cell in `workdir/<name>` and writes `workdir/study.csv`.
 
@@ -52,6 +63,9 @@ def execute(
     study: its name, for the csv.
     cells: in the order to train them.
     workdir: folder of the study.
+    measure: gives further lines of each trained cell. They are kept in its
+      `measured.json` and not measured again.
+    key: what `measure` does; kept lines of another key are measured anew.
 
   Returns:
     Cell -> contents of its summary.json.
@@ -71,6 +85,9 @@ def execute(
     logging.warning("%s: cell %d of %d, %s", study, number, len(cells), cell.name)
     summaries[cell.name] = _train(cell, workdir / cell.name)
     lines += tidy(study, cell, summaries[cell.name])
+    if measure is not None:
+      found = _measured(measure, key, workdir / cell.name, summaries[cell.name])
+      lines += [{**_fixed(study, cell, summaries[cell.name]), **each} for each in found]
     columns = {key: [line[key] for line in lines] for key in lines[0]}
     tables.write_csv(workdir / "study.csv", columns)
   return summaries
@@ -92,6 +109,50 @@ def _train(cell: Cell, folder: pathlib.Path) -> dict[str, Any]:
   return directory.read_json("summary.json")
 
 
+def _measured(measure: Measure, key, folder: pathlib.Path, summary) -> list[Line]:
+  """What a study measures of a cell, or what was measured before of the same cell."""
+  # Seeds may be added to a trained cell; its parameters are others then.
+  done = {"key": key, "parameter_hash": summary["parameter_hash"]}
+  try:
+    kept = json.loads((folder / _MEASURED).read_text())
+    if {name: kept[name] for name in done} == done:
+      return kept["lines"]
+  except (OSError, ValueError, KeyError, TypeError):
+    pass  # not there, or damaged: measured again
+  lines = [{"split": _scored(summary), **line} for line in measure(folder, summary)]
+  RunDirectory(folder).write_json(_MEASURED, {**done, "lines": lines})
+  return json.loads((folder / _MEASURED).read_text())["lines"]
+
+
+def _scored(summary: Mapping[str, Any]) -> str:
+  return "test" if "test" in summary["splits"] else "valid"
+
+
+def lines_of(figures: Mapping[str, Any], seeds: Sequence[int], **about: Any):
+  """Lines of metric -> {"values": one per seed}, each with the columns `about`."""
+  for metric, entry in figures.items():
+    for seed, value in zip(seeds, entry["values"], strict=True):
+      yield {**about, "metric": metric, "seed": seed, "value": value}
+
+
+def _fixed(study: str, cell: Cell, summary: Mapping[str, Any]) -> Line:
+  """Columns that all lines of a cell share."""
+  return {
+    "study": study,
+    "cell": cell.name,
+    "group": cell.group,
+    "axis": cell.axis,
+    "x": cell.x if cell.axis else "",
+    "model": summary["model"],
+    "parameters": summary["parameters"],
+    "split": "",
+    "task": "",
+    "metric": "",
+    "seed": "",
+    "value": "",
+  }
+
+
 def tidy(
   study: str, cell: Cell, summary: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
@@ -102,15 +163,7 @@ def tidy(
     cell: the cell.
     summary: contents of its summary.json.
   """
-  fixed = {
-    "study": study,
-    "cell": cell.name,
-    "group": cell.group,
-    "axis": cell.axis,
-    "x": cell.x if cell.axis else "",
-    "model": summary["model"],
-    "parameters": summary["parameters"],
-  }
+  fixed = _fixed(study, cell, summary)
   for split in summary["splits"]:
     routing = {
       f"gate {gate}": {
@@ -119,7 +172,5 @@ def tidy(
       for gate, figures in summary["routing"].get(split, {}).items()
     }
     for task, figures in {**summary["splits"][split], **routing}.items():
-      for metric, figure in figures.items():
-        for seed, value in zip(summary["seeds"], figure["values"], strict=True):
-          about = {"split": split, "task": task, "metric": metric, "seed": seed}
-          yield {**fixed, **about, "value": value}
+      about = {**fixed, "split": split, "task": task}
+      yield from lines_of(figures, summary["seeds"], **about)

@@ -17,6 +17,7 @@ import numpy as np
 
 from msa_jax.data import batches, bayes, missing, preprocess
 from msa_jax.data.world import read_options
+from msa_jax.metrics.routing import routing_metrics
 from msa_jax.train import feed as feed_lib
 from msa_jax.train import inputs, recipe, run, scoring, tables
 from msa_jax.train.rundir import RunDirectory
@@ -100,7 +101,8 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
     `model`, `file`, `split`, `samples`, `seed` (of the masks), `n_programs` (compiled
     for all of it) and `grids`: entry -> rows with `pattern`, `protocol`, `visible`,
     `rate`, `realised`, `without_content`, `figures` (task -> metric -> mean, std,
-    values over seeds) and `bayes` (task -> metric -> value, where it is known).
+    values over seeds), `bayes` (task -> metric -> value, where it is known) and
+    `routing` (gate -> `mean_combine`, `router_entropy_dense_normalised`, likewise).
 
   Raises:
     UserError: no such run or file, no labels, or an entry that does not fit.
@@ -161,12 +163,25 @@ def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
       [scoring.score(config, p.outputs, labels) for p in predictions]
     ),
     "bayes": optimal(masks),
+    "routing": _routing(predictions),
   }
   outputs = {
     f"predictions_{task}": np.stack([p.outputs[task] for p in predictions])
     for task in predictions[0].outputs
   }
   return row, {**missing.arrays(masks), **outputs}
+
+
+def _routing(predictions: Sequence[feed_lib.Predictions]) -> dict[str, Any]:
+  """Gate -> mean weight and entropy of its experts, over samples; over seeds."""
+  kept = ("mean_combine", "router_entropy_dense_normalised")
+  found = [routing_metrics(each.routing) for each in predictions]
+  return over_seeds(
+    [
+      {gate: {name: figures[name] for name in kept} for gate, figures in each.items()}
+      for each in found
+    ]
+  )
 
 
 def _without_heads(predictions: feed_lib.Predictions) -> feed_lib.Predictions:

@@ -69,3 +69,11 @@ def with_averaging(recipe: Recipe, decay: float) -> Recipe:
 def _split(collections: Collections) -> tuple[Params, Collections]:
   inner = dict(collections)
   return inner.pop(AVERAGE), inner
+
+
+def predicting(params: Params, collections: Collections) -> tuple[Params, Collections]:
+  """Parameters that predictions are made with, the mean where one is kept, and the
+  collections of the model itself."""
+  if AVERAGE not in collections:
+    return params, collections
+  return _split(collections)

@@ -1,0 +1,167 @@
+"""Looks into a trained H-GEM: attention of a sample before and after selection.
+
+Source: H-GEM (Computer Systems & Applications 2026, 35(3)), figure 2, equations 3, 4.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from msa_jax.data import batches, preprocess
+from msa_jax.models import SYSTEMS
+from msa_jax.report import style
+from msa_jax.report.figures import Drawing
+from msa_jax.report.reading import Run
+from msa_jax.train import averaging, inputs
+from msa_jax.train import run as run_lib
+from msa_jax.train.rundir import RunDirectory
+from msa_jax.typing import Batch, UserError, modality_order
+
+
+class Attention(NamedTuple):
+  """Attention of one sample between its real steps, mean over heads.
+
+  Attributes:
+    sample: its id.
+    split: where it is from.
+    steps: modality of each step, those of one modality together.
+    before: of all keys; a row sums to 1.
+    after: of the keys that each head selects.
+    kept: keys that a query keeps, in each head.
+  """
+
+  sample: str
+  split: str
+  steps: Sequence[str]
+  before: Float[np.ndarray, "t t"]
+  after: Float[np.ndarray, "t t"]
+  kept: int
+
+
+def selects_keys(run: Run) -> bool:
+  """Whether the run's model has an attention that keeps the top k of its keys."""
+  model = run.config.get("model", {})
+  off = "sparse" in model.get("disabled_experts", ())
+  layers = model.get("fusion") in ("single", "multi")
+  return run.model == "hgem" and layers and not off
+
+
+def attention(run: Run, sample: str = "") -> Attention:
+  """Attention of the first sparse layer for one sample, by the run's first seed.
+
+  Args:
+    run: a trained H-GEM; its data file must be there.
+    sample: id in `run.split`; "" = the one with the most steps.
+
+  Raises:
+    UserError: the run or its data cannot be read, there is no such sample, or the
+      model's sparse expert is left out.
+  """
+  directory = RunDirectory(run.path).chosen()
+  config = directory.config()
+  params, collections = averaging.predicting(*run_lib.restore(directory, config)[0])
+  preprocessor = preprocess.load(directory.path / "preprocessing.npz")
+  corpus = inputs.reload(config, preprocessor, "")
+  split = corpus.splits[run.split]
+  data = batches.whole(split, corpus.tasks, config.spec.lengths.to_dict())
+  row = _row(split.ids, data, sample)
+  model = SYSTEMS[config.model.name].build(config)
+
+  @jax.jit
+  def looked_into(variables, batch):
+    return model.apply(variables, batch, train=False, mutable=["intermediates"])[1]
+
+  batch = batches.take(data, jnp.asarray([row]))
+  sown = looked_into({"params": params, **collections}, batch)
+  found = _first_selection(sown.get("intermediates", {}))
+  if found is None:
+    raise UserError(f"{config.model.name} has no top-k attention over all its steps.")
+  before, after = found
+  # A key that no query and no head gives any weight is padding.
+  real = np.any(before > 0, axis=(0, 1))
+  order = modality_order(config.spec.widths)
+  steps, chosen = by_modality(real, order)
+  index = np.ix_(chosen, chosen)
+  return Attention(
+    str(split.ids[row]),
+    run.split,
+    steps,
+    before.mean(axis=0)[index].astype(float),
+    after.mean(axis=0)[index].astype(float),
+    int(np.count_nonzero(after, axis=-1).max()),
+  )
+
+
+def by_modality(
+  real: Bool[np.ndarray, " s"], order: Sequence[str]
+) -> tuple[list[str], np.ndarray]:
+  """Modalities and positions of the real tokens, sorted by modality and then time.
+
+  Args:
+    real: of tokens that come step by step, all modalities of a step together.
+    order: modalities within a step.
+  """
+  positions = np.flatnonzero(real)
+  columns = positions % len(order)
+  sort = np.argsort(columns, kind="stable")
+  return [order[column] for column in columns[sort]], positions[sort]
+
+
+def _first_selection(sown):
+  """Weights [h t s] before and after the selection of the first layer that selects."""
+  layers: dict[str, dict[str, np.ndarray]] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(sown):
+    names = [str(entry.key) for entry in path if hasattr(entry, "key")]
+    layers.setdefault("/".join(names[:-1]), {})[names[-1]] = np.asarray(leaf)[0]
+  for name in sorted(layers):
+    if "sparse" in name and {"weights_all", "weights"} <= set(layers[name]):
+      return layers[name]["weights_all"], layers[name]["weights"]
+  return None
+
+
+def _row(ids: np.ndarray, data: Batch, sample: str) -> int:
+  if sample:
+    places = np.flatnonzero(np.asarray(ids).astype(str) == sample)
+    if not len(places):
+      raise UserError(f"--sample={sample}: no such id in the run's split.")
+    return int(places[0])
+  steps = sum(np.asarray(m.mask).sum(axis=-1) for m in data.modalities.values())
+  # Selection shows in long samples: k counts from the longest length.
+  return int(np.argmax(steps))
+
+
+def drawing(run: Run, found: Attention) -> Drawing:
+  """Attention before and after selection, as two maps (H-GEM, figure 2)."""
+  figure, axes = style.panels(2, width=4.4, height=4.2)
+  count, most = len(found.steps), float(found.before.max())
+  edges = [i for i in range(1, count) if found.steps[i] != found.steps[i - 1]]
+  spans = list(zip([0, *edges], [*edges, count], strict=True))
+  middles = [(low + high - 1) / 2 for low, high in spans]
+  names = [f"{found.steps[low]} ({high - low})" for low, high in spans]
+  shown = (("before selection", found.before), ("after selection", found.after))
+  for axis, (title, weights) in zip(axes, shown, strict=True):
+    image = axis.imshow(weights, cmap=style.SEQUENTIAL, vmin=0, vmax=most)
+    for edge in edges:
+      axis.axhline(edge - 0.5, color="white", lw=1)
+      axis.axvline(edge - 0.5, color="white", lw=1)
+    axis.set_xticks(middles, names, fontsize=7)
+    axis.set_yticks(middles, names, fontsize=7, rotation=90, va="center")
+    axis.set_xlabel("key: steps of each modality")
+    share = float(weights.sum(axis=1).mean())
+    axis.set_title(f"{title}: {share:.0%} of the weight")
+  axes[0].set_ylabel("query")
+  axes[0].figure.colorbar(image, ax=axes, label="weight, mean over heads", shrink=0.7)
+  if found.kept >= count:
+    all_kept = " It has no more steps than the k keys to keep: all are kept."
+  else:
+    all_kept = ""
+  caption = (
+    f"The sparse expert's first layer on {found.sample} of {found.split}, first seed."
+    f" Each of {count} queries keeps up to {found.kept} keys in every head.{all_kept}"
+  )
+  title = f"Top-k attention of sample {found.sample}"
+  return Drawing("attention", title, caption, figure)

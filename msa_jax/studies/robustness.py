@@ -1,0 +1,76 @@
+"""Systems trained once and evaluated under every missing-modality pattern.
+
+Sources: H-GEM (Computer Systems & Applications 2026, 35(3)), figures 4 and 5; MoMKE
+(ACM MM 2024), its seven conditions.
+"""
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from msa_jax.studies import catalogue, grid, missing
+from msa_jax.studies.ablation import changed
+
+GRIDS = "conditions,random"
+_ROBUST = ("model.disabled_experts", ("robust",))
+
+
+def cells(
+  configs: Sequence[ml_collections.ConfigDict], files: Sequence[str] = ()
+) -> list[grid.Cell]:
+  """Every system on every file; H-GEM also without its robust expert (figure 5)."""
+  made = []
+  for cell in catalogue.leaderboard(configs, files):
+    made.append(cell._replace(group=cell.name))
+    if cell.config.model.name == "hgem":
+      name = f"{cell.name}_without_robust"
+      made.append(grid.Cell(name, changed(cell.config, dict([_ROBUST])), group=name))
+  return made
+
+
+def study(
+  configs: Sequence[ml_collections.ConfigDict],
+  files: Sequence[str],
+  workdir: str | pathlib.Path,
+  wanted: str = GRIDS,
+) -> dict[str, dict[str, Any]]:
+  """Trains every system and evaluates it under all patterns of some grids.
+
+  Args:
+    configs: unresolved, one per system.
+    files: data files; none = each config's own.
+    workdir: folder of the study; gets `<cell>/` (each with the grids' own files under
+      `missing/`) and `study.csv`, whose lines have the grid in `axis` and the
+      condition or rate in `x`.
+    wanted: what `data.missing.grids` reads.
+
+  Returns:
+    Cell -> contents of its summary.json.
+
+  Raises:
+    UserError: bad input, or a pattern that does not fit the data.
+  """
+
+  def measure(folder: pathlib.Path, summary: Mapping[str, Any]) -> list[grid.Line]:
+    del summary
+    return list(lines(missing.grid(folder, wanted)))
+
+  made = cells(configs, files)
+  return grid.execute("missing", made, workdir, measure, key=wanted)
+
+
+def lines(report: Mapping[str, Any]) -> Iterator[grid.Line]:
+  """Lines of study.csv for the grids of one run.
+
+  Args:
+    report: from `missing.grid`.
+  """
+  for entry, rows in report["grids"].items():
+    of_rates = len({row["rate"] for row in rows}) > 1
+    for row in rows:
+      about = {"axis": f"missing: {entry}", "split": report["split"]}
+      about["x"] = row["rate"] if of_rates else row["pattern"]
+      for task, figures in row["figures"].items():
+        yield from grid.lines_of(figures, report["seeds"], task=task, **about)
