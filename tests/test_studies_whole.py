@@ -280,6 +280,10 @@ def test_attention_of_a_sample_is_drawn_from_its_checkpoint(folders):
   assert ids[3] in drawing.title
   with pytest.raises(UserError, match="--sample=moon: no such id"):
     inspection.attention(run_, "moon")
+  averages = reading.read(folders["ablation"][0] / "average")
+  assert inspection.selects_keys(run_) and not inspection.selects_keys(averages)
+  with pytest.raises(UserError, match="hgem has no top-k attention"):
+    inspection.attention(averages)
 
 
 def test_tokens_are_sorted_by_modality_then_time():

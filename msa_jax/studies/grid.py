@@ -89,7 +89,9 @@ def execute(
       found = _measured(measure, key, workdir / cell.name, summaries[cell.name])
       lines += [{**_fixed(study, cell, summaries[cell.name]), **each} for each in found]
     columns = {key: [line[key] for line in lines] for key in lines[0]}
-    tables.write_csv(workdir / "study.csv", columns)
+    # Replaced at once: whoever looks at a study in progress never sees half of it.
+    written = tables.write_csv(workdir / "study.csv.partial", columns)
+    written.replace(workdir / "study.csv")
   return summaries
 
 
