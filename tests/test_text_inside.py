@@ -57,3 +57,25 @@ def test_a_step_trains_the_encoder_by_the_tokens_that_are_there_alone(name, fold
   assert words[list(VISIBLE)].any() and not words[list(HIDDEN)].any()
   del moved["layers"]["key"]["bias"]  # adds the same to every score of a query
   assert all(np.any(leaf) for leaf in jax.tree.leaves(moved["layers"]))
+
+
+@pytest.mark.parametrize("condition", ["atv", "all"])
+def test_momke_s_mixture_starts_from_the_encoder_of_its_text_expert(condition, folder):
+  config = tiny_systems.encoding("momke", folder).copy_and_resolve_references()
+  with config.unlocked():
+    config.model.condition, config.model.stage2_mask = condition, "condition"
+    config.model.stage1_epochs, config.optim.epochs = 1, 2
+  first, second = recipe.stages_of(config)
+  shapes = jax.eval_shape(recipe.build(config, 0).init, 0).params
+
+  def numbered(number):
+    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, number), shapes)
+
+  kept = {name: first.keep(name, numbered(i)) for i, name in enumerate(first.tracks)}
+  composed = first.compose(kept, numbered(9))
+  text = list(first.tracks).index("text")
+  assert all(np.all(x == text) for x in jax.tree.leaves(composed["text_encoder"]))
+  assert set(composed) == set(shapes)
+  path = ("text_encoder", "layers", "query", "kernel")
+  # The branches of all conditions have one encoder: it is trained before them alone.
+  assert first.trainable(path) and second.trainable(path) == (condition == "atv")
