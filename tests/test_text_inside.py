@@ -1,6 +1,7 @@
 """A text encoder trained inside every system of the table: it takes part, and tokens
 that are not there do not, bit for bit."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,3 +80,20 @@ def test_momke_s_mixture_starts_from_the_encoder_of_its_text_expert(condition, f
   path = ("text_encoder", "layers", "query", "kernel")
   # The branches of all conditions have one encoder: it is trained before them alone.
   assert first.trainable(path) and second.trainable(path) == (condition == "atv")
+
+
+def test_the_encoder_computes_in_the_system_s_type_and_gives_float32(folder):
+  config = tiny_systems.encoding("hgem", folder).copy_and_resolve_references()
+  with config.unlocked():
+    config.model.dtype = "bfloat16"
+    config.text.remat = True
+  model = SYSTEMS["hgem"].build(config)
+  assert model.dtype == jnp.bfloat16 and model.remat
+  batch = recipe.example_batch(config.spec)
+
+  def encode(batch):
+    encoded = lambda module, batch: module.encoded(batch, False)  # noqa: E731
+    return nn.init_with_output(encoded, model)(jax.random.key(0), batch)[0]
+
+  text = jax.eval_shape(encode, batch).modalities["text"]
+  assert text.features.dtype == jnp.float32 and not text.ids

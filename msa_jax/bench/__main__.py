@@ -29,7 +29,7 @@ _REPLICAS = flags.DEFINE_string("replicas", "1", "How many seeds, e.g. 1,5,20.")
 _DISPATCH = flags.DEFINE_bool("dispatch", False, "Measure the expert bank.")
 _AGAINST = flags.DEFINE_string("against", "", "torch: the same steps in PyTorch.")
 _PYTHON = flags.DEFINE_string(
-  "torch_python", sys.executable, "Interpreter that has PyTorch."
+  "torch_python", sys.executable, "Interpreter with PyTorch and transformers."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timings to take the median of.")
 _OUTPUT = flags.DEFINE_string("output", "", "Where to write, without the suffix.")
