@@ -23,12 +23,13 @@ OPTIONS = {
 }
 
 
-def folder(path: pathlib.Path, seed: int = 0, n_layers: int = 2) -> str:
-  """Writes the encoder; random weights, so that every one is told from the others."""
+def folder(path: pathlib.Path, seed: int = 0, n_layers: int = 2, **sizes) -> str:
+  """Writes the encoder, of other sizes where named; its weights are random, so that
+  every one is told from the others."""
   from safetensors.numpy import save_file
 
   random = np.random.default_rng(seed)
-  options = {**OPTIONS, "num_hidden_layers": n_layers}
+  options = {**OPTIONS, "num_hidden_layers": n_layers, **sizes}
   tensors = {
     name: random.normal(0.0, 0.3, shape).astype(np.float32)
     for name, (_, shape) in weights._names(config_of(options)).items()

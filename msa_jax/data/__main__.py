@@ -1,8 +1,10 @@
-"""`python -m msa_jax.data check|convert|describe|store FILE`.
+"""`python -m msa_jax.data check|convert|describe|features|store FILE`.
 
 check     hash, format, shapes, counts beside the published ones, defects and leaks
 convert   writes a safe `.npz` that every later command reads
 describe  what the corpus holds: tasks, splits, lengths, labels
+features  writes a `.npz` with text features made of the transcripts by a pretrained
+          encoder; all else is kept
 store     writes a folder of records for corpora larger than memory; FILE may be
           `synthetic`, with --utterances of training
 """
@@ -16,7 +18,7 @@ from typing import NoReturn
 from msa_jax.data import npz, stored, synthetic
 from msa_jax.data.check import Report, as_text, check, describe, printable
 from msa_jax.data.reading import FORMATS, read, read_lenient
-from msa_jax.typing import MODALITIES, UserError
+from msa_jax.typing import MODALITIES, Corpus, UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       _convert(options, features)
     elif options.command == "store":
       _store(options, features)
+    elif options.command == "features":
+      _text_features(options, features)
     elif options.command == "check":
       _show(check(read_lenient(options.file, options.format, features)))
     else:
@@ -50,13 +54,19 @@ def _parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-  for name in ("check", "convert", "describe", "store"):
+  for name in ("check", "convert", "describe", "features", "store"):
     command = commands.add_parser(name)
     command.add_argument(
-      "file", metavar="FILE", help="MMSA, MulT or GCNet pickle, or .npz"
+      "file", metavar="FILE", help="MMSA, MulT or GCNet pickle, .npz, csv or tsv"
     )
     if name == "convert":
       command.add_argument("output", metavar="OUT.npz")
+      command.add_argument("--force", action="store_true", help="replace OUT.npz")
+    if name == "features":
+      command.add_argument("--encoder", required=True, metavar="FOLDER_OR_NAME")
+      command.add_argument("--output", required=True, metavar="OUT.npz")
+      command.add_argument("--max-length", type=int, default=0, metavar="TOKENS")
+      command.add_argument("--cache", default="", metavar="FOLDER")
       command.add_argument("--force", action="store_true", help="replace OUT.npz")
     if name == "store":
       command.add_argument("output", metavar="FOLDER")
@@ -85,6 +95,33 @@ def _feature(text: str) -> tuple[str, str]:
 
 
 def _convert(options: argparse.Namespace, features: dict[str, str]) -> None:
+  output = _writable(options)
+  _save(read(options.file, options.format, features), output)
+
+
+def _text_features(options: argparse.Namespace, features: dict[str, str]) -> None:
+  # Imported here: the other commands need neither JAX nor an encoder.
+  import ml_collections
+
+  from msa_jax.text import options as text_options
+  from msa_jax.text.features import with_text
+
+  output = _writable(options)
+  chosen = ml_collections.ConfigDict({"text": text_options.defaults()})
+  chosen.text.update(
+    {
+      "input": "encoder",
+      "encoder": options.encoder,
+      "max_length": options.max_length,
+      "cache": options.cache,
+    }
+  )
+  text_options.check(chosen)
+  corpus = read(options.file, options.format, features, bare_text=True)
+  _save(with_text([corpus], chosen.text)[0], output)
+
+
+def _writable(options: argparse.Namespace) -> Path:
   output = Path(options.output).expanduser().absolute()
   if output.suffix != ".npz":
     raise UserError(f"{output}: the name of the output ends in .npz")
@@ -92,7 +129,10 @@ def _convert(options: argparse.Namespace, features: dict[str, str]) -> None:
     raise UserError(f"{output} exists; --force replaces it")
   if not output.parent.is_dir():
     raise UserError(f"no such folder: {output.parent}")
-  corpus = read(options.file, options.format, features)
+  return output
+
+
+def _save(corpus: Corpus, output: Path) -> None:
   npz.save(corpus, output)
   print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
 

@@ -27,6 +27,7 @@ def read(
   path: str | os.PathLike,
   format: str = "auto",
   features: Mapping[str, str | os.PathLike] | None = None,
+  bare_text: bool = False,
 ) -> Corpus:
   """Reads, checks and cleans a corpus.
 
@@ -36,6 +37,7 @@ def read(
     format: one of `FORMATS`; `auto` looks at the content.
     features: MMSA: modality -> pickle that replaces its features. GCNet: modality ->
       folder of one `.npy` per utterance.
+    bare_text: whether transcripts without any features will do.
 
   Returns:
     The corpus; `notes` tells the file (name, bytes, SHA-256), the format and what
@@ -45,7 +47,7 @@ def read(
     UserError: no such file, not a supported or not a safe file, contents that
       contradict each other, ids that occur twice.
   """
-  corpus = read_lenient(path, format, features)
+  corpus = read_lenient(path, format, features, bare_text)
   try:
     check_unique_ids(corpus)
   except UserError as error:
@@ -57,6 +59,7 @@ def read_lenient(
   path: str | os.PathLike,
   format: str = "auto",
   features: Mapping[str, str | os.PathLike] | None = None,
+  bare_text: bool = False,
 ) -> Corpus:
   """Like `read`, but leaves repeated ids to the caller (who wants to list them)."""
   if format not in FORMATS:
@@ -78,11 +81,13 @@ def read_lenient(
   if format == "npz":
     corpus, exact = npz.load(path)
   elif format == "csv":
-    corpus, exact = transcripts.load(path), False
-    if not any(split.modalities for split in corpus.splits.values()):
+    corpus = transcripts.load(path)
+    exact = not any(split.modalities for split in corpus.splits.values())
+    if exact and not bare_text:
       raise UserError(
-        f"{path}: transcripts without features; add columns that name a .npy file of"
-        " features per utterance, see msa_jax/data/transcripts.py."
+        f"{path}: transcripts without features; make them (`python -m msa_jax.data"
+        " features`, or config.text.input='encoder' in a run), or add columns that name"
+        " a .npy file per utterance, see msa_jax/data/transcripts.py."
       )
   else:
     corpus, exact = _from_pickle(load_pickle(path), path, format, features), False

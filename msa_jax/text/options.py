@@ -8,7 +8,7 @@ import ml_collections
 from msa_jax.typing import UserError
 
 INPUTS = ("features", "encoder")
-_FINETUNE = re.compile(r"none|false|all|true|top_[1-9][0-9]*")
+_FINETUNE = re.compile(r"none|[Ff]alse|all|[Tt]rue|top_[1-9][0-9]*")
 
 
 def defaults() -> dict[str, Any]:
@@ -53,7 +53,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"config.text.encoder={text.encoder!r} goes with config.text.input='encoder', and"
       f" that with a folder or a name of the hub; the input is {text.input!r}."
     )
-  if not _FINETUNE.fullmatch(str(text.finetune).lower()):
+  if not _FINETUNE.fullmatch(str(text.finetune)):
     raise UserError(
       f"config.text.finetune={text.finetune!r} must be none, all or top_<n>."
     )

@@ -129,14 +129,17 @@ def read_config(folder: Path) -> EncoderConfig:
     raise UserError(f"{folder}: {error}") from None
 
 
+def source(folder: Path) -> Path:
+  """The file of a folder's weights; UserError if there is none."""
+  for name in ("model.safetensors", "pytorch_model.bin"):
+    if (folder / name).is_file():
+      return folder / name
+  raise UserError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
+
+
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
-  path = folder / "model.safetensors"
-  if not path.is_file():
-    path = folder / "pytorch_model.bin"
-    if not path.is_file():
-      raise UserError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
-    return load_torch(path)
-  return _safetensors(path)
+  path = source(folder)
+  return load_torch(path) if path.suffix == ".bin" else _safetensors(path)
 
 
 _SAFE = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2", "I64": "<i8"}

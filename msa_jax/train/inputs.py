@@ -20,6 +20,7 @@ from msa_jax.data import (
 )
 from msa_jax.data.batches import available_columns
 from msa_jax.models import SYSTEMS
+from msa_jax.text import features as text_features
 from msa_jax.train import pseudo
 from msa_jax.typing import Corpus, UserError
 
@@ -44,15 +45,17 @@ class Inputs(NamedTuple):
 
 def load(config: ml_collections.ConfigDict) -> Corpus:
   """Reads the corpus that `config.data` names, as it is on disk, with the training
-  splits of `config.data.joint` added.
+  splits of `config.data.joint` added and the text that `config.text` makes.
 
   Raises:
-    UserError: no such file, not readable, or corpora that do not go together.
+    UserError: no such file, not readable, corpora that do not go together, or no
+      such encoder.
   """
   options = config.data
+  encoded = text_features.is_on(config)
   if options.path:
     features = {name: path for name, path in options.features.items() if path}
-    corpus = reading.read(options.path, options.format, features=features)
+    corpus = reading.read(options.path, options.format, features, bare_text=encoded)
   else:
     corpus = synthetic.synthetic(options.synthetic)
   if options.valence:
@@ -60,16 +63,43 @@ def load(config: ml_collections.ConfigDict) -> Corpus:
   # `--config.data.joint=a.npz,b.npz` arrives as one string.
   paths = [path for entry in options.joint for path in entry.split(",")]
   if not paths:
-    return corpus
-  others = (reading.read(path) for path in paths)
+    return _with_text(config, [corpus])[0]
+  others = (reading.read(path, bare_text=encoded) for path in paths)
   corpora = [
     folds.by_session(corpus, options.fold, options.iemocap_val),
     *(folds.by_session(other, 0, options.iemocap_val) for other in others),
   ]
   for each in corpora:
     config_lib.check_trainable(each)
+  corpora = _with_text(config, corpora)
   chosen = [select_modalities(each, options.modalities) for each in corpora]
   return joint.join(chosen, options.joint_evaluation)
+
+
+def _with_text(
+  config: ml_collections.ConfigDict, corpora: list[Corpus]
+) -> list[Corpus]:
+  """The corpora with text made by the encoder of `config.text`, if there is one."""
+  if not text_features.is_on(config):
+    return corpora
+  names = [name for entry in config.data.modalities for name in entry.split(",")]
+  if names and "text" not in names:
+    raise UserError(
+      f"config.data.modalities={tuple(names)} leaves out the text that"
+      " config.text.input='encoder' makes; name text too, or choose 'features'."
+    )
+  return text_features.with_text(corpora, config.text, config.data.max_steps)
+
+
+def _with_length(
+  config: ml_collections.ConfigDict, corpus: Corpus
+) -> ml_collections.ConfigDict:
+  """The config with the length that the corpus's texts were cut to, for later files."""
+  if not (text_features.is_on(config) and "text" in corpus.notes):
+    return config
+  config = config.copy_and_resolve_references()
+  config.text.max_length = corpus.notes["text"]["max_length"]
+  return config
 
 
 def prepare(config: ml_collections.ConfigDict) -> Inputs:
@@ -82,7 +112,9 @@ def prepare(config: ml_collections.ConfigDict) -> Inputs:
     UserError: bad file, or a config that contradicts the corpus.
   """
   config_lib.validate(config, SYSTEMS)
-  corpus = select_modalities(cut(config, load(config)), config.data.modalities)
+  corpus = load(config)
+  config = _with_length(config, corpus)
+  corpus = select_modalities(cut(config, corpus), config.data.modalities)
   corpus = preprocess.derive_task(corpus, config.data.task)
   config_lib.check_trainable(corpus)
   corpus = subset.shrink(corpus, config.data.train_share)
