@@ -276,3 +276,4 @@ def test_the_command_answers_bad_input_with_one_line_and_prints_tables(run_folde
   assert right.returncode == 0, right.stderr
   assert "0.500 ± 0.100" in right.stdout and "self_mm" in right.stdout
   assert "another test split" in right.stdout
+  assert "not there: one<two>: predictions/valid.csv is absent" in right.stdout

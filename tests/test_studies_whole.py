@@ -38,6 +38,7 @@ def tiny(module, seeds=(0,)):
   config = module.get_config().copy_and_resolve_references().unlock()
   config.model.update(WIDTHS[config.model.name])
   config.data.synthetic.update(SIZES)
+  config.data.modalities = ("text", "audio")
   config.data.max_steps = 4
   config.data.align = "pool"
   config.optim.update({"epochs": 1, "batch": 8})
@@ -163,11 +164,11 @@ def test_a_balance_study_page_draws_gradients_and_weights_of_its_cells(
   assert "largest over smallest gradient" in said
   report = json.loads((folder / "study.json").read_text())
   for parts in report.values():
-    assert set(parts["probes"]["probe"]) == {"text", "audio", "vision"}
-    assert set(parts["probes"]["zero_others"]) == {"text", "audio", "vision"}
+    assert set(parts["probes"]["probe"]) == {"text", "audio"}
+    assert set(parts["probes"]["zero_others"]) == {"text", "audio"}
     assert 0.0 < parts["probes"]["probe"]["text"]["mae"]["mean"] < 3.0
   gradients = report["with"]["gradients"]
-  sizes = [gradients[f"g_{name}"]["mean"] for name in ("text", "audio", "vision")]
+  sizes = [gradients[f"g_{name}"]["mean"] for name in ("text", "audio")]
   np.testing.assert_allclose(gradients["spread"]["mean"], max(sizes) / min(sizes))
   assert report["without"]["gradients"]["omega_text"]["mean"] == 1.0
   assert report["with"]["gradients"]["omega_text"]["mean"] != 1.0
@@ -178,7 +179,7 @@ def test_a_balance_study_page_draws_gradients_and_weights_of_its_cells(
   axes = figures.balance(runs).figure.axes
   assert len(axes) == 4 and axes[0].get_ylim() == axes[1].get_ylim()
   shares = [bar.get_height() for bar in axes[2].patches]
-  assert len(shares) == 3 and sum(shares) == pytest.approx(1.0)
+  assert len(shares) == 2 and sum(shares) == pytest.approx(1.0)
 
 
 def test_studies_are_compared_on_the_terminal_with_published_rows_and_gaps(
@@ -234,6 +235,7 @@ DAMAGES = {
   "damaged routing": lambda f: (f / "routing/test.npz").write_bytes(
     b"PK\x03\x04 no zip"
   ),
+  "strange config": lambda f: (f / "config.json").write_text('{"spec": 5, "data": []}'),
   "no config": lambda f: (f / "config.json").unlink(),
 }
 SAID = {
@@ -245,6 +247,7 @@ SAID = {
   "strange summary": "summary.json is damaged (figures that are no figures)",
   "strange predictions": "predictions of sentiment cannot be drawn: ValueError",
   "damaged routing": "routing/test.npz is damaged (BadZipFile)",
+  "strange config": "figures of its tasks: config.json names none",
   "no config": "config.json is absent",
 }
 
@@ -270,9 +273,9 @@ def test_attention_of_a_sample_is_drawn_from_its_checkpoint(folders):
   ids = run_.predictions["test"]["id"]
   found = inspection.attention(run_, ids[3])
   assert found.sample == ids[3]
-  counts = [found.steps.count(name) for name in ("text", "audio", "vision")]
+  counts = [found.steps.count(name) for name in ("text", "audio")]
   assert sum(counts) == len(found.steps) == len(found.before) and counts[0] > 0
-  assert found.steps == sorted(found.steps, key=("text", "audio", "vision").index)
+  assert found.steps == sorted(found.steps, key=("text", "audio").index)
   assert abs(found.before.sum(axis=1) - 1.0).max() < 1e-5
   kept = found.after > 0
   assert (found.after <= found.before + 1e-6).all() and kept.any(axis=1).all()

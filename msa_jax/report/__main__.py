@@ -60,6 +60,10 @@ def compare_study(folder: str, console: Console) -> None:
   else:
     for task in results.tasks(runs):
       _print_verdicts(runs, task, console)
+  _print_gaps(gaps, console)
+
+
+def _print_gaps(gaps, console: Console) -> None:
   for gap in gaps:
     console.print(f"not there: {gap}", highlight=False, markup=False)
 
@@ -102,6 +106,7 @@ def main(arguments: list[str]) -> None:
       if not console.is_terminal:
         console.width = 240  # files and pipes have no edge to fold at
       compare(runs, console)
+      _print_gaps([f"{run.name}: {g}" for run in runs for g in run.gaps], console)
       for study in studies:
         compare_study(study, console)
       return

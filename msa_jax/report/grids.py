@@ -76,7 +76,8 @@ def _draw(run, entry, grid, rows, task, metric) -> Drawing:
       linestyle="none",
     )
   axis.set_ylabel(metric)
-  axis.legend(fontsize=7)
+  if None not in optimal:
+    axis.legend(fontsize=7)
   axis.set_title(f"{task} {directed(metric)}, missing: {entry}")
   caption = (
     f"{grid.get('samples', '?')} samples of {grid.get('split', '?')}; mean and standard"

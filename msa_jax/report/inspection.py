@@ -15,7 +15,7 @@ from msa_jax.data import batches, preprocess
 from msa_jax.models import SYSTEMS
 from msa_jax.report import style
 from msa_jax.report.figures import Drawing
-from msa_jax.report.reading import Run
+from msa_jax.report.reading import Run, at
 from msa_jax.train import averaging, inputs
 from msa_jax.train import run as run_lib
 from msa_jax.train.rundir import RunDirectory
@@ -44,9 +44,9 @@ class Attention(NamedTuple):
 
 def selects_keys(run: Run) -> bool:
   """Whether the run's model has an attention that keeps the top k of its keys."""
-  model = run.config.get("model", {})
+  model = at(run.config, "model")
   off = "sparse" in model.get("disabled_experts", ())
-  layers = model.get("fusion") in ("single", "multi")
+  layers = model.get("fusion") in ("moe", "single", "multi")
   return run.model == "hgem" and layers and not off
 
 

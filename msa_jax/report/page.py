@@ -62,7 +62,10 @@ def drawings(
     ("balance", lambda: figures.balance([run])),
     ("missing modalities", lambda: grids.drawings(run)),
   ]
-  return _made(makers, [] if gaps is None else gaps)
+  gaps = [] if gaps is None else gaps
+  if run.config and not run.tasks():
+    gaps.append("figures of its tasks: config.json names none")
+  return _made(makers, gaps)
 
 
 def _made(makers, gaps: list[str]) -> list[Drawing]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from msa_jax.data.missing import conditions
 from msa_jax.typing import UserError
 
 
@@ -48,7 +47,7 @@ class Run:
   @property
   def model(self) -> str:
     """Name of the system, as far as it is known."""
-    return self.summary.get("model") or self.config.get("model", {}).get("name", "?")
+    return str(self.summary.get("model") or at(self.config, "model").get("name", "?"))
 
   @property
   def split(self) -> str:
@@ -57,7 +56,15 @@ class Run:
 
   def tasks(self) -> Mapping[str, Any]:
     """Task name -> kind, range, classes."""
-    return self.config.get("spec", {}).get("tasks", {})
+    tasks = at(self.config, "spec", "tasks")
+    return {name: options for name in tasks if (options := at(tasks, name))}
+
+
+def at(tree: Any, *keys: str) -> Mapping[str, Any]:
+  """The mapping under these keys; empty where there is none."""
+  for key in keys:
+    tree = tree.get(key) if isinstance(tree, Mapping) else None
+  return tree if isinstance(tree, Mapping) else {}
 
 
 def read(folder: str | pathlib.Path) -> Run:
@@ -234,17 +241,11 @@ def expert_names(run: Run, gate: str, count: int) -> list[str]:
   if run.model == "mmolre":
     if gate.startswith("beta_") and len(modalities) == count:
       return modalities
-    shared = len(run.config.get("model", {}).get("ranks", ()))
+    shared = len(at(run.config, "model").get("ranks", ()))
     if gate.startswith("router_") and count == shared + 1:
       return [*[f"shared {index}" for index in range(shared)], "task's own"]
   return [f"expert {index}" for index in range(count)]
 
 
 def _widths(run: Run) -> Mapping[str, Any]:
-  return run.config.get("spec", {}).get("widths", {})
-
-
-def condition_names(run: Run) -> list[str]:
-  """The fixed conditions of the run's modalities, as patterns are written."""
-  names = tuple(_widths(run))
-  return ["+".join(some) for some in conditions(names)] if names else []
+  return at(run.config, "spec", "widths")

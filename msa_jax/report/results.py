@@ -10,7 +10,7 @@ import numpy as np
 from msa_jax.metrics import METRICS
 from msa_jax.metrics.bootstrap import Comparison, paired
 from msa_jax.report.errors import class_pair, regression_pair
-from msa_jax.report.reading import Run
+from msa_jax.report.reading import Run, at
 from msa_jax.report.terminal import SHOWN, figure
 
 # Sign counts (negative, zero, positive) of the official test splits, by which a corpus
@@ -95,8 +95,7 @@ def corpus_of(run: Run) -> tuple[str, str]:
     Name (`""` if it is none), and a remark, empty where the test split has the
     official sign counts.
   """
-  labels = run.data.get("splits", {}).get("test", {}).get("labels", {})
-  counts = labels.get("sentiment", {})
+  counts = at(run.data, "splits", "test", "labels", "sentiment")
   signs = tuple(counts.get(s, -1) for s in ("negative", "zero", "positive"))
   for name, official in OFFICIAL.items():
     if signs == official:
@@ -104,7 +103,7 @@ def corpus_of(run: Run) -> tuple[str, str]:
   called = str(run.data.get("name", "")).lower().replace("_", "").replace("-", "")
   for name in ("mosei", "mosi", "simsv2", "sims", "iemocap"):
     if name in called:
-      size = run.data.get("splits", {}).get("test", {}).get("samples", "?")
+      size = at(run.data, "splits", "test").get("samples", "?")
       return name, f"another test split (n={size}) than the published figures"
   return "", ""
 
@@ -123,7 +122,7 @@ def own_rows(runs: Sequence[Run], task: str) -> list[Row]:
     }
     seeds = len(run.summary.get("seeds", ()))
     remark = f"{run.model}, {seeds} seeds, {run.split}"
-    if run.config.get("data", {}).get("path") == "":
+    if at(run.config, "data").get("path") == "":
       remark += ", synthetic corpus"
     if cells:
       rows.append(Row(run.name, cells, remark))
