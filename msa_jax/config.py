@@ -127,6 +127,8 @@ def _data() -> dict[str, Any]:
     "max_steps": 0,  # longest sequence kept, in steps; 0 = as long as the corpus
     "codes": 0,  # number of k-means codes of audio and vision frames; 0 = none
     "synthetic": dataclasses.asdict(SyntheticOptions()),
+    # static lengths that batches of like samples are cut to; 0 = one, the corpus's
+    "buckets": 0,
     "device_budget_mib": 4096,  # larger splits are streamed from the host
   }
 
@@ -313,6 +315,7 @@ _NOT_NEGATIVE = (
   "optim.patience",
   "data.max_steps",
   "data.codes",
+  "data.buckets",
   "missing.seed",
   "data.fold",
   "replicas.most_at_once",

@@ -13,13 +13,13 @@ from msa_jax.data.world import ONE_FAST, ONE_STRONG
 
 
 def late_fusion(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Shared defaults: sequences aligned with the text, AdamW, 50 epochs.
+  """Shared defaults: sequences aligned with the text, length buckets, AdamW, 50 epochs.
 
   Args:
     model: options of the system.
   """
   config = config_lib.base(model)
-  config.data.update({"align": "pool", "max_steps": 50})
+  config.data.update({"align": "pool", "max_steps": 50, "buckets": 4})
   config.optim.update({"name": "adamw", "lr_new": 1e-3, "weight_decay": 1e-3})
   config.optim.update({"clip": 1.0, "epochs": 50, "batch": 32, "patience": 8})
   return config

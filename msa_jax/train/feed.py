@@ -2,7 +2,7 @@
 pipeline over the host's arrays when it does not. Same order, same numbers."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +11,13 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from msa_jax.data import batches, dialogues
+from msa_jax.data import buckets as buckets_lib
 from msa_jax.train import compilation
 from msa_jax.train.recipe import Recipe, has_content
 from msa_jax.typing import Batch, Collections, Metrics, Split, Task, TrainState
+
+# Modality and steps; hashable, so that programs are compiled per value.
+Lengths = tuple[tuple[str, int], ...] | None
 
 
 class Feed(NamedTuple):
@@ -24,12 +28,36 @@ class Feed(NamedTuple):
     resident: the whole split on the device, or None when it is streamed.
     stream: (order [steps b], first step) -> iterator of batches, from the host.
     utterances: [n t] bool, which steps are utterances, where samples are dialogues.
+    buckets: by which batches are formed and cut; None = all are of full length.
   """
 
   size: int
   resident: Batch | None
   stream: Callable[[np.ndarray, int], Any]
   utterances: np.ndarray | None = None
+  buckets: buckets_lib.Buckets | None = None
+
+  def order(
+    self, seed: int, epoch: int, batch_size: int, shuffle: bool = True, **options: Any
+  ) -> Int[np.ndarray, "steps b"]:
+    """Rows of every batch of an epoch; arguments as of `batches.epoch_order`."""
+    if self.buckets is not None:
+      return buckets_lib.epoch_order(self.buckets, seed, epoch, batch_size, shuffle)
+    made = batches.epoch_order(seed, epoch, self.size, batch_size, shuffle, **options)
+    return np.asarray(made)
+
+  def levels(self, order: Int[np.ndarray, "steps *b"]) -> Int[np.ndarray, " steps"]:
+    """Which entry of `lengths` each batch is cut to."""
+    if self.buckets is None:
+      return np.zeros(len(order), int)
+    return self.buckets.of_batches(order)
+
+  @property
+  def lengths(self) -> tuple[Lengths, ...]:
+    """Static lengths that batches are cut to; None = not at all."""
+    if self.buckets is None:
+      return (None,)
+    return tuple(tuple(sorted(each.items())) for each in self.buckets.lengths)
 
 
 def make_feed(
@@ -37,6 +65,7 @@ def make_feed(
   tasks: Mapping[str, Task],
   lengths: Mapping[str, int],
   budget_bytes: int,
+  n_buckets: int = 0,
 ) -> Feed:
   """Puts a split on the device if it needs at most `budget_bytes` there.
 
@@ -45,13 +74,17 @@ def make_feed(
     tasks: the corpus's tasks.
     lengths: static length per modality (`config.spec.lengths`).
     budget_bytes: device memory that one split may take.
+    n_buckets: most length buckets; 0 = none.
   """
   utterances = dialogues.real(split)
   resident = None
   if batches.fits(split, budget_bytes):
     resident = jax.device_put(batches.whole(split, tasks, lengths))
   stream = functools.partial(batches.stream, split, tasks, lengths=lengths)
-  return Feed(len(split), resident, stream, utterances)
+  chosen = None
+  if utterances is None:
+    chosen = buckets_lib.choose(split, lengths, n_buckets)
+  return Feed(len(split), resident, stream, utterances, chosen)
 
 
 def with_available(feed: Feed, available: np.ndarray) -> Feed:
@@ -100,12 +133,13 @@ class Steps:
   ):
     self.capacity = capacity
     self.looped = jax.default_backend() != "cpu" if looped is None else looped
-    self._take = jax.jit(take)
+    self._take = jax.jit(functools.partial(_take_cut, take), static_argnums=2)
     jit = functools.partial(
       jax.jit, donate_argnums=0, compiler_options=compilation.options()
     )
     self._step = jit(recipe.step)
-    self._loop = jit(functools.partial(_run_resident, recipe, take, capacity))
+    run = functools.partial(_run_resident, recipe, take, capacity)
+    self._loop = jit(run, static_argnames="lengths")
 
   def __call__(
     self, state: TrainState, feed: Feed, order: np.ndarray, first: int, seed: Any
@@ -123,20 +157,39 @@ class Steps:
       The new state, and metrics with one entry per step that was run.
     """
     last = min(first + self.capacity, len(order))
+    levels, lengths = feed.levels(order), feed.lengths
     if feed.resident is not None and self.looped:
-      state, metrics = self._loop(state, feed.resident, order, first, last, seed)
+      state, metrics = self._loop(
+        state, feed.resident, order, levels, first, last, seed, lengths=lengths
+      )
       metrics = jax.device_get(metrics)
       return state, {name: v[: last - first] for name, v in metrics.items()}
     if feed.resident is not None:
-      stream = (self._take(feed.resident, rows) for rows in order[first:last])
+      stream = (
+        self._take(feed.resident, order[step], lengths[levels[step]])
+        for step in range(first, last)
+      )
     else:
-      stream = feed.stream(order[:last], first)
+      stream = _cut_each(feed.stream(order[:last], first), levels[first:last], lengths)
     collected = []
     for batch in stream:
       state, metrics = self._step(state, batch, seed)
       collected.append(metrics)
     collected = jax.device_get(collected)
     return state, {k: np.stack([m[k] for m in collected]) for k in collected[0]}
+
+
+def _cut(batch: Batch, lengths: Lengths) -> Batch:
+  return buckets_lib.cut(batch, None if lengths is None else dict(lengths))
+
+
+def _take_cut(take, data: Batch, rows: Any, lengths: Lengths) -> Batch:
+  return _cut(take(data, rows), lengths)
+
+
+def _cut_each(stream, levels, lengths: tuple[Lengths, ...]) -> Iterator[Batch]:
+  for batch, level in zip(stream, levels, strict=True):
+    yield _cut(batch, lengths[level])
 
 
 def _run_resident(
@@ -146,14 +199,21 @@ def _run_resident(
   state: TrainState,
   data: Batch,
   order: Int[Array, "steps *b"],
+  levels: Int[Array, " steps"],
   first: Int[Array, ""],
   last: Int[Array, ""],
   seed: Any,
+  lengths: tuple[Lengths, ...],
 ) -> tuple[TrainState, Metrics]:
+  def one(cut_to, state, rows):
+    return recipe.step(state, _take_cut(take, data, rows, cut_to), seed)
+
+  branches = [functools.partial(one, each) for each in lengths]
+
   def step(index, carry):
     state, buffers = carry
-    batch = take(data, order[index])
-    state, metrics = recipe.step(state, batch, seed)
+    # A switch with a single branch is that branch.
+    state, metrics = jax.lax.switch(levels[index], branches, state, order[index])
     buffers = {
       name: buffer.at[index - first].set(metrics[name])
       for name, buffer in buffers.items()
@@ -198,7 +258,8 @@ class Predictor:
   def __init__(self, recipe: Recipe, batch_size: int, lanes: bool = False):
     self.batch_size = batch_size
     self.lanes = lanes
-    self._take = jax.jit(batches.take)
+    take = functools.partial(_take_cut, batches.take)
+    self._take = jax.jit(take, static_argnums=2)
     predict = functools.partial(_predict_batch, recipe)
     self._predict = jax.jit(
       jax.vmap(predict, (0, 0, None)) if lanes else predict,
@@ -211,19 +272,23 @@ class Predictor:
 
   def __call__(self, params: Any, collections: Collections, feed: Feed) -> Predictions:
     """Predicts every sample of `feed`; the host waits once, at the end."""
-    order = np.asarray(
-      batches.epoch_order(0, 0, feed.size, self.batch_size, shuffle=False)
-    )
+    order = feed.order(0, 0, self.batch_size, shuffle=False)
+    levels, lengths = feed.levels(order), feed.lengths
     if feed.resident is not None:
-      stream = (self._take(feed.resident, rows) for rows in order)
+      stream = (
+        self._take(feed.resident, rows, lengths[level])
+        for rows, level in zip(order, levels, strict=True)
+      )
     else:
-      stream = feed.stream(order, 0)
+      stream = _cut_each(feed.stream(order, 0), levels, lengths)
     parts = [self._predict(params, collections, batch) for batch in stream]
     axis = 1 if self.lanes else 0
 
+    place = np.argsort(order.reshape(-1))[-feed.size :]  # fillers, -1, come first
+
     def joined(*leaves):
       whole = np.concatenate(leaves, axis=axis)
-      whole = whole[:, : feed.size] if self.lanes else whole[: feed.size]
+      whole = whole[:, place] if self.lanes else whole[place]
       if feed.utterances is None:
         return whole
       return whole[:, feed.utterances] if self.lanes else whole[feed.utterances]

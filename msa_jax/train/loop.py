@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from msa_jax.data import batches, joint
+from msa_jax.data import joint
 from msa_jax.metrics.routing import routing_metrics
 from msa_jax.train import scoring, selection
 from msa_jax.train.checkpoint import ResumePoint, save_best
@@ -255,18 +255,16 @@ class _Session:
 
   def _advance(self, state, position):
     """Runs the next steps of the epoch."""
-    size, batch = self.feeds["train"].size, self.config.optim.batch
+    feed, batch = self.feeds["train"], self.config.optim.batch
     orders = [
-      np.asarray(
-        batches.epoch_order(seed, course.epoch, size, batch, sources=self.sources)
-      )
+      feed.order(seed, course.epoch, batch, sources=self.sources)
       for seed, course in zip(self.seeds, position.courses, strict=True)
     ]
     active = [not course.over for course in position.courses]
     state, figures = self.programs.advance(
       position.stage,
       state,
-      self.feeds["train"],
+      feed,
       orders,
       position.step,
       self.seeds,

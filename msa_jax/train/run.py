@@ -58,8 +58,14 @@ def make_feeds(
   """Feeds of every split, on the device where they fit."""
   budget = config.data.device_budget_mib * 2**20
   lengths = config.spec.lengths.to_dict()
+  # Systems that read padding as their originals did need all of it, and joint corpora
+  # have an order of their own.
+  n_buckets = config.data.get("buckets", 0)
+  padded = config.model.get("compat", "none") != "none"
+  if padded or len(config.spec.get("sources", ())) > 1:
+    n_buckets = 0
   return {
-    name: feed_lib.make_feed(split, corpus.tasks, lengths, budget)
+    name: feed_lib.make_feed(split, corpus.tasks, lengths, budget, n_buckets)
     for name, split in corpus.splits.items()
   }
 
