@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from jax.experimental.compilation_cache import compilation_cache
 
 from msa_jax import models
 from msa_jax.bench import (
@@ -23,6 +25,7 @@ from msa_jax.bench import (
 )
 from msa_jax.data.world import TINY
 from msa_jax.train import recipe
+from msa_jax.train.rundir import RunDirectory
 from msa_jax.typing import UserError
 
 
@@ -51,9 +54,44 @@ def test_a_shape_replaces_the_corpus_and_refuses_unknown_names():
     shapes.apply(toy.config(), "mosi", -1)
 
 
+def _left(lines):
+  """In place of `run.train`: a run that left these lines."""
+
+  def train(config, folder):
+    run = RunDirectory(folder)
+    run.create(config, {})
+    run.path.joinpath("metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+  return train
+
+
+def test_programs_are_compiled_anew_where_that_is_measured(tmp_path):
+  function = jax.jit(lambda a: a * 3 + 1)
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+  compilation_cache.reset_cache()
+  try:
+    compiled = measure.uncached(function.lower(1.0).compile)
+    assert float(compiled(1.0)) == 4.0
+    assert not list(tmp_path.iterdir())
+    jax.block_until_ready(jax.jit(lambda a: a * 5 - 1)(1.0))  # as usual afterwards
+    assert list(tmp_path.iterdir())
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+def test_a_repeated_step_goes_on_from_its_own_state():
+  step = jax.jit(lambda state, by: (state + by, state), donate_argnums=0)
+  start = jnp.asarray(1.0)
+  call = measure.repeated(step, start, 2.0)
+  assert [float(call()) for _ in range(3)] == [1.0, 3.0, 5.0]
+  assert float(start) == 1.0
+
+
 def test_a_system_is_measured_and_reported(monkeypatch):
   monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
-  tiny = shapes.Shape(dataclasses.replace(TINY, lost=(0.0,) * 3), "none")
+  tiny = shapes.Shape(dataclasses.replace(TINY, lost=(0.0,) * 3), "none", 0)
   monkeypatch.setattr(shapes, "SHAPES", {"tiny": tiny})
   figures = systems.system(toy.config(), "tiny", rows=0, repeats=2)
   # Forward 2bdk and backward of the weights alone, for two linear layers.
@@ -66,6 +104,17 @@ def test_a_system_is_measured_and_reported(monkeypatch):
   assert 0 < figures["matmul_share"] < 1
   runs = [systems.epochs(toy.config(), "tiny", 0, (0,), count=2)]
   assert runs[0]["seeds"] == 1 and runs[0]["epoch_seconds"] > 0
+  config = toy.config().copy_and_resolve_references()
+  lines = [
+    {"seed": s, "epoch": e, "seconds": e * (s + 2)} for s in (0, 1) for e in (1, 2)
+  ]
+  for mode, expected in (("vmap", 3), ("sequential", 2 + 3)):
+    config.replicas.mode = mode
+    with monkeypatch.context() as patch:
+      patch.setattr(systems.run, "train", _left(lines))
+      both = systems.epochs(config, "tiny", 0, (0, 1), count=2)
+    assert both["epoch_seconds"] == expected
+    runs.append(both)
   report = {"machine": measure.machine(), "repeats": 2}
   text = table.report(report | {"system": figures | {"epochs": runs}})
   assert jax.devices()[0].device_kind in text

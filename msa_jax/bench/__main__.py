@@ -21,7 +21,7 @@ from msa_jax.typing import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "System to measure.")
 _SHAPE = flags.DEFINE_string(
-  "shape", "mosi", "Data shape: mosi, mosi_unaligned or mosei."
+  "shape", "mosi", "Data shape: mosi, mosi_unaligned, mosi_pooled or mosei."
 )
 _ROWS = flags.DEFINE_integer("rows", 0, "Most samples per split; 0 = all.")
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs to train and time; 0 = none.")

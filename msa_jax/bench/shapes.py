@@ -17,10 +17,12 @@ class Shape(NamedTuple):
   Attributes:
     corpus: options of the generator; lengths are log-normal, as real ones are.
     align: `config.data.align`: `pool` = every modality has the text's steps.
+    max_steps: `config.data.max_steps`; 0 = all.
   """
 
   corpus: SyntheticOptions
   align: str
+  max_steps: int
 
 
 # 13.6 of 50 tokens in the mean, and some 45 frames of 375 and 500.
@@ -43,9 +45,11 @@ _MOSEI = dataclasses.replace(
 
 SHAPES: Mapping[str, Shape] = MappingProxyType(
   {
-    "mosi": Shape(_MOSI, "pool"),
-    "mosi_unaligned": Shape(_MOSI, "none"),
-    "mosei": Shape(_MOSEI, "pool"),
+    "mosi": Shape(_MOSI, "pool", 50),
+    "mosi_unaligned": Shape(_MOSI, "none", 0),
+    # One vector for each utterance and modality.
+    "mosi_pooled": Shape(_MOSI, "pool", 1),
+    "mosei": Shape(_MOSEI, "pool", 50),
   }
 )
 
@@ -77,8 +81,6 @@ def apply(
     )
   config = config.copy_and_resolve_references()
   with config.unlocked():
-    config.data.update({"path": "", "align": shape.align, "max_steps": 0})
+    config.data.update({"path": "", "align": shape.align, "max_steps": shape.max_steps})
     config.data.synthetic.update(options)
-    if shape.align == "pool":
-      config.data.max_steps = 50
   return config.lock()

@@ -14,8 +14,9 @@ import numpy as np
 
 from msa_jax.bench import measure, shapes
 from msa_jax.data import batches
-from msa_jax.train import compilation, inputs, recipe, run
+from msa_jax.train import compilation, groups, inputs, recipe, run
 from msa_jax.train.flops import matmul_flops
+from msa_jax.train.rundir import RunDirectory
 
 
 def system(
@@ -62,16 +63,14 @@ def step_cost(
     state, batch: its arguments.
     repeats: timings.
   """
-  step = jax.jit(made.step, compiler_options=compilation.options())
-  # A program from the cache would not say how long compiling takes.
-  cached = jax.config.jax_enable_compilation_cache
-  jax.config.update("jax_enable_compilation_cache", False)
+  step = jax.jit(made.step, donate_argnums=0, compiler_options=compilation.options())
   start = time.perf_counter()
-  compiled = step.lower(state, batch, 0).compile()
+  # A program from the cache would not say how long compiling takes.
+  compiled = measure.uncached(step.lower(state, batch, 0).compile)
   compile_seconds = time.perf_counter() - start
-  jax.config.update("jax_enable_compilation_cache", cached)
   inner = 1 if jax.default_backend() == "cpu" else 20
-  seconds = measure.median_seconds(lambda: compiled(state, batch, 0), repeats, inner)
+  call = measure.repeated(compiled, state, batch, 0)
+  seconds = measure.median_seconds(call, repeats, inner)
   best = measure.ceilings(repeats=repeats)
   cost = measure.program_cost(compiled)
   flops = matmul_flops(made.step, state, batch, 0)
@@ -113,9 +112,15 @@ def epochs(
   with tempfile.TemporaryDirectory() as folder:
     run.train(config.lock(), folder)
     lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
-  ends: dict[int, float] = {}
+    resolved = RunDirectory(folder).config()
+  ends: dict[int, dict[int, float]] = {seed: {} for seed in seeds}
   for line in map(json.loads, lines):
-    if line["seed"] == seeds[0]:
-      ends[line["epoch"]] = line["seconds"]
-  seconds = np.diff([ends[epoch] for epoch in sorted(ends)]).tolist()
-  return {"seeds": len(seeds), "epoch_seconds": statistics.median(seconds)}
+    ends[line["seed"]][line["epoch"]] = line["seconds"]
+  medians = [
+    statistics.median(np.diff([each[epoch] for epoch in sorted(each)]).tolist())
+    for each in ends.values()
+  ]
+  # Seeds in one program end their epochs together.
+  at_once = len(seeds) > 1 and groups.at_once(resolved)
+  seconds = max(medians) if at_once else sum(medians)
+  return {"seeds": len(seeds), "at_once": at_once, "epoch_seconds": seconds}

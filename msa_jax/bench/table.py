@@ -39,8 +39,9 @@ def _system(figures: Mapping[str, Any]) -> list[list[Any]]:
   first = None
   for run in figures.get("epochs", ()):
     first = run["epoch_seconds"] if first is None else first
+    how = "" if run["seeds"] == 1 else ", at once" if run["at_once"] else ", in turn"
     rows.append(
-      [f"epoch with everything, {run['seeds']} seed(s), s", run["epoch_seconds"]]
+      [f"epoch with everything, {run['seeds']} seed(s){how}, s", run["epoch_seconds"]]
     )
     if run["seeds"] > 1:
       rows.append(["  in units of the first line", run["epoch_seconds"] / first])
