@@ -89,6 +89,8 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "mode": "auto",
     "most_at_once": 0,  # largest number in one program, to bound memory; 0 = all
   }
+  # Devices: batches, replicas and banks of experts are split over as many.
+  config.sharding = {"data": 1, "replica": 1, "expert": 1}
   config.spec = {
     "widths": {},
     "lengths": {},
@@ -308,6 +310,9 @@ _POSITIVE = (
   "train.eval_batch",
   "train.steps_per_call",
   "train.checkpoint_every_seconds",
+  "sharding.data",
+  "sharding.replica",
+  "sharding.expert",
 )
 _BELOW_ONE = ("optim.average",)
 _NOT_NEGATIVE = (

@@ -122,6 +122,7 @@ def test_the_jobset_runs_the_trainer_on_as_many_chips_as_its_topology_has():
   assert hosts["parallelism"] * chips == rows * columns
   assert container["resources"]["requests"] == container["resources"]["limits"]
   assert container["command"][:3] == ["python", "-m", "msa_jax.main"]
+  assert f"--config.sharding.data={chips}" in container["command"]
   mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
   assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
   (workdir,) = [f for f in container["command"] if f.startswith("--workdir=")]

@@ -104,8 +104,10 @@ def load_best(
 
 
 def _on_device(leaf: Any) -> jax.ShapeDtypeStruct:
-  """A leaf's shape, to be restored onto the first device wherever it was saved."""
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  """A leaf's shape, to be restored onto the devices it names or else the first one,
+  wherever it was saved."""
+  device = getattr(leaf, "sharding", None)
+  device = device or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from msa_jax.data import batches, dialogues
 from msa_jax.data import buckets as buckets_lib
-from msa_jax.train import compilation
+from msa_jax.train import compilation, sharding
 from msa_jax.train.recipe import Recipe, has_content
 from msa_jax.typing import Batch, Collections, Metrics, Split, Task, TrainState
 
@@ -66,6 +67,7 @@ def make_feed(
   lengths: Mapping[str, int],
   budget_bytes: int,
   n_buckets: int = 0,
+  mesh: Mesh | None = None,
 ) -> Feed:
   """Puts a split on the device if it needs at most `budget_bytes` there.
 
@@ -75,11 +77,12 @@ def make_feed(
     lengths: static length per modality (`config.spec.lengths`).
     budget_bytes: device memory that one split may take.
     n_buckets: most length buckets; 0 = none.
+    mesh: of the devices that the split is to be on; None = the first.
   """
   utterances = dialogues.real(split)
   resident = None
   if batches.fits(split, budget_bytes):
-    resident = jax.device_put(batches.whole(split, tasks, lengths))
+    resident = sharding.replicated(batches.whole(split, tasks, lengths), mesh)
   stream = functools.partial(batches.stream, split, tasks, lengths=lengths)
   chosen = None
   if utterances is None:
@@ -122,6 +125,7 @@ class Steps:
   Attributes:
     capacity: most steps of one call.
     looped: whether the steps of a call are one program.
+    wait: for each step before the next; see `sharding.must_wait`.
   """
 
   def __init__(
@@ -130,8 +134,10 @@ class Steps:
     capacity: int,
     looped: bool | None = None,
     take: Callable[[Batch, Any], Batch] = batches.take,
+    wait: bool = False,
   ):
     self.capacity = capacity
+    self.wait = wait
     self.looped = jax.default_backend() != "cpu" if looped is None else looped
     self._take = jax.jit(functools.partial(_take_cut, take), static_argnums=2)
     jit = functools.partial(
@@ -174,7 +180,7 @@ class Steps:
     collected = []
     for batch in stream:
       state, metrics = self._step(state, batch, seed)
-      collected.append(metrics)
+      collected.append(jax.block_until_ready(metrics) if self.wait else metrics)
     collected = jax.device_get(collected)
     return state, {k: np.stack([m[k] for m in collected]) for k in collected[0]}
 
@@ -253,10 +259,14 @@ class Predictor:
     n_programs: how many programs have been compiled so far.
     lanes: parameters, collections and predictions have a leading axis of replicas,
       whose recipe is that of one.
+    wait: for each batch before the next; see `sharding.must_wait`.
   """
 
-  def __init__(self, recipe: Recipe, batch_size: int, lanes: bool = False):
+  def __init__(
+    self, recipe: Recipe, batch_size: int, lanes: bool = False, wait: bool = False
+  ):
     self.batch_size = batch_size
+    self.wait = wait
     self.lanes = lanes
     take = functools.partial(_take_cut, batches.take)
     self._take = jax.jit(take, static_argnums=2)
@@ -281,7 +291,10 @@ class Predictor:
       )
     else:
       stream = _cut_each(feed.stream(order, 0), levels, lengths)
-    parts = [self._predict(params, collections, batch) for batch in stream]
+    parts = []
+    for batch in stream:
+      part = self._predict(params, collections, batch)
+      parts.append(jax.block_until_ready(part) if self.wait else part)
     axis = 1 if self.lanes else 0
 
     place = np.argsort(order.reshape(-1))[-feed.size :]  # fillers, -1, come first

@@ -146,12 +146,15 @@ def traceable(
 def at_once(config: ml_collections.ConfigDict) -> bool:
   """Whether several trainings run faster in one program than one after the other.
 
-  Always on an accelerator. On a CPU only where a step is mostly overhead: batched
-  matrix products cost as much there as one after the other, or more.
+  Always on an accelerator, and where replicas have devices of their own. On a CPU only
+  where a step is mostly overhead: batched matrix products cost as much there as one
+  after the other, or more.
   """
   if config.replicas.mode != "auto":
     return config.replicas.mode == "vmap"
-  return jax.default_backend() != "cpu" or step_flops(config) < OVERHEAD_FLOPS
+  if jax.default_backend() != "cpu" or config.get("sharding", {}).get("replica", 1) > 1:
+    return True
+  return step_flops(config) < OVERHEAD_FLOPS
 
 
 def step_flops(config: ml_collections.ConfigDict) -> float:

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from msa_jax.models.base import Stage
-from msa_jax.train import compilation
+from msa_jax.train import compilation, sharding
 from msa_jax.train import recipe as recipe_lib
 from msa_jax.train.feed import Feed, Predictions, Predictor, Steps
 from msa_jax.train.recipe import Recipe
@@ -66,24 +66,30 @@ class Programs:
     config: resolved config.
     stages: of the system, in order.
     recipes, steps, predictors: one per stage.
+    mesh: of several devices, or None.
   """
 
   def __init__(self, config: ml_collections.ConfigDict):
     self.config = config
     self.stages = recipe_lib.stages_of(config)
     indices = range(len(self.stages))
-    self.recipes = tuple(recipe_lib.build(config, index) for index in indices)
+    self.mesh = sharding.mesh_of(config)
+    self.recipes = tuple(self._build(config, index) for index in indices)
     per_epoch = -(-config.spec.train_size // config.optim.batch)
     capacity = min(config.train.steps_per_call, per_epoch)
-    self.steps = tuple(Steps(recipe, capacity) for recipe in self.recipes)
+    wait = sharding.must_wait(self.mesh)
+    self.steps = tuple(Steps(recipe, capacity, wait=wait) for recipe in self.recipes)
     self.predictors = tuple(
-      Predictor(recipe, config.train.eval_batch) for recipe in self.recipes
+      Predictor(recipe, config.train.eval_batch, wait=wait) for recipe in self.recipes
     )
     self._jit = functools.partial(jax.jit, compiler_options=compilation.options())
     self._begin = self._jit(self._first)
     # Copies: the state's own buffers are donated to the next step.
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     self._enter = tuple(self._jit(self._entering(index)) for index in indices[1:])
+
+  def _build(self, config, index):
+    return sharding.over(recipe_lib.build(config, index), self.mesh)
 
   def _first(self, seed):
     state = self.recipes[0].init(seed)
@@ -104,7 +110,7 @@ class Programs:
     state, best = jax.eval_shape(self._first, seed)
     for later in range(1, index + 1):
       state, best = jax.eval_shape(self._entering(later), best, state)
-    return state, best
+    return sharding.described((state, best), self.mesh)
 
   def final_shapes(self) -> tuple[Params, Collections]:
     """Shapes of the parameters and collections that a seed's training selects."""

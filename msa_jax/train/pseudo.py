@@ -8,7 +8,7 @@ import numpy as np
 
 from msa_jax.data import preprocess
 from msa_jax.train import feed as feed_lib
-from msa_jax.train import recipe
+from msa_jax.train import recipe, sharding
 from msa_jax.train.checkpoint import load_best
 from msa_jax.train.programs import Programs
 from msa_jax.train.rundir import RunDirectory
@@ -65,7 +65,7 @@ def _predictions(
   lengths = config.spec.lengths.to_dict()
   feed = feed_lib.make_feed(view.splits["train"], {}, lengths, budget)
   predictor = feed_lib.Predictor(recipe.build(config), config.train.eval_batch)
-  shapes = Programs(config).final_shapes()
+  shapes = Programs(sharding.on_one_device(config)).final_shapes()
   outputs = [
     predictor(*load_best(run.best(seed), *shapes), feed).outputs
     for seed in config.replicas.seeds

@@ -18,6 +18,7 @@ import numpy as np
 from msa_jax import config as config_lib
 from msa_jax.data import batches
 from msa_jax.train import recipe as recipe_lib
+from msa_jax.train import sharding
 from msa_jax.train.feed import Feed, Predictions, Predictor, Steps
 from msa_jax.train.programs import Programs, Snapshots, composed, enter, snapshots
 from msa_jax.train.recipe import Recipe
@@ -53,22 +54,30 @@ class ReplicaPrograms(Programs):
     self.give(values or {})
     indices = range(len(self.stages))
     take = jax.vmap(batches.take, (None, 0))
+    wait = sharding.must_wait(self.mesh)
     self.steps = tuple(
-      Steps(self.lifted(i), steps.capacity, take=take)
+      Steps(self.lifted(i), steps.capacity, take=take, wait=wait)
       for i, steps in enumerate(self.steps)
     )
     self.predictors = tuple(
-      Predictor(_only(predict=self._predicting(i)), config.train.eval_batch, lanes=True)
+      Predictor(
+        _only(predict=self._predicting(i)), config.train.eval_batch, True, wait=wait
+      )
       for i in indices
     )
-    self._begin = self._jit(jax.vmap(self._first))
-    self._enter = tuple(self._jit(jax.vmap(self._entering(i))) for i in indices[1:])
+    self._begin = self._jit(self._lift(self._first))
+    self._enter = tuple(self._jit(self._lift(self._entering(i))) for i in indices[1:])
     self._keep = tuple(jax.jit(jax.vmap(self._keeping(i))) for i in indices)
     self._select = jax.jit(jax.vmap(functools.partial(composed, self.stages[-1])))
 
   def lifted(self, index: int) -> Recipe:
     """A stage's recipe for all replicas at once: the step, with `Lane` for seeds."""
-    return _only(step=jax.vmap(self._stepping(index)))
+    return _only(step=self._lift(self._stepping(index)))
+
+  def _lift(self, function):
+    if self.mesh is None:
+      return jax.vmap(function)
+    return jax.vmap(function, spmd_axis_name=sharding.REPLICA)
 
   def give(self, values: Values) -> None:
     """Sets the values of the swept options; of the same keys, without compiling."""
@@ -77,7 +86,7 @@ class ReplicaPrograms(Programs):
   def _made(self, index: int, values: Values) -> Recipe:
     if not values:
       return self.recipes[index]
-    return recipe_lib.build(config_lib.bind(self.config, values), index)
+    return self._build(config_lib.bind(self.config, values), index)
 
   def _first(self, seed, values):
     state = self._made(0, values).init(seed)
@@ -113,6 +122,7 @@ class ReplicaPrograms(Programs):
     return keep
 
   def begin(self, seeds: Sequence[int]) -> tuple[TrainState, Snapshots]:
+    sharding.check_replicas(len(seeds), self.mesh)
     return self._begin(np.asarray(seeds), self.values)
 
   def shapes(self, index: int, seeds: Sequence[int]) -> tuple[TrainState, Snapshots]:
@@ -121,7 +131,7 @@ class ReplicaPrograms(Programs):
     for later in range(1, index + 1):
       entering = jax.vmap(self._entering(later))
       state, best = jax.eval_shape(entering, best, state, self.values)
-    return state, best
+    return sharding.described((state, best), self.mesh, lanes=True)
 
   def trace(self) -> None:
     """Traces every program without compiling any; raises what that raises."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ml_collections
+from jax.sharding import Mesh
 
 from msa_jax.data import dialogues, missing, preprocess
 from msa_jax.train import feed as feed_lib
@@ -18,6 +19,7 @@ from msa_jax.train import (
   recipe,
   scoring,
   selection,
+  sharding,
   summary,
   sweep,
   tables,
@@ -53,9 +55,9 @@ def _stop_signal():
 
 
 def make_feeds(
-  config: ml_collections.ConfigDict, corpus: Corpus
+  config: ml_collections.ConfigDict, corpus: Corpus, mesh: Mesh | None = None
 ) -> dict[str, feed_lib.Feed]:
-  """Feeds of every split, on the device where they fit."""
+  """Feeds of every split, on the device, or every device of a mesh, where they fit."""
   budget = config.data.device_budget_mib * 2**20
   lengths = config.spec.lengths.to_dict()
   # Systems that read padding as their originals did need all of it, and joint corpora
@@ -65,7 +67,7 @@ def make_feeds(
   if padded or len(config.spec.get("sources", ())) > 1:
     n_buckets = 0
   return {
-    name: feed_lib.make_feed(split, corpus.tasks, lengths, budget, n_buckets)
+    name: feed_lib.make_feed(split, corpus.tasks, lengths, budget, n_buckets, mesh)
     for name, split in corpus.splits.items()
   }
 
@@ -101,7 +103,7 @@ def train(
   for run, setting in zip(runs, settings, strict=True):
     if setting:
       _begin(run, sweep.bound(config, setting), prepared)
-  feeds = make_feeds(config, corpus)
+  feeds = make_feeds(config, corpus, sharding.mesh_of(config))
   seeds = config.replicas.seeds
   replicas = [
     loop.Replica(seed, run, setting)
@@ -136,7 +138,10 @@ def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
   """Final figures. The test split is read here, once, with what validation selected."""
   predictor = feed_lib.Predictor(recipe.build(config), config.train.eval_batch)
   predictions = {
-    split: [predictor(one.params, one.collections, feeds[split]) for one in trained]
+    split: [
+      predictor(*sharding.detached((one.params, one.collections)), feeds[split])
+      for one in trained
+    ]
     for split in ("valid", "test")
     if split in feeds
   }
@@ -151,7 +156,8 @@ def restore(
   Raises:
     UserError: a seed has not finished, or its checkpoint is damaged.
   """
-  params, collections = Programs(config).final_shapes()
+  one = sharding.on_one_device(config)
+  params, collections = Programs(one).final_shapes()
   return [
     load_best(run.best(seed), params, collections) for seed in config.replicas.seeds
   ]

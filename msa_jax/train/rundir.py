@@ -59,6 +59,7 @@ class RunDirectory:
         "replicas.mode",
         "replicas.most_at_once",
         "data.path",
+        *(f"sharding.{axis}" for axis in ("data", "replica", "expert")),
       )
       lines = config_lib.differences(config, self.config(), ignore)
       if lines:
