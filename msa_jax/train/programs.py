@@ -82,7 +82,9 @@ class Programs:
     self.predictors = tuple(
       Predictor(recipe, config.train.eval_batch, wait=wait) for recipe in self.recipes
     )
-    self._jit = functools.partial(jax.jit, compiler_options=compilation.options())
+    self._jit = functools.partial(
+      jax.jit, compiler_options=compilation.options(once=True)
+    )
     self._begin = self._jit(self._first)
     # Copies: the state's own buffers are donated to the next step.
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
