@@ -58,7 +58,7 @@ def options(once: bool = False) -> dict[str, bool | int]:
   """
   if jax.default_backend() != "cpu":
     return {}
-  none = once or jax.config.jax_disable_most_optimizations
+  none = once or jax.config.read("jax_disable_most_optimizations")
   level = {"xla_backend_optimization_level": 0 if none else 1}
   chosen = {"xla_cpu_use_fusion_emitters": False, **level}
   try:
