@@ -43,10 +43,11 @@ def trained(tmp_path_factory):
   return folder, run.train(config, folder)
 
 
-def test_the_grid_is_one_program_whatever_the_patterns(trained):
+def test_the_grid_takes_no_more_programs_for_more_patterns(trained):
   folder, summary = trained
   report = grid(folder, "conditions,random,batches:0.3,frames:0.5,tokens:0.4")
-  assert report["n_programs"] == 1
+  buckets = 2  # of lengths: LF-DNN's batches are cut to one of them
+  assert report["n_programs"] == grid(folder, "conditions")["n_programs"] == buckets
   assert [len(rows) for rows in report["grids"].values()] == [7, 8, 1, 1, 1]
   complete = report["grids"]["random"][0]
   assert complete["figures"] == summary["splits"]["test"]

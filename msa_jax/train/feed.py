@@ -252,7 +252,7 @@ class Predictions(NamedTuple):
 
 
 class Predictor:
-  """Predicts whole splits with one compiled program for all of them.
+  """Predicts whole splits with one compiled program per bucket, one without buckets.
 
   Attributes:
     batch_size: rows per step; smaller splits are filled up and masked.
