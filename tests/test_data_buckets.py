@@ -1,5 +1,7 @@
 """Length buckets: what they hold, which order they give, what they may not change."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -46,6 +48,16 @@ def test_every_sample_fits_its_bucket_and_no_shorter_one():
     longest = np.max([split.modalities[n].lengths for n in names], axis=0)
     held &= longest[shorter] <= steps[chosen.level[shorter] - 1]
   assert not held.any()
+
+
+def test_a_modality_that_is_absent_everywhere_keeps_a_step():
+  split = _split()
+  absent = np.zeros_like(split.modalities["vision"].lengths)
+  vision = Sequences(split.modalities["vision"].features[:, :20], absent)
+  split = dataclasses.replace(split, modalities={**split.modalities, "vision": vision})
+  chosen = buckets.choose(split, {**FULL, "vision": 20}, 4)
+  assert len(chosen.lengths) > 1
+  assert all(each["vision"] > 0 for each in chosen.lengths)
 
 
 def test_buckets_cost_least_among_all_places_on_the_grid():

@@ -68,7 +68,8 @@ def choose(split: Split, lengths: Mapping[str, int], count: int) -> Buckets | No
   # [q m]: lengths below which a growing share of the samples lies, per modality.
   shares = np.arange(1, _GRID + 1) / _GRID
   ends = np.quantile(real, shares, axis=0, method="higher")
-  ends = np.minimum(-(-ends // _MULTIPLE) * _MULTIPLE, full)
+  # A modality that is absent everywhere keeps a step: a sequence has at least one.
+  ends = np.clip(-(-ends // _MULTIPLE) * _MULTIPLE, 1, full)
   ends[-1] = full
   fits = (real[:, None, :] <= ends[None]).all(axis=-1)  # [n q]
   place = fits.argmax(axis=1)  # first place that holds the sample
