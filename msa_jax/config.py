@@ -1,4 +1,4 @@
-"""Configs: the options every system shares, and what is checked before a run starts.
+"""Configs: the options every system shares, and how a corpus completes them.
 
 A config is a locked `ConfigDict` made by plain Python (`configs/*.py`). Resolving it
 against a corpus fills `config.spec`; from then on it describes the whole program, and
@@ -7,13 +7,13 @@ that is what a run directory keeps.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from msa_jax.data import dialogues, joint, missing
+from msa_jax.data import dialogues, joint
 from msa_jax.data.world import SyntheticOptions
 from msa_jax.losses.prior import best_constant
 from msa_jax.text import options as text_options
@@ -303,122 +303,11 @@ def spec_of(corpus: Corpus) -> dict[str, Any]:
   }
 
 
-REPLICA_MODES = ("auto", "vmap", "sequential")
-_POSITIVE = (
-  "optim.epochs",
-  "optim.batch",
-  "train.eval_batch",
-  "train.steps_per_call",
-  "train.checkpoint_every_seconds",
-  "sharding.data",
-  "sharding.replica",
-  "sharding.expert",
-)
-_BELOW_ONE = ("optim.average",)
-_NOT_NEGATIVE = (
-  "optim.clip",
-  "optim.patience",
-  "data.max_steps",
-  "data.codes",
-  "data.buckets",
-  "missing.seed",
-  "data.fold",
-  "replicas.most_at_once",
-)
-_SHARES = ("optim.warmup", "loss.aux_warmup")
-
-
 def get(config: ml_collections.ConfigDict, path: str) -> Any:
   """Reads a dotted path, e.g. `optim.batch`."""
   for key in path.split("."):
     config = config[key]
   return config
-
-
-def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> None:
-  """Checks what types cannot: ranges, names and contradictions.
-
-  Args:
-    config: config of a run, resolved or not.
-    systems: the known systems by name.
-
-  Raises:
-    UserError: naming the value, the rule and the choices.
-  """
-  if config.model.name not in systems:
-    raise UserError(
-      f"config.model.name={config.model.name!r} must be one of {sorted(systems)}."
-    )
-  _check_unit(config, systems[config.model.name].units)
-  text_options.check(config)
-  for path in _POSITIVE:
-    if get(config, path) <= 0:
-      raise UserError(f"config.{path}={get(config, path)} must be positive.")
-  for path in _SHARES:
-    if not 0.0 <= get(config, path) <= 1.0:
-      raise UserError(f"config.{path}={get(config, path)} must be in [0, 1].")
-  for path in _BELOW_ONE:
-    if not 0.0 <= get(config, path) < 1.0:
-      raise UserError(f"config.{path}={get(config, path)} must be in [0, 1).")
-  for path in _NOT_NEGATIVE:
-    if get(config, path) < 0:
-      raise UserError(f"config.{path}={get(config, path)} must be 0 (off) or positive.")
-  for key in ("train", "eval"):
-    missing_pattern(config, key)
-  if config.replicas.mode not in REPLICA_MODES:
-    raise UserError(
-      f"config.replicas.mode={config.replicas.mode!r} must be one of {REPLICA_MODES}."
-    )
-  sweep(config)
-  seeds = config.replicas.seeds
-  if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-    raise UserError(
-      f"config.replicas.seeds={seeds} must be distinct non-negative integers, at"
-      " least one."
-    )
-
-
-def missing_pattern(
-  config: ml_collections.ConfigDict,
-  key: str,
-  modalities: Sequence[str] | None = None,
-) -> missing.Pattern:
-  """Reads `config.missing.train` or `config.missing.eval`.
-
-  Args:
-    config: any config.
-    key: `train` or `eval`.
-    modalities: those of the corpus, if it is known yet.
-
-  Raises:
-    UserError: not a pattern, or one that does not fit the corpus.
-  """
-  try:
-    return missing.parse(config.missing[key], modalities)
-  except UserError as error:
-    raise UserError(f"config.missing.{key}: {error}") from None
-
-
-def _check_unit(config: ml_collections.ConfigDict, units: tuple[str, ...]) -> None:
-  data = config.data
-  if data.unit not in dialogues.UNITS:
-    raise UserError(f"config.data.unit={data.unit!r} must be one of {dialogues.UNITS}.")
-  if data.train_share != 1.0 and (data.unit == "dialogue" or data.joint):
-    raise UserError(
-      f"config.data.train_share={data.train_share} shrinks one file of utterances: it"
-      " must be 1.0 with config.data.unit='dialogue' or config.data.joint."
-    )
-  if data.unit not in units:
-    raise UserError(
-      f"config.data.unit={data.unit!r}: {config.model.name} reads samples that are one"
-      f" {' or one '.join(units)} each."
-    )
-  if data.unit == "dialogue" and (data.align != "none" or data.max_steps or data.codes):
-    raise UserError(
-      "config.data.unit='dialogue' makes one step of every utterance: config.data.align"
-      f"={data.align!r} must be 'none', max_steps={data.max_steps} and"
-      f" codes={data.codes} 0 (off)."
-    )
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

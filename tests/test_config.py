@@ -6,6 +6,7 @@ import pytest
 import toy
 
 from msa_jax import config as config_lib
+from msa_jax import config_rules
 from msa_jax.typing import UserError
 
 
@@ -62,11 +63,11 @@ def test_resolve_reads_shapes_and_tasks_off_the_corpus():
 )
 def test_bad_values_are_named_with_the_rule(sections, message):
   with pytest.raises(UserError, match=message):
-    config_lib.validate(_changed(**sections), {"toy": toy.SYSTEM})
+    config_rules.validate(_changed(**sections), {"toy": toy.SYSTEM})
 
 
 def test_a_good_config_is_accepted():
-  config_lib.validate(toy.config(), {"toy": toy.SYSTEM})
+  config_rules.validate(toy.config(), {"toy": toy.SYSTEM})
 
 
 def test_a_corpus_without_training_split_or_labels_cannot_be_trained_on():

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from msa_jax import config as config_lib
+from msa_jax import config_rules
 from msa_jax.models import SYSTEMS
 from msa_jax.train import recipe
 from msa_jax.typing import UserError
@@ -48,7 +49,7 @@ def test_every_variant_builds_and_has_a_learning_rate_for_every_parameter(
   name, variant
 ):
   config = with_spec(MODULES[name].get_config(variant), variant)
-  config_lib.validate(config, SYSTEMS)
+  config_rules.validate(config, SYSTEMS)
   state = jax.eval_shape(recipe.build(config).init, 0)
   assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) > 0
   assert config_lib.from_json(config_lib.to_json(config)) == config

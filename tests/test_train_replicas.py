@@ -13,7 +13,7 @@ import toy_stages
 from test_configs import with_spec
 
 from msa_jax import config as config_lib
-from msa_jax import models
+from msa_jax import config_rules, models
 from msa_jax.data import batches
 from msa_jax.layers.masking import hide_unavailable, masked_mean
 from msa_jax.models.base import System
@@ -229,7 +229,7 @@ def test_a_step_of_overhead_alone_is_shared_on_a_cpu(monkeypatch):
 )
 def test_bad_options_are_named(replicas, message):
   with pytest.raises(UserError, match=message):
-    config_lib.validate(_config(replicas=replicas), models.SYSTEMS)
+    config_rules.validate(_config(replicas=replicas), models.SYSTEMS)
 
 
 def _sweep(**values):

@@ -8,7 +8,7 @@ import pytest
 import toy
 
 from msa_jax import config as config_lib
-from msa_jax import models
+from msa_jax import config_rules, models
 from msa_jax.layers.masking import hide_unavailable, masked_mean
 from msa_jax.layers.moe import MixtureOfExperts
 from msa_jax.layers.normalization import MaskedBatchNorm
@@ -161,4 +161,4 @@ def test_what_does_not_fit_the_devices_is_refused():
   bad = _config(corpus).copy_and_resolve_references()
   bad.sharding.data = 0
   with pytest.raises(UserError, match="config.sharding.data=0 must be positive"):
-    config_lib.validate(bad, models.SYSTEMS)
+    config_rules.validate(bad, models.SYSTEMS)

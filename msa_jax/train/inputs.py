@@ -7,6 +7,7 @@ import ml_collections
 from absl import logging
 
 from msa_jax import config as config_lib
+from msa_jax import config_rules
 from msa_jax.data import (
   dialogues,
   folds,
@@ -111,7 +112,7 @@ def prepare(config: ml_collections.ConfigDict) -> Inputs:
   Raises:
     UserError: bad file, or a config that contradicts the corpus.
   """
-  config_lib.validate(config, SYSTEMS)
+  config_rules.validate(config, SYSTEMS)
   corpus = load(config)
   config = _with_length(config, corpus)
   corpus = select_modalities(cut(config, corpus), config.data.modalities)
@@ -196,8 +197,8 @@ def degrade(
     UserError: a pattern that does not fit the corpus.
   """
   known = _modalities(corpus)
-  held_out = config_lib.missing_pattern(config, "eval", known)
-  train = config_lib.missing_pattern(config, "train", known)
+  held_out = config_rules.missing_pattern(config, "eval", known)
+  train = config_rules.missing_pattern(config, "train", known)
   patterns = dict.fromkeys(corpus.splits, held_out)
   patterns["train"] = train if train.stepwise else missing.NONE
   return missing.degrade(corpus, patterns, config.missing.seed, config.optim.batch)

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from msa_jax import config as config_lib
+from msa_jax import config_rules
 from msa_jax.metrics import better
 from msa_jax.models import SYSTEMS
 from msa_jax.train.loop import Trained
@@ -39,7 +40,7 @@ def settings(config: ml_collections.ConfigDict, validated: bool) -> list[Setting
     for values in itertools.product(*swept.values())
   ]
   for setting in found:
-    config_lib.validate(bound(config, setting), SYSTEMS)
+    config_rules.validate(bound(config, setting), SYSTEMS)
   return found
 
 
