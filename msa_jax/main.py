@@ -21,6 +21,11 @@ _WORKDIR = flags.DEFINE_string(
 _MISSING = flags.DEFINE_string(
   "missing", "", "With evaluate: a grid of missing modalities, conditions,random."
 )
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", "", "Several processes: host:port of the first, or auto."
+)
+_COUNT = flags.DEFINE_integer("process_count", 0, "How many, unless auto.")
+_INDEX = flags.DEFINE_integer("process_index", -1, "Of this one, unless auto.")
 _INPUT = flags.DEFINE_string("input", "", "File to predict or evaluate.")
 _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes.")
 
@@ -30,21 +35,25 @@ def main(_) -> None:
   from msa_jax.report import terminal
   from msa_jax.report.missing import print_grids
   from msa_jax.studies.missing import grid
-  from msa_jax.train import loop, run
+  from msa_jax.train import loop, processes, run
   from msa_jax.train.compilation import keep_memory, use_cache
 
   use_cache()
   keep_memory()
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
   try:
+    processes.join(_COORDINATOR.value, _COUNT.value, _INDEX.value)
+    say = print if processes.leads() else lambda *_, **__: None
     if _MISSING.value and _MODE.value != "evaluate":
       raise UserError("--missing needs --mode=evaluate; to train, --config.missing.*.")
     if _MODE.value == "train":
       if _CONFIG.value is None:
         raise UserError("--mode=train needs --config=configs/<system>.py[:variant].")
+      if _COORDINATOR.value and not _WORKDIR.value:
+        raise UserError("several processes need --workdir, a folder they all share.")
       workdir = _WORKDIR.value or run.default_workdir(_CONFIG.value)
       summary = run.train(_CONFIG.value, workdir)
-      print(terminal.training(summary, workdir))
+      say(terminal.training(summary, workdir))
       return
     if _WORKDIR.value is None:
       raise UserError(f"--mode={_MODE.value} needs --workdir, the folder of a run.")
@@ -52,16 +61,19 @@ def main(_) -> None:
       print_grids(grid(_WORKDIR.value, _MISSING.value, _INPUT.value))
       return
     if _MODE.value == "evaluate":
-      print(terminal.evaluation(run.evaluate(_WORKDIR.value, _INPUT.value)))
+      say(terminal.evaluation(run.evaluate(_WORKDIR.value, _INPUT.value)))
       return
     if not _INPUT.value:
       raise UserError("--mode=predict needs --input, the file to predict.")
     written = run.predict(_WORKDIR.value, _INPUT.value, pathlib.Path(_OUTPUT.value))
-    print(f"predictions: {written}")
+    say(f"predictions: {written}")
   except loop.Interrupted as interruption:
-    print(interruption, file=sys.stderr)
+    say(interruption, file=sys.stderr)
   except UserError as error:
     _fail(error)
+  except Exception:
+    processes.abandon()
+    raise
 
 
 def _fail(error: Exception) -> None:

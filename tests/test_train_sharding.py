@@ -1,50 +1,23 @@
 """Several devices give the numbers of one."""
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
 
 from msa_jax import config as config_lib
 from msa_jax import config_rules, models
-from msa_jax.layers.masking import hide_unavailable, masked_mean
-from msa_jax.layers.moe import MixtureOfExperts
-from msa_jax.layers.normalization import MaskedBatchNorm
 from msa_jax.models.base import System
 from msa_jax.train import inputs, run, sharding
 from msa_jax.train.checkpoint import ResumePoint
 from msa_jax.train.programs import Programs
 from msa_jax.train.replicas import ReplicaPrograms
-from msa_jax.typing import ModelOutput, UserError
-
-
-class _Model(nn.Module):
-  """Statistics and routing over the batch, experts in a bank."""
-
-  @nn.compact
-  def __call__(self, batch, *, train):
-    batch = hide_unavailable(batch)
-    text = batch.modalities["text"]
-    pooled = masked_mean(text.features, text.mask[..., None], 1)
-    pooled = MaskedBatchNorm(not train, 0.9, 1e-5)(pooled, batch.sample_mask)
-    pooled = nn.Dropout(0.1, deterministic=not train)(pooled)
-    mixture = MixtureOfExperts(
-      nn.Dense(6), 4, k=2, dispatch="capacity", capacity_factor=2.0
-    )
-    mixed = mixture(pooled, mask=batch.sample_mask)
-    prediction = nn.Dense(1)(nn.tanh(mixed.outputs))[:, 0]
-    probs = mixed.routing.probs
-    load = jnp.sum(jnp.mean(probs, axis=0) ** 2)
-    return ModelOutput(
-      {"sentiment": prediction}, {}, {"gate": mixed.routing}, {"size": load}
-    )
+from msa_jax.typing import UserError
 
 
 @pytest.fixture(autouse=True)
 def system(monkeypatch):
-  made = System(build=lambda config: _Model())
+  made = System(build=lambda config: toy.MixedModel())
   monkeypatch.setitem(models.SYSTEMS, "toy", made)
   monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus())
 
@@ -56,9 +29,10 @@ def _config(corpus, **axes):
   return config_lib.resolve(config.lock(), corpus)
 
 
-def _trained(corpus, seeds=(0,), **axes):
+def _trained(corpus, seeds=(0,), budget_mib=64, **axes):
   """(losses, state on the host, predictions, state) after an epoch."""
-  config = _config(corpus, **axes)
+  config = _config(corpus, **axes).copy_and_resolve_references()
+  config.data.device_budget_mib = budget_mib
   programs = Programs(config) if len(seeds) == 1 else ReplicaPrograms(config)
   feeds = run.make_feeds(config, corpus, programs.mesh)
   state, _ = programs.begin(seeds)
@@ -79,7 +53,7 @@ def _close(ours, single):
 @pytest.fixture(scope="module")
 def single():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.SYSTEMS, "toy", System(build=lambda config: _Model()))
+    patch.setitem(models.SYSTEMS, "toy", System(build=lambda config: toy.MixedModel()))
     return _trained(toy.corpus())
 
 
@@ -104,8 +78,9 @@ def test_an_epoch_on_several_devices_gives_the_numbers_of_one(axes, single):
   assert shapes == {shard}
 
 
-def test_replicas_on_devices_of_their_own_give_the_numbers_of_one(single):
-  *ours, state = _trained(toy.corpus(), (0, 1), replica=2, data=2)
+@pytest.mark.parametrize("budget_mib", [64, 0])
+def test_replicas_on_devices_of_their_own_give_the_numbers_of_one(single, budget_mib):
+  *ours, state = _trained(toy.corpus(), (0, 1), budget_mib, replica=2, data=2)
   first = jax.tree.map(lambda leaf: leaf[0], ours[1])
   _close((ours[0][0], first, ours[2][0]), (single[0][0], single[1], single[2][0]))
   kernel = state.params["MixtureOfExperts_0"]["bank"]["experts"]["kernel"]

@@ -7,6 +7,8 @@ import numpy as np
 
 from msa_jax import config as config_lib
 from msa_jax.layers.masking import hide_unavailable, masked_mean
+from msa_jax.layers.moe import MixtureOfExperts
+from msa_jax.layers.normalization import MaskedBatchNorm
 from msa_jax.layers.routing import route
 from msa_jax.models.base import System
 from msa_jax.typing import Corpus, ModelOutput, Sequences, Split, Task
@@ -38,6 +40,28 @@ class LinearModel(nn.Module):
       features={"pooled": features},
       routing={"gate": gate},
       losses={"size": jnp.mean(prediction**2)},
+    )
+
+
+class MixedModel(nn.Module):
+  """Statistics and routing over the batch, experts in a bank."""
+
+  @nn.compact
+  def __call__(self, batch, *, train):
+    batch = hide_unavailable(batch)
+    text = batch.modalities["text"]
+    pooled = masked_mean(text.features, text.mask[..., None], 1)
+    pooled = MaskedBatchNorm(not train, 0.9, 1e-5)(pooled, batch.sample_mask)
+    pooled = nn.Dropout(0.1, deterministic=not train)(pooled)
+    mixture = MixtureOfExperts(
+      nn.Dense(6), 4, k=2, dispatch="capacity", capacity_factor=2.0
+    )
+    mixed = mixture(pooled, mask=batch.sample_mask)
+    prediction = nn.Dense(1)(nn.tanh(mixed.outputs))[:, 0]
+    probs = mixed.routing.probs
+    load = jnp.sum(jnp.mean(probs, axis=0) ** 2)
+    return ModelOutput(
+      {"sentiment": prediction}, {}, {"gate": mixed.routing}, {"size": load}
     )
 
 

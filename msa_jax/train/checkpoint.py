@@ -94,7 +94,10 @@ def load_best(
       " training command again to resume it)."
     )
   tree = {"params": params, "collections": collections}
-  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
+  )
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       saved = checkpointer.restore(folder.absolute(), abstract)
@@ -107,7 +110,7 @@ def _on_device(leaf: Any) -> jax.ShapeDtypeStruct:
   """A leaf's shape, to be restored onto the devices it names or else the first one,
   wherever it was saved."""
   device = getattr(leaf, "sharding", None)
-  device = device or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  device = device or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
 

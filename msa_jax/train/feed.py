@@ -125,7 +125,7 @@ class Steps:
   Attributes:
     capacity: most steps of one call.
     looped: whether the steps of a call are one program.
-    wait: for each step before the next; see `sharding.must_wait`.
+    mesh: of several devices, or None.
   """
 
   def __init__(
@@ -134,14 +134,17 @@ class Steps:
     capacity: int,
     looped: bool | None = None,
     take: Callable[[Batch, Any], Batch] = batches.take,
-    wait: bool = False,
+    mesh: Mesh | None = None,
   ):
     self.capacity = capacity
-    self.wait = wait
+    self.mesh = mesh
     self.looped = jax.default_backend() != "cpu" if looped is None else looped
     self._take = jax.jit(functools.partial(_take_cut, take), static_argnums=2)
     jit = functools.partial(
-      jax.jit, donate_argnums=0, compiler_options=compilation.options()
+      jax.jit,
+      donate_argnums=0,
+      out_shardings=(None, sharding.everywhere(mesh)),
+      compiler_options=compilation.options(),
     )
     self._step = jit(recipe.step)
     run = functools.partial(_run_resident, recipe, take, capacity)
@@ -176,11 +179,12 @@ class Steps:
         for step in range(first, last)
       )
     else:
-      stream = _cut_each(feed.stream(order[:last], first), levels[first:last], lengths)
+      stream = _from_host(feed, order[:last], first, self.mesh)
+    wait = sharding.must_wait(self.mesh)
     collected = []
     for batch in stream:
       state, metrics = self._step(state, batch, seed)
-      collected.append(jax.block_until_ready(metrics) if self.wait else metrics)
+      collected.append(jax.block_until_ready(metrics) if wait else metrics)
     collected = jax.device_get(collected)
     return state, {k: np.stack([m[k] for m in collected]) for k in collected[0]}
 
@@ -193,9 +197,15 @@ def _take_cut(take, data: Batch, rows: Any, lengths: Lengths) -> Batch:
   return _cut(take(data, rows), lengths)
 
 
-def _cut_each(stream, levels, lengths: tuple[Lengths, ...]) -> Iterator[Batch]:
-  for batch, level in zip(stream, levels, strict=True):
-    yield _cut(batch, lengths[level])
+def _from_host(
+  feed: Feed, order: np.ndarray, first: int, mesh: Mesh | None
+) -> Iterator[Batch]:
+  """Batches of a streamed split; each process reads the rows of its own devices."""
+  size = order.shape[-1]
+  levels, lengths = feed.levels(order)[first:], feed.lengths
+  own = order[..., sharding.own_rows(mesh, size)]
+  for batch, level in zip(feed.stream(own, first), levels, strict=True):
+    yield sharding.split(_cut(batch, lengths[level]), mesh, size, order.ndim - 2)
 
 
 def _run_resident(
@@ -259,20 +269,25 @@ class Predictor:
     n_programs: how many programs have been compiled so far.
     lanes: parameters, collections and predictions have a leading axis of replicas,
       whose recipe is that of one.
-    wait: for each batch before the next; see `sharding.must_wait`.
+    mesh: of several devices, or None.
   """
 
   def __init__(
-    self, recipe: Recipe, batch_size: int, lanes: bool = False, wait: bool = False
+    self,
+    recipe: Recipe,
+    batch_size: int,
+    lanes: bool = False,
+    mesh: Mesh | None = None,
   ):
     self.batch_size = batch_size
-    self.wait = wait
+    self.mesh = mesh
     self.lanes = lanes
     take = functools.partial(_take_cut, batches.take)
     self._take = jax.jit(take, static_argnums=2)
     predict = functools.partial(_predict_batch, recipe)
     self._predict = jax.jit(
       jax.vmap(predict, (0, 0, None)) if lanes else predict,
+      out_shardings=sharding.everywhere(mesh),
       compiler_options=compilation.options(),
     )
 
@@ -290,11 +305,12 @@ class Predictor:
         for rows, level in zip(order, levels, strict=True)
       )
     else:
-      stream = _cut_each(feed.stream(order, 0), levels, lengths)
+      stream = _from_host(feed, order, 0, self.mesh)
+    wait = sharding.must_wait(self.mesh)
     parts = []
     for batch in stream:
       part = self._predict(params, collections, batch)
-      parts.append(jax.block_until_ready(part) if self.wait else part)
+      parts.append(jax.block_until_ready(part) if wait else part)
     axis = 1 if self.lanes else 0
 
     place = np.argsort(order.reshape(-1))[-feed.size :]  # fillers, -1, come first

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax.train import loop
+from msa_jax.train import loop, processes
 from msa_jax.train import recipe as recipe_lib
 from msa_jax.train.checkpoint import ResumePoint, load_best
 from msa_jax.train.feed import Feed
@@ -46,10 +46,18 @@ def train(
   Raises:
     loop.Interrupted, loop.Diverged: as `loop.fit`.
   """
+  processes.check_same(
+    f"--workdir={root.path} must be a folder that all of them share.",
+    {_name(r, root): (_finished(r), r.run.last(r.seed).is_dir()) for r in replicas},
+  )
   done = {_name(r, root): _read(config, r) for r in replicas}
   traced = traceable(config, tuple(replicas[0].values))
   cache: dict[Any, Programs] = {}
-  for part in _parts(config, replicas, done, root, traced):
+  parts = list(_parts(config, replicas, done, root, traced))
+  # Also waits: nothing may be written while another process looks what there is.
+  names = [[_name(replica, root) for replica in part] for part in parts]
+  processes.check_same("what is left to train.", names)
+  for part in parts:
     programs = _programs(config, part, traced, cache)
     saver = ResumePoint(_checkpoint(part, root))
     trained = loop.fit(config, programs, feeds, labels, part, saver, stop_requested)
@@ -62,14 +70,18 @@ def _name(replica: Replica, root: RunDirectory) -> str:
   return f"{folder}/{replica.seed}"
 
 
+def _finished(replica: Replica) -> bool:
+  return (replica.run.path / replica.run.trained(replica.seed)).exists()
+
+
 def _read(config: ml_collections.ConfigDict, replica: Replica) -> Trained | None:
   """What an earlier call has left of a training that it finished."""
-  name = replica.run.trained(replica.seed)
-  if not (replica.run.path / name).exists():
+  if not _finished(replica):
     return None
   shapes = Programs(config).final_shapes()
   chosen = load_best(replica.run.best(replica.seed), *shapes)
-  return Trained(*chosen, **replica.run.read_json(name))
+  chosen = processes.on_host(chosen)
+  return Trained(*chosen, **replica.run.read_json(replica.run.trained(replica.seed)))
 
 
 def _parts(config, replicas, done, root, traced) -> Iterator[list[Replica]]:

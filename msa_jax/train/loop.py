@@ -11,7 +11,7 @@ import numpy as np
 
 from msa_jax.data import joint
 from msa_jax.metrics.routing import routing_metrics
-from msa_jax.train import scoring, selection
+from msa_jax.train import processes, scoring, selection
 from msa_jax.train.checkpoint import ResumePoint, save_best
 from msa_jax.train.feed import Feed
 from msa_jax.train.programs import Programs, Snapshots
@@ -171,6 +171,7 @@ def fit(
 
 def _finish(replica, course, chosen, track, position) -> Trained:
   """Saves what a seed's training came to."""
+  chosen = processes.on_host(chosen)
   save_best(replica.run.best(replica.seed), *chosen)
   facts = {
     "best_epoch": course.epochs.get(track, course.epoch),
@@ -236,8 +237,11 @@ class _Session:
         if position.step == self.per_epoch:
           state, best = self._close_epoch(state, best, position, figures)
         progress.update(done, figures)
-        stop = stop_requested() and not position.finished
-        due = time.monotonic() - saved_at > self.config.train.checkpoint_every_seconds
+        waited = time.monotonic() - saved_at
+        due = waited > self.config.train.checkpoint_every_seconds
+        # A signal reaches one process, and each has a clock of its own.
+        stop, due = processes.any_of(stop_requested(), due)
+        stop = stop and not position.finished
         if stop or due or position.finished:
           saved_at = time.monotonic()
           tree = {"state": state, "best": best}

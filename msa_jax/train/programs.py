@@ -77,10 +77,10 @@ class Programs:
     self.recipes = tuple(self._build(config, index) for index in indices)
     per_epoch = -(-config.spec.train_size // config.optim.batch)
     capacity = min(config.train.steps_per_call, per_epoch)
-    wait = sharding.must_wait(self.mesh)
-    self.steps = tuple(Steps(recipe, capacity, wait=wait) for recipe in self.recipes)
+    mesh = self.mesh
+    self.steps = tuple(Steps(recipe, capacity, mesh=mesh) for recipe in self.recipes)
     self.predictors = tuple(
-      Predictor(recipe, config.train.eval_batch, wait=wait) for recipe in self.recipes
+      Predictor(recipe, config.train.eval_batch, mesh=mesh) for recipe in self.recipes
     )
     self._jit = functools.partial(
       jax.jit, compiler_options=compilation.options(once=True)

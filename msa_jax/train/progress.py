@@ -12,6 +12,8 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 
+from msa_jax.train import processes
+
 
 class TrainingProgress:
   """Shows steps, loss, validation figure, gate entropy and time left.
@@ -32,7 +34,7 @@ class TrainingProgress:
       TimeRemainingColumn(),
       console=Console(file=file),
       # Nothing at all is drawn into log files and pipes.
-      disable=not file.isatty(),
+      disable=not (file.isatty() and processes.leads()),
     )
     self._task = self._bar.add_task(title, total=total, completed=done, figures="")
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from msa_jax import config as config_lib
 from msa_jax.data import batches
+from msa_jax.train import processes, sharding
 from msa_jax.train import recipe as recipe_lib
-from msa_jax.train import sharding
 from msa_jax.train.feed import Feed, Predictions, Predictor, Steps
 from msa_jax.train.programs import Programs, Snapshots, composed, enter, snapshots
 from msa_jax.train.recipe import Recipe
@@ -54,14 +54,13 @@ class ReplicaPrograms(Programs):
     self.give(values or {})
     indices = range(len(self.stages))
     take = jax.vmap(batches.take, (None, 0))
-    wait = sharding.must_wait(self.mesh)
     self.steps = tuple(
-      Steps(self.lifted(i), steps.capacity, take=take, wait=wait)
+      Steps(self.lifted(i), steps.capacity, take=take, mesh=self.mesh)
       for i, steps in enumerate(self.steps)
     )
     self.predictors = tuple(
       Predictor(
-        _only(predict=self._predicting(i)), config.train.eval_batch, True, wait=wait
+        _only(predict=self._predicting(i)), config.train.eval_batch, True, self.mesh
       )
       for i in indices
     )
@@ -191,7 +190,7 @@ class ReplicaPrograms(Programs):
   def selected(
     self, best: Snapshots, state: TrainState
   ) -> list[tuple[Params, Collections]]:
-    return _slices(self._select(best, state))
+    return _slices(processes.on_host(self._select(best, state)))
 
 
 def _only(**functions) -> Recipe:

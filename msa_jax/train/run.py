@@ -7,15 +7,18 @@ import time
 from contextlib import contextmanager
 from typing import Any
 
+import jax
 import ml_collections
 from jax.sharding import Mesh
 
+from msa_jax import config as config_lib
 from msa_jax.data import dialogues, missing, preprocess
 from msa_jax.train import feed as feed_lib
 from msa_jax.train import (
   groups,
   inputs,
   loop,
+  processes,
   recipe,
   scoring,
   selection,
@@ -51,7 +54,8 @@ def _stop_signal():
     yield came.is_set
   finally:
     for number, handler in previous.items():
-      signal.signal(number, handler)
+      # None = not set from Python, as the one that JAX sets in a job of several.
+      signal.signal(number, handler or signal.SIG_DFL)
 
 
 def make_feeds(
@@ -88,7 +92,8 @@ def train(
     UserError: bad input, another run in the folder, a diverging loss.
     loop.Interrupted: SIGTERM or Ctrl-C came; everything is saved.
   """
-  prepared = inputs.prepare(config)
+  with processes.all_or_none():
+    prepared = inputs.prepare(config)
   config, corpus = prepared.config, prepared.corpus
   labels = None
   if "valid" in corpus.splits:
@@ -96,14 +101,21 @@ def train(
   tracks = [  # fails early on an unknown metric
     selection.tracks(config, stage, labels) for stage in recipe.stages_of(config)
   ]
+  processes.check_same(
+    "they must have the same --config and the same data.",
+    [config_lib.to_json(config), prepared.description],
+  )
+  mesh = sharding.mesh_of(config)
+  sharding.check_processes(mesh)
   root = RunDirectory(workdir)
   settings = sweep.settings(config, labels is not None)
   runs = [sweep.directory(root, setting) for setting in settings]
-  _begin(root, config, prepared)
-  for run, setting in zip(runs, settings, strict=True):
-    if setting:
-      _begin(run, sweep.bound(config, setting), prepared)
-  feeds = make_feeds(config, corpus, sharding.mesh_of(config))
+  with processes.all_or_none():
+    _begin(root, config, prepared)
+    for run, setting in zip(runs, settings, strict=True):
+      if setting:
+        _begin(run, sweep.bound(config, setting), prepared)
+  feeds = make_feeds(config, corpus, mesh)
   seeds = config.replicas.seeds
   replicas = [
     loop.Replica(seed, run, setting)
@@ -127,6 +139,8 @@ def train(
 def _begin(run, config, prepared) -> None:
   """Makes a run directory, or checks that it holds this run."""
   run.create(config, prepared.description)
+  if not processes.leads():
+    return
   preprocess.save(prepared.preprocessor, run.path / _PREPROCESSING)
   for name, masks in prepared.masks.items():
     split = prepared.corpus.splits[name]
@@ -136,12 +150,15 @@ def _begin(run, config, prepared) -> None:
 
 def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
   """Final figures. The test split is read here, once, with what validation selected."""
-  predictor = feed_lib.Predictor(recipe.build(config), config.train.eval_batch)
+  mesh = sharding.mesh_of(config)
+  system = sharding.over(recipe.build(config), mesh)
+  predictor = feed_lib.Predictor(system, config.train.eval_batch, mesh=mesh)
+  selected = [
+    sharding.replicated(jax.device_get((one.params, one.collections)), mesh)
+    for one in trained
+  ]
   predictions = {
-    split: [
-      predictor(*sharding.detached((one.params, one.collections)), feeds[split])
-      for one in trained
-    ]
+    split: [predictor(*chosen, feeds[split]) for chosen in selected]
     for split in ("valid", "test")
     if split in feeds
   }

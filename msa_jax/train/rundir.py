@@ -21,13 +21,14 @@ import jax
 import ml_collections
 
 from msa_jax import config as config_lib
+from msa_jax.train import processes
 from msa_jax.typing import UserError
 
 _PACKAGES = ("msa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class RunDirectory:
-  """Paths and small files of one run.
+  """Paths and small files of one run; of several processes, the first one writes.
 
   Attributes:
     path: the folder; created by `create`.
@@ -112,6 +113,8 @@ class RunDirectory:
 
   def write_text(self, name: str, text: str) -> None:
     """Replaces a file atomically: a reader never sees half of it."""
+    if not processes.leads():
+      return
     target = self.path / name
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
@@ -145,6 +148,8 @@ class RunDirectory:
     return records
 
   def append_metrics(self, record: dict[str, Any]) -> None:
+    if not processes.leads():
+      return
     with (self.path / "metrics.jsonl").open("a") as file:
       file.write(json.dumps(_plain(record)) + "\n")
 
@@ -175,6 +180,7 @@ def environment(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     "command": list(sys.argv if arguments is None else arguments),
     "python": platform.python_version(),
     "platform": platform.platform(),
+    "processes": jax.process_count(),
     "packages": {name: metadata.version(name) for name in _PACKAGES},
     "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
   }

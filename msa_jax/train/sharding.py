@@ -13,9 +13,10 @@ import jax
 import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from msa_jax.train.recipe import Recipe
-from msa_jax.typing import UserError
+from msa_jax.typing import Batch, UserError
 
 DATA, REPLICA, EXPERT = AXES = ("data", "replica", "expert")
 # What `layers.moe.ExpertBank` calls the parameters of its stack; axis 0 is the expert.
@@ -64,6 +65,21 @@ def on_one_device(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
   return config.lock()
 
 
+def check_processes(mesh: Mesh | None) -> None:
+  """Checks that every process of a job has a part in its training.
+
+  Raises:
+    UserError: the mesh leaves devices out.
+  """
+  n_processes, n_devices = jax.process_count(), jax.device_count()
+  used = 1 if mesh is None else mesh.size
+  if n_processes > 1 and used < n_devices:
+    raise UserError(
+      f"config.sharding uses {used} of the {n_devices} devices of {n_processes}"
+      f" processes; it must use all, e.g. --config.sharding.data={n_devices}."
+    )
+
+
 def check_replicas(count: int, mesh: Mesh | None) -> None:
   """Checks that replicas can be split over the mesh.
 
@@ -90,12 +106,57 @@ def replicated(tree: Any, mesh: Mesh | None) -> Any:
   """A tree on the device, or whole on every device of the mesh."""
   if mesh is None:
     return jax.device_put(tree)
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+  place = everywhere(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(tree, place)
+  return jax.tree.map(lambda leaf: _placed(leaf, place), tree)
 
 
-def detached(tree: Any) -> Any:
-  """A tree on the default device, free to go wherever it is used next."""
-  return jax.device_put(jax.device_get(tree))
+def everywhere(mesh: Mesh | None) -> NamedSharding | None:
+  """Whole on every device of the mesh: what any process can read."""
+  return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def own_rows(mesh: Mesh | None, size: int) -> Int[np.ndarray, " rows"]:
+  """Which rows of a batch of `size` the devices of this process hold, ascending."""
+  if mesh is None:
+    return np.arange(size)
+  place = NamedSharding(mesh, PartitionSpec(DATA))
+  held = place.addressable_devices_indices_map((size,)).values()
+  return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in held]))
+
+
+def split(batch: Batch, mesh: Mesh | None, size: int, lead: int = 0) -> Batch:
+  """A batch over the devices of the mesh, from the rows that this process has read.
+
+  Args:
+    batch: host arrays of the rows `own_rows(mesh, size)`.
+    mesh: None = the batch as it is.
+    size: rows of the whole batch.
+    lead: axes before that of rows.
+  """
+  if mesh is None:
+    return batch
+  rows = own_rows(mesh, size)
+  place = NamedSharding(mesh, PartitionSpec(*[None] * lead, DATA))
+
+  def whole(leaf):
+    def part(index):
+      start, stop, _ = index[lead].indices(size)
+      first = np.searchsorted(rows, start)
+      own = slice(first, first + stop - start)
+      return leaf[*index[:lead], own, *index[lead + 1 :]]
+
+    shape = (*leaf.shape[:lead], size, *leaf.shape[lead + 1 :])
+    return jax.make_array_from_callback(shape, place, part)
+
+  return jax.tree.map(whole, batch)
+
+
+def _placed(leaf: Any, place: NamedSharding) -> jax.Array:
+  """An array that every process has whole; `device_put` would send it for a check."""
+  leaf = np.asarray(leaf)
+  return jax.make_array_from_callback(leaf.shape, place, lambda index: leaf[index])
 
 
 def _spec(path: Any, shape: tuple[int, ...], mesh: Mesh, lanes: bool) -> PartitionSpec:

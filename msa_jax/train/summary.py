@@ -10,7 +10,7 @@ import numpy as np
 
 from msa_jax.metrics.bootstrap import mean_interval
 from msa_jax.metrics.routing import routing_metrics
-from msa_jax.train import recipe, scoring, selection, tables
+from msa_jax.train import processes, recipe, scoring, selection, tables
 from msa_jax.train.feed import Predictions
 from msa_jax.train.loop import Trained
 from msa_jax.train.rundir import RunDirectory
@@ -109,8 +109,9 @@ def write(
     summary["without_content"][split] = scoring.without_content(
       per_seed[0], labels, split
     )
-    tables.write_predictions(run, config, split, data, labels, per_seed)
-    tables.write_routing(run, split, data, per_seed, seeds)
+    if processes.leads():
+      tables.write_predictions(run, config, split, data, labels, per_seed)
+      tables.write_routing(run, split, data, per_seed, seeds)
   summary["bayes"] = _bayes(summary, corpus)
   run.write_json("summary.json", summary)
   return summary
