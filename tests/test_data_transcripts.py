@@ -74,7 +74,11 @@ def test_feature_files_are_padded_to_the_longest(tmp_path):
   [
     ("text,label\na\n", "row 2 has 1 cells, the header 2"),
     ("text,label\n", "a line below the header"),
-    ("label\n1\n", "needs a column text, transcript"),
+    ("", "a line below the header"),
+    ("label\n1\n", "needs a column text, transcript or sentence"),
+    ("text,Label,label\na,1,2\n", "the header has 'label' twice"),
+    ("text,mode\na,train\nb,../x\n", "'../x' is no name of a split"),
+    ("text,mode\na,train\nb,\n", "'' is no name of a split"),
     ("text,emotion\na,joy\nb,3\n", "row 3 of emotion is a number, others are names"),
     ("text,audio_path\na,../x.npy\n", "must be an .npy file below"),
     ("text,audio_path\na,/etc/passwd\n", "must be an .npy file below"),
@@ -87,7 +91,16 @@ def test_what_does_not_fit_is_one_line(tmp_path, content, message):
   np.save(tmp_path / "objects.npy", np.array([{}], object))
   np.save(tmp_path / "deep.npy", np.ones((1, 1, 1)))
   with pytest.raises(UserError, match=message):
-    transcripts.load(write(tmp_path, content))
+    read(write(tmp_path, content), bare_text=True)
+
+
+def test_empty_lines_and_any_case_of_splits_and_quoted_headers_are_read(tmp_path):
+  content = '"text","label","notes, old"\nhi,1,x\n\noh,-1,y\n\n'
+  corpus = read(write(tmp_path, content), bare_text=True)
+  assert corpus.splits["train"].raw_text.tolist() == ["hi", "oh"]
+  content = "text,mode\nhi,Train\noh,Dev\nah,TEST\n"
+  corpus = read(write(tmp_path, content), bare_text=True)
+  assert list(corpus.splits) == ["train", "valid", "test"]
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):

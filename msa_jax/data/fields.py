@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Integer
 from msa_jax.typing import MODALITIES, UserError
 
 _BLOCK = 256
-_SPLIT_NAMES = {"val": "valid", "dev": "valid", "validation": "valid"}
+SPLIT_NAMES = {"val": "valid", "dev": "valid", "validation": "valid"}
 _CLIP = re.compile(r"^(?P<video>.+?)(?:\$_\$.*|\[\d+\])$", re.DOTALL)
 
 
@@ -187,7 +187,7 @@ def named_splits(data: Any, where: str) -> dict[str, dict]:
     if isinstance(value, dict) and any(name in value for name in MODALITIES):
       name = text(key)
       shared = any(value is other for other in found.values())
-      found[_SPLIT_NAMES.get(name, name)] = dict(value) if shared else value
+      found[SPLIT_NAMES.get(name, name)] = dict(value) if shared else value
   if not found:
     keys = ", ".join(text(key)[:30] for key in list(data)[:8]) or "nothing"
     raise UserError(

@@ -72,7 +72,9 @@ def read_lenient(
   path = existing(path)
   archive = zipfile.is_zipfile(path) or _starts_like_zip(path)
   if format == "auto":
-    format = "csv" if transcripts.is_transcript(path) else "pickle"
+    # By its name too: a csv file without a transcript is told what it lacks.
+    named = path.suffix.lower() in (".csv", ".tsv")
+    format = "csv" if named or transcripts.is_transcript(path) else "pickle"
     format = "npz" if archive else format
   if features and format in ("npz", "csv"):
     raise UserError(

@@ -9,6 +9,7 @@ folder of the csv file or below).
 """
 
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,7 @@ _SPLIT = ("mode", "split")
 _GROUP = ("video_id", "dialogue", "dialogue_id", "video")
 _MEMBER = ("clip_id", "utterance", "utterance_id", "clip")
 _LABELS = {"label": "sentiment", "sentiment": "sentiment", "emotion": "emotion"}
-_SPLIT_NAMES = {"val": "valid", "dev": "valid", "validation": "valid"}
+_SPLIT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")  # Files of a run have it in theirs.
 Row = Mapping[str, str]
 
 
@@ -34,12 +35,19 @@ def is_transcript(path: Path) -> bool:
       header = stream.readline(4096).decode("utf-8-sig").strip().lower()
   except (OSError, UnicodeDecodeError):
     return False
-  return any(name in _cells(header) for name in _TEXT)
+  return any(name in _columns(header) for name in _TEXT)
 
 
-def _cells(header: str) -> list[str]:
-  separator = "\t" if "\t" in header else ","
-  return [cell.strip().strip('"').lower() for cell in header.split(separator)]
+def _separator(header: str) -> str:
+  return "\t" if "\t" in header else ","
+
+
+def _columns(header: str) -> list[str]:
+  try:
+    (cells,) = csv.reader([header], delimiter=_separator(header))
+  except (ValueError, csv.Error):  # An empty line, or a file of another kind.
+    return []
+  return [cell.strip().lower() for cell in cells]
 
 
 def load(path: Path) -> Corpus:
@@ -53,25 +61,25 @@ def load(path: Path) -> Corpus:
     features are made from `raw_text` by `text.features`.
 
   Raises:
-    UserError: no UTF-8, no transcripts, a line of another length, labels that are
-      partly numbers, or feature files that are absent, unsafe or elsewhere.
+    UserError: no UTF-8, no transcripts, a line of another length, a column twice, an
+      odd name of a split, labels that are partly numbers, or feature files that are
+      absent, unsafe or elsewhere.
   """
   columns, rows = _rows(path)
   text = next((name for name in _TEXT if name in columns), None)
   if text is None or not rows:
     raise UserError(
-      f"{path}: needs a column {', '.join(_TEXT)} and a line below the header"
+      f"{path}: needs a column {', '.join(_TEXT[:-1])} or {_TEXT[-1]}, and a line below"
+      " the header"
     )
   names = _named(columns, rows)
   split_column = next((name for name in _SPLIT if name in columns), None)
   labelled = [name for name in _LABELS if name in columns]
   if "label" in labelled and "sentiment" in labelled:
     labelled.remove("label")  # Two columns for one task: the named one.
+  whole = "train" if labelled else "predict"
   split_of = [
-    _SPLIT_NAMES.get(row[split_column].strip(), row[split_column].strip())
-    if split_column
-    else ("train" if labelled else "predict")
-    for row in rows
+    _split(path, row[split_column]) if split_column else whole for row in rows
   ]
   if len(set(names)) < len(names):
     names = [f"{split}_{name}" for split, name in zip(split_of, names, strict=True)]
@@ -99,14 +107,26 @@ def load(path: Path) -> Corpus:
   return Corpus(path.stem, splits, tasks, {"format": "csv"})
 
 
+def _split(path: Path, cell: str) -> str:
+  name = cell.strip().lower()
+  if not _SPLIT_NAME.fullmatch(name):
+    raise UserError(
+      f"{path}: {cell[:60]!r} is no name of a split; usual are train, valid and test"
+    )
+  return fields.SPLIT_NAMES.get(name, name)
+
+
 def _rows(path: Path) -> tuple[list[str], list[Row]]:
   try:
     with path.open(encoding="utf-8-sig", newline="") as stream:
       header = stream.readline()
-      columns = _cells(header.strip("\r\n"))
-      separator = "\t" if "\t" in header else ","
+      columns = _columns(header)
+      if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise UserError(f"{path}: the header has {twice!r} twice")
       rows = []
-      for cells in csv.reader(stream, delimiter=separator):
+      for cells in csv.reader(stream, delimiter=_separator(header)):
+        if not cells:
+          continue  # an empty line, as many editors leave one at the end
         if len(cells) != len(columns):
           raise UserError(
             f"{path}: row {len(rows) + 2} has {len(cells)} cells, the header"
@@ -115,7 +135,7 @@ def _rows(path: Path) -> tuple[list[str], list[Row]]:
         rows.append(dict(zip(columns, cells, strict=True)))
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     reason = " ".join(str(error).split())[:80]
-    raise UserError(f"{path}: not a readable csv file ({reason})") from None
+    raise UserError(f"{path}: not a readable csv file in UTF-8 ({reason})") from None
   return columns, rows
 
 

@@ -67,7 +67,7 @@ class _Opened(NamedTuple):
 
 
 def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
-  directory = RunDirectory(workdir)
+  directory = RunDirectory(workdir).chosen()
   config = directory.config()
   corpus = inputs.reread(config, path)
   labelled = [n for n, s in corpus.splits.items() if scoring.targets(s, corpus.tasks)]

@@ -20,9 +20,11 @@ from msa_jax.data import (
   synthetic,
 )
 from msa_jax.data.batches import available_columns
+from msa_jax.data.relabel import relabel
 from msa_jax.models import SYSTEMS
 from msa_jax.text import features as text_features
 from msa_jax.train import pseudo
+from msa_jax.train.recipe import task_of
 from msa_jax.typing import Corpus, UserError
 
 
@@ -227,7 +229,8 @@ def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
     path: file to read; "" = the run's own.
 
   Returns:
-    The modalities and tasks that the run knows, not preprocessed.
+    The modalities and tasks that the run knows, with its numbers of classes, not
+    preprocessed.
   """
   if path:
     config = config.copy_and_resolve_references()
@@ -236,8 +239,24 @@ def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
       config.data.features = {name: "" for name in config.data.features}
   corpus = load(config) if path else cut(config, load(config))
   kept = [n for n in config.spec.widths if n in _modalities(corpus)]
-  corpus = preprocess.derive_task(select_modalities(corpus, kept), config.data.task)
+  corpus = select_modalities(corpus, kept)
+  if path:
+    corpus = _in_terms_of(config, corpus)
+  else:
+    corpus = preprocess.derive_task(corpus, config.data.task)
   return grouped(config, corpus)
+
+
+def _in_terms_of(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
+  """Another file with the tasks of a run; it need not have labels."""
+  task = corpus.tasks.get("sentiment")
+  if config.data.task != "regression" and task and task.kind == "regression":
+    # Which classes there are was asked of the run's own range, not of a small file's.
+    ranged = dataclasses.replace(task, low=-3.0, high=3.0)
+    corpus = dataclasses.replace(corpus, tasks={**corpus.tasks, "sentiment": ranged})
+    corpus = preprocess.derive_task(corpus, config.data.task)
+  tasks = {name: task_of(entry) for name, entry in config.spec.tasks.items()}
+  return relabel(corpus, tasks)
 
 
 def _modalities(corpus: Corpus) -> list[str]:
