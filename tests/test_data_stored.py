@@ -227,6 +227,24 @@ def test_parts_that_differ_are_refused(tmp_path):
   assert not stored.is_stored(tmp_path / "corpus")
 
 
+def test_splits_may_differ_in_what_they_lack(tmp_path):
+  # Infinite cells in training only, say, and a test split without its labels.
+  test = CORPUS.splits["valid"]
+  text = dataclasses.replace(test.modalities["text"], lost=None)
+  test = dataclasses.replace(
+    test, labels={}, extras={}, modalities={**test.modalities, "text": text}
+  )
+  corpus = dataclasses.replace(CORPUS, splits={**CORPUS.splits, "test": test})
+  stored.store(corpus, tmp_path / "corpus")
+  with pytest.raises(UserError, match=r"corpus: id 'v1_0.*occurs in two splits"):
+    reading.read(tmp_path / "corpus")
+  found = stored.load(tmp_path / "corpus").splits["test"]
+  assert not found.labels and not found.extras
+  assert found.modalities["text"].lost is None
+  features = found.modalities["text"].features
+  np.testing.assert_array_equal(np.asarray(features), text.features)
+
+
 def _damaged(tmp_path):
   stored.store(
     dataclasses.replace(CORPUS, splits={"valid": CORPUS.splits["valid"]}),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from msa_jax.data import transcripts
+from msa_jax.data.__main__ import main
 from msa_jax.data.reading import read
 from msa_jax.typing import UserError
 
@@ -109,6 +110,14 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
   with pytest.raises(UserError, match="not a readable csv file"):
     transcripts.load(path)
   assert not transcripts.is_transcript(tmp_path / "none.csv")
+
+
+def test_transcripts_alone_can_be_checked_and_described(tmp_path, capsys):
+  path = write(tmp_path, "text,emotion\nhi there,joy\noh,\n")
+  assert main(["check", str(path)]) == 0
+  assert "1 samples of train have no label of emotion" in capsys.readouterr().out
+  assert main(["describe", str(path)]) == 0
+  assert "classes: joy" in capsys.readouterr().out
 
 
 def test_transcripts_without_features_say_how_to_make_some(tmp_path):

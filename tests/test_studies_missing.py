@@ -169,7 +169,9 @@ def test_the_table_shows_patterns_figures_bounds_and_priors(trained):
 
 
 def test_two_modalities_have_a_grid_of_three_and_no_tables(toy_system, tmp_path):
-  run.train(toy.config(epochs=1), tmp_path)
+  run.train(toy.config(epochs=1), tmp_path / "sweep" / "a")
+  # As of a run that tried settings: what is evaluated is the best one's.
+  (tmp_path / "summary.json").write_text(json.dumps({"sweep": {"best": "a"}}))
   rows = grid(tmp_path, "conditions")["grids"]["conditions"]
   assert [row["pattern"] for row in rows] == ["text", "audio", "text+audio"]
   assert rows[0]["bayes"] == {}

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,7 @@ def test_a_run_with_two_labels_reports_and_predicts_both(trained):
   np.testing.assert_allclose(np.mean(right), figures["emotion"]["wa"]["mean"])
 
 
-def test_a_trained_run_gives_the_labels_that_are_lacking(trained):
+def test_a_trained_run_gives_the_labels_that_are_lacking(trained, tmp_path):
   folder, _ = trained
   config, state = train_state.load(str(folder))
   corpus = inputs.load(config)
@@ -162,3 +163,7 @@ def test_a_trained_run_gives_the_labels_that_are_lacking(trained):
   wider = inputs.select_modalities(corpus, ["text"])
   with pytest.raises(UserError, match="reads features of widths"):
     pseudo.fill(wider, folder)
+  encoding = {"text": {"input": "encoder", "finetune": "all"}}
+  (tmp_path / "config.json").write_text(json.dumps(encoding))
+  with pytest.raises(UserError, match="reads token ids, for an encoder of its own"):
+    pseudo.fill(corpus, tmp_path)

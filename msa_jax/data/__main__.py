@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.command == "features":
       _text_features(options, features)
     elif options.command == "check":
-      _show(check(read_lenient(options.file, options.format, features)))
+      _show(check(read_lenient(options.file, options.format, features, bare_text=True)))
     else:
-      _show(describe(read(options.file, options.format, features)))
+      _show(describe(read(options.file, options.format, features, bare_text=True)))
   except UserError as error:
     print("error:", printable(" ".join(str(error).split())), file=sys.stderr)
     return 2

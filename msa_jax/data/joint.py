@@ -112,7 +112,10 @@ def _join(
   }
   labels = {
     key: np.concatenate(
-      [_labels(part.labels.get(key), task, len(part)) for part in splits]
+      [
+        part.labels[key] if key in part.labels else no_labels(task, len(part))
+        for part in splits
+      ]
     )
     for key, task in tasks.items()
     if any(key in part.labels for part in splits)
@@ -216,9 +219,8 @@ def _steps(values: np.ndarray, steps: int) -> np.ndarray:
   return np.pad(values, [(0, 0), (0, missing)] + [(0, 0)] * (values.ndim - 2))
 
 
-def _labels(values: np.ndarray | None, task: Task, size: int) -> np.ndarray:
-  if values is not None:
-    return values
+def no_labels(task: Task, size: int) -> np.ndarray:
+  """Labels [n ...] of samples that have none."""
   if task.kind == "regression":
     return np.full(size, np.nan, np.float32)
   shape = (size, len(task.classes)) if task.kind == "binary" else (size,)

@@ -51,7 +51,7 @@ def read(
   try:
     check_unique_ids(corpus)
   except UserError as error:
-    raise UserError(f"{existing(path)}: {error}") from None
+    raise UserError(f"{Path(path).expanduser().absolute()}: {error}") from None
   return corpus
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Int
 
 from msa_jax.data import npz
+from msa_jax.data.joint import no_labels
 from msa_jax.data.lazy import LazyFeatures
 from msa_jax.typing import Corpus, Sequences, Split, Task, UserError
 
@@ -68,7 +69,8 @@ def store_parts(
 
   Args:
     parts: split name -> functions that give the parts of the split in order, each a
-      shard. All have the same modalities, widths and label names.
+      shard. All have the same modalities and widths, those of one split the same
+      labels too.
     tasks: task name -> its meaning.
     folder: a new or empty folder.
     name: of the corpus.
@@ -81,21 +83,23 @@ def store_parts(
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f"{folder} is not empty; choose a new folder")
   columns: dict[str, list[Split]] = {split: [] for split in parts}
-  forms: list[tuple] = []
+  first = next(iter(parts.values()))[0]()
+  form, fields = _form(first), _fields(first, tasks)
 
   def examples(split: str, make: Callable[[], Split]) -> Iterator[tuple]:
     part = make()
-    extras = {key for before in columns[split] for key in before.extras}
-    if _form(part) not in forms or (columns[split] and set(part.extras) != extras):
+    others = columns[split][:1]
+    if _form(part) != form or any(_columns(one) != _columns(part) for one in others):
       raise UserError(f"{name}, {split}: the parts of a stored corpus must be alike")
     start = sum(map(len, columns[split]))
     columns[split].append(_without_features(part))
+    labels = {
+      task: part.labels.get(task, no_labels(meaning, len(part)))
+      for task, meaning in tasks.items()
+    }
     for row in range(len(part)):
-      yield start + row, _example(part, row)
+      yield start + row, _example(part, labels, row)
 
-  first = next(iter(parts.values()))[0]()
-  forms.append(_form(first))
-  fields = _fields(first, tasks)
   del first
   shards = {
     split: [functools.partial(examples, split, make) for make in makers]
@@ -275,7 +279,7 @@ def _fields(first: Split, tasks: Mapping[str, Task]) -> dict[str, Any]:
   return found
 
 
-def _example(part: Split, row: int) -> dict[str, Any]:
+def _example(part: Split, labels: Mapping[str, np.ndarray], row: int) -> dict[str, Any]:
   found: dict[str, Any] = {"id": str(part.ids[row])}
   if part.raw_text is not None:
     found["raw_text"] = str(part.raw_text[row])
@@ -283,7 +287,7 @@ def _example(part: Split, row: int) -> dict[str, Any]:
     found["group"] = str(part.groups[row])
   for name, one in part.modalities.items():
     found[name] = np.asarray(one.features[row][: one.lengths[row]])
-  for name, values in part.labels.items():
+  for name, values in labels.items():
     found[f"label_{name}"] = values[row]
   return found
 
@@ -300,12 +304,19 @@ def _without_features(part: Split) -> Split:
 
 
 def _form(part: Split) -> tuple:
-  """What all parts of a corpus have in common."""
+  """What records are alike in, those of all splits."""
   return (
     {n: (m.features.shape[2], m.features.dtype) for n, m in part.modalities.items()},
+    (part.raw_text is None, part.groups is None),
+  )
+
+
+def _columns(part: Split) -> tuple:
+  """What the parts of one split are alike in besides; test may have no labels."""
+  return (
     {n: (set(m.ids), m.lost is None) for n, m in part.modalities.items()},
     {name: values.dtype for name, values in part.labels.items()},
-    (part.raw_text is None, part.groups is None),
+    set(part.extras),
   )
 
 

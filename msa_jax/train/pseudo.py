@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 
 from msa_jax.data import preprocess
+from msa_jax.text import tuning
 from msa_jax.train import feed as feed_lib
 from msa_jax.train import recipe, sharding
 from msa_jax.train.checkpoint import load_best
@@ -27,10 +28,16 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
       probabilities).
 
   Raises:
-    UserError: no such run, other features, or a task of another meaning.
+    UserError: no such run, one with an encoder inside, other features, or a task of
+      another meaning.
   """
-  run = RunDirectory(workdir)
+  run = RunDirectory(workdir).chosen()
   config = run.config()
+  if tuning.is_tuned(config):
+    raise UserError(
+      f"config.data.pseudo={run.path}: the run reads token ids, for an encoder of its"
+      " own (config.text.finetune); give one that reads features."
+    )
   train = corpus.splits["train"]
   widths = {n: s.features.shape[-1] for n, s in train.modalities.items()}
   wanted = config.spec.widths.to_dict()
