@@ -77,11 +77,14 @@ def test_slurm_gives_every_task_of_an_array_its_own_seed_and_folder(tmp_path):
   }
   flags = ("--config=c.py", "--workdir=runs/a")
   one = _run("slurm.sbatch", *flags, **environment).stdout.splitlines()
-  assert one == ["srun", ".venv/bin/python", "-m", "msa_jax.main", *flags]
+  start = ["srun", "--kill-on-bad-exit=1", ".venv/bin/python", "-m", "msa_jax.main"]
+  assert one == [*start, *flags]
   task = _run("slurm.sbatch", *flags, **environment, SLURM_ARRAY_TASK_ID="3")
-  assert task.stdout.splitlines()[4:] == [
+  assert task.stdout.splitlines()[5:] == [
     "--config=c.py", "--workdir=runs/a-seed3", "--config.replicas.seeds=3,"
   ]  # fmt: skip
+  nodes = _run("slurm.sbatch", *flags, **environment, SLURM_NTASKS="8")
+  assert nodes.stdout.splitlines() == [*start, *flags, "--coordinator=auto"]
   header = (FOLDER / "slurm.sbatch").read_text()
   assert "#SBATCH --signal=TERM@60" in header and "#SBATCH --requeue" in header
 
@@ -96,6 +99,10 @@ def test_tpu_vm_creates_runs_on_every_worker_fetches_and_deletes():
   copy, train = _run("tpu_vm.sh", "run", "--config=c d.py", **known).stdout.splitlines()
   assert "scp" in copy.split() and "--worker=all" in copy.split()
   assert "--worker=all" in train and "--config=c" in train and "runs/n" in train
+  assert "--coordinator" not in train and "gcsfuse" not in train
+  shared = _run("tpu_vm.sh", "run", "--config=c.py", **known, BUCKET="mine").stdout
+  assert "gcsfuse --implicit-dirs mine runs" in shared
+  assert "--workdir=runs/n --coordinator=auto --config=c.py" in shared
   fetch = _run("tpu_vm.sh", "fetch", **known).stdout.split()
   assert {"n:msa_jax/runs/n", "runs/", "--worker=0"} <= set(fetch)
   assert "delete n --quiet --zone=z" in _run("tpu_vm.sh", "delete", **known).stdout
@@ -122,7 +129,8 @@ def test_the_jobset_runs_the_trainer_on_as_many_chips_as_its_topology_has():
   assert hosts["parallelism"] * chips == rows * columns
   assert container["resources"]["requests"] == container["resources"]["limits"]
   assert container["command"][:3] == ["python", "-m", "msa_jax.main"]
-  assert f"--config.sharding.data={chips}" in container["command"]
+  assert f"--config.sharding.data={rows * columns}" in container["command"]
+  assert "--coordinator=auto" in container["command"] and hosts["parallelism"] > 1
   mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
   assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
   (workdir,) = [f for f in container["command"] if f.startswith("--workdir=")]

@@ -186,6 +186,13 @@ def test_processes_agree(two):
   assert not two
 
 
+def test_a_folder_that_is_not_shared_is_noticed(tmp_path):
+  (tmp_path / "there").touch()
+  processes.await_shared(tmp_path / "there", 0.0)
+  with pytest.raises(UserError, match="must be a folder that all processes share"):
+    processes.await_shared(tmp_path / "missing", 0.0)
+
+
 def test_every_process_of_a_job_must_have_a_part(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   message = "uses 1 of the 4 devices of 2 processes.*sharding.data=4"

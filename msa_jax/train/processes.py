@@ -8,8 +8,10 @@ first one writes files and speaks.
 import hashlib
 import json
 import os
+import pathlib
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,6 +126,20 @@ def check_same(what: str, value: Any) -> None:
   gathered = multihost_utils.process_allgather(digest)
   if (gathered != gathered[0]).any():
     raise UserError(f"the processes of this job differ: {what}")
+
+
+def await_shared(path: pathlib.Path, seconds: float = 30.0) -> None:
+  """Waits for a file that the first process has written.
+
+  Raises:
+    UserError: it does not come: the folder is another one here.
+  """
+  until = time.monotonic() + seconds
+  # A network file system may remember for a while that there was none.
+  while not path.exists():
+    if time.monotonic() > until:
+      raise UserError(f"{path.parent} must be a folder that all processes share.")
+    time.sleep(0.1)
 
 
 def on_host(tree: Any) -> Any:

@@ -115,6 +115,8 @@ def train(
     for run, setting in zip(runs, settings, strict=True):
       if setting:
         _begin(run, sweep.bound(config, setting), prepared)
+  with processes.all_or_none():
+    processes.await_shared(root.config_path)
   feeds = make_feeds(config, corpus, mesh)
   seeds = config.replicas.seeds
   replicas = [
