@@ -50,6 +50,22 @@ def test_every_sample_fits_its_bucket_and_no_shorter_one():
   assert not held.any()
 
 
+def test_token_ids_cost_what_their_encoder_does():
+  split = _split()
+  text = split.modalities["text"]
+  ids = {"tokens": np.ones(text.features.shape[:2], np.int32)}
+  text = dataclasses.replace(text, features=text.features[..., :0], ids=ids)
+  alone = dataclasses.replace(split, modalities={"text": text})
+  chosen = buckets.choose(alone, {"text": 50}, 3)
+  assert [each["text"] for each in chosen.lengths] == [16, 24, 50]
+  assert (text.lengths <= 16).mean() > 0.5
+
+
+def test_no_more_buckets_than_there_are_places():
+  most = buckets.choose(_split(), FULL, 16)
+  assert len(buckets.choose(_split(), FULL, 40).lengths) == len(most.lengths) > 4
+
+
 def test_a_modality_that_is_absent_everywhere_keeps_a_step():
   split = _split()
   absent = np.zeros_like(split.modalities["vision"].lengths)

@@ -49,7 +49,14 @@ def test_names_are_classes_and_ids_that_splits_share_get_the_split(tmp_path):
   assert corpus.splits["train"].labels["emotion"].tolist() == [1]
   assert corpus.splits["valid"].labels["sentiment"].tolist() == [-1]
   assert corpus.splits["valid"].ids.tolist() == ["valid_0$_$0"]
+  assert corpus.splits["valid"].groups.tolist() == ["valid_0"]
   assert corpus.splits["train"].extras["speaker"].tolist() == ["Joey"]
+
+
+def test_dialogues_are_known_whatever_utterances_are_called(tmp_path):
+  corpus = transcripts.load(write(tmp_path, "id,dialogue,text\na,7,hi\nb,7,oh\n"))
+  assert corpus.splits["predict"].ids.tolist() == ["a", "b"]
+  assert corpus.splits["predict"].groups.tolist() == ["7", "7"]
 
 
 def test_files_without_splits_or_labels_are_for_prediction(tmp_path):

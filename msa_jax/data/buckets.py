@@ -19,12 +19,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from msa_jax.typing import Batch, Modality, Split, modality_order
+from msa_jax.typing import Batch, Modality, Sequences, Split, modality_order
 
 # Lengths are multiples of this many steps, as wide registers and TPU tiles like them.
 _MULTIPLE = 8
 # Places where buckets may end: shares of the samples, ordered by length.
 _GRID = 16
+_ENCODED = 4096  # An encoder's layers cost far more than any features' first layer.
 
 
 class Buckets(NamedTuple):
@@ -47,13 +48,14 @@ class Buckets(NamedTuple):
 def choose(split: Split, lengths: Mapping[str, int], count: int) -> Buckets | None:
   """Chooses at most `count` buckets for a split, at least cost for its samples.
 
-  Cost is steps times feature width, over all modalities and padding. Modalities of
+  Cost is steps times feature width (or an encoder's cost, of a text of token ids), over
+  all modalities and padding. Modalities of
   equal static length keep equal lengths, since aligned ones must.
 
   Args:
     split: the samples.
     lengths: static steps per modality, those of the longest bucket.
-    count: number of buckets; 0 or 1 = none.
+    count: number of buckets, 16 at most; 0 or 1 = none.
 
   Returns:
     None where one bucket would hold everything, or where a batch's time axis is that
@@ -64,7 +66,7 @@ def choose(split: Split, lengths: Mapping[str, int], count: int) -> Buckets | No
   order = modality_order(split.modalities)
   real = _real_lengths(split, lengths)  # [n m]
   full = np.asarray([lengths[name] for name in order])
-  weights = np.asarray([split.modalities[n].features.shape[-1] for n in order])
+  weights = np.asarray([_weight(split.modalities[name]) for name in order])
   # [q m]: lengths below which a growing share of the samples lies, per modality.
   shares = np.arange(1, _GRID + 1) / _GRID
   ends = np.quantile(real, shares, axis=0, method="higher")
@@ -76,7 +78,7 @@ def choose(split: Split, lengths: Mapping[str, int], count: int) -> Buckets | No
   below = np.cumsum(np.bincount(place, minlength=_GRID))  # samples held, by place
   cost = ends @ weights
   best, chosen = np.inf, ()
-  for picked in itertools.combinations(range(_GRID - 1), count - 1):
+  for picked in itertools.combinations(range(_GRID - 1), min(count, _GRID) - 1):
     picked = [*picked, _GRID - 1]
     held = np.diff([0, *below[picked]])
     if (total := float(held @ cost[picked])) < best:
@@ -90,6 +92,11 @@ def choose(split: Split, lengths: Mapping[str, int], count: int) -> Buckets | No
     {name: int(ends[p, column]) for column, name in enumerate(order)} for p in picked
   )
   return Buckets(steps, level)
+
+
+def _weight(sequences: Sequences) -> int:
+  """What a step costs: its width; ids alone are read by an encoder inside the model."""
+  return sequences.features.shape[-1] or _ENCODED
 
 
 def _real_lengths(split: Split, lengths: Mapping[str, int]) -> Int[np.ndarray, "n m"]:

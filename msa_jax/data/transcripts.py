@@ -77,12 +77,16 @@ def load(path: Path) -> Corpus:
   labelled = [name for name in _LABELS if name in columns]
   if "label" in labelled and "sentiment" in labelled:
     labelled.remove("label")  # Two columns for one task: the named one.
-  whole = "train" if labelled else "predict"
-  split_of = [
-    _split(path, row[split_column]) if split_column else whole for row in rows
-  ]
+  if split_column:
+    split_of = [_split(path, row[split_column]) for row in rows]
+  else:
+    split_of = ["train" if labelled else "predict"] * len(rows)
+  group = next((name for name in _GROUP if name in columns), None)
+  groups = group and [row[group] for row in rows]
   if len(set(names)) < len(names):
-    names = [f"{split}_{name}" for split, name in zip(split_of, names, strict=True)]
+    # Splits that number their dialogues anew, each from zero.
+    names = _prefixed(split_of, names)
+    groups = groups and _prefixed(split_of, groups)
   labels, tasks = _labels(path, rows, labelled)
   splits = {}
   for split in dict.fromkeys(split_of):
@@ -95,7 +99,7 @@ def load(path: Path) -> Corpus:
       modalities=_features(path, columns, members),
       labels={name: values[chosen] for name, values in labels.items()},
       raw_text=np.array([row[text] for row in members], np.str_),
-      groups=fields.videos(ids),
+      groups=np.array(groups)[chosen] if groups else fields.videos(ids),
       extras={"speaker": speakers} if "speaker" in columns else {},
     )
   if any(values.dtype.kind == "f" for values in labels.values()):
@@ -105,6 +109,10 @@ def load(path: Path) -> Corpus:
     whole = Split(np.array(names), {}, regression)
     tasks |= sentiment_tasks({"all": whole})
   return Corpus(path.stem, splits, tasks, {"format": "csv"})
+
+
+def _prefixed(splits: list[str], names: list[str]) -> list[str]:
+  return [f"{split}_{name}" for split, name in zip(splits, names, strict=True)]
 
 
 def _split(path: Path, cell: str) -> str:
