@@ -1,12 +1,12 @@
 """`python -m msa_jax.main`: trains, evaluates or predicts from the command line."""
 
-import os
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
+from msa_jax import command
 from msa_jax.typing import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -70,36 +70,15 @@ def main(_) -> None:
   except loop.Interrupted as interruption:
     say(interruption, file=sys.stderr)
   except UserError as error:
-    _fail(error)
+    command.fail(error)
   except Exception:
     processes.abandon()
     raise
 
 
-def _fail(error: Exception) -> None:
-  # KeyError and its kin quote their message when printed; args[0] is the plain one.
-  message = error.args[0] if isinstance(error, LookupError) and error.args else error
-  known = isinstance(error, UserError | flags.Error | LookupError | AttributeError)
-  kind = "" if known else f"{type(error).__name__}: "
-  print(f"error: {kind}{' '.join(str(message).split())}", file=sys.stderr)
-  sys.exit(2)
-
-
-def _parse(arguments: list[str]) -> list[str]:
-  """Parses flags. The config file runs here; whatever is wrong is one line."""
-  try:
-    rest = flags.FLAGS(arguments)
-    if _CONFIG.value is not None:
-      _CONFIG.value.keys()  # a file that cannot be read is reported at first use
-    return rest
-  except Exception as error:  # noqa: BLE001
-    _fail(error)
-
-
 def run_main() -> None:
   """Entry point."""
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  app.run(main, flags_parser=_parse)
+  command.run(main, _CONFIG)
 
 
 if __name__ == "__main__":

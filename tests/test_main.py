@@ -20,9 +20,9 @@ TINY = (
 )
 
 
-def _command(*arguments):
+def _command(*arguments, module="main"):
   return subprocess.run(
-    [sys.executable, "-m", "msa_jax.main", *arguments],
+    [sys.executable, "-m", f"msa_jax.{module}", *arguments],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -55,7 +55,22 @@ def _command(*arguments):
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
   if arguments and "--mode=evaluate" not in arguments:
     arguments = (*arguments, f"--workdir={tmp_path}")
-  done = _command(*arguments)
+  _is_one_line(_command(*arguments), message)
+
+
+@pytest.mark.parametrize(
+  ("module", "arguments", "message"),
+  [
+    ("studies", ("balance", "--config=configs/awf.py:mois"), "'mois' must be one of"),
+    ("bench", ("--config=configs/awf.py", "--config.optim.bach=3"), '"bach"'),
+    ("report", ("--colour=red",), "Unknown command line flag 'colour'"),
+  ],
+)
+def test_the_other_commands_answer_wrong_flags_alike(module, arguments, message):
+  _is_one_line(_command(*arguments, module=module), message)
+
+
+def _is_one_line(done, message):
   assert done.returncode == 2, done.stderr
   lines = done.stderr.strip().splitlines()
   assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr

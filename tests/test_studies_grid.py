@@ -123,6 +123,9 @@ def test_other_systems_that_are_no_configs_are_refused(tmp_path):
   (tmp_path / "empty.py").write_text("")
   with pytest.raises(UserError, match="has no get_config"):
     command.other_config(str(tmp_path / "empty.py"))
+  (tmp_path / "broken.py").write_text("so it is")
+  with pytest.raises(UserError, match=r"cannot be run \(SyntaxError"):
+    command.other_config(str(tmp_path / "broken.py"))
 
 
 def test_every_study_is_listed():

@@ -14,9 +14,10 @@ import pathlib
 import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
+from msa_jax import command
 from msa_jax.typing import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "System to measure.")
@@ -86,8 +87,7 @@ def main(_) -> None:
     counts = _check()
     figures = _measure(counts)
   except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+    command.fail(error)
   from msa_jax.bench import table
 
   text = table.report(figures)
@@ -100,4 +100,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command.run(main, _CONFIG)

@@ -4,13 +4,12 @@ python -m msa_jax.report runs/a runs/b --output=report   # a page and its figure
 python -m msa_jax.report compare runs/a runs/b           # tables on the terminal
 """
 
-import sys
-
-from absl import app, flags, logging
+from absl import flags, logging
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from msa_jax import command
 from msa_jax.typing import UserError
 
 _OUTPUT = flags.DEFINE_string("output", "report", "Folder of the page and figures.")
@@ -112,9 +111,8 @@ def main(arguments: list[str]) -> None:
       return
     print(f"report: {page.write(runs, _OUTPUT.value, studies, _SAMPLE.value)}")
   except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+    command.fail(error)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command.run(main)

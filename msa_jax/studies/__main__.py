@@ -20,9 +20,10 @@ import sys
 from collections.abc import Sequence
 
 import ml_collections
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
+from msa_jax import command
 from msa_jax.typing import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
@@ -63,7 +64,12 @@ def other_config(entry: str):
   path, _, variants = entry.partition(":")
   if not pathlib.Path(path).is_file():
     raise UserError(f"--also={entry}: there is no file {path}.")
-  found = runpy.run_path(path)
+  try:
+    found = runpy.run_path(path)
+  except Exception as error:  # noqa: BLE001  Whatever a file of the user's raises.
+    raise UserError(
+      f"--also={entry}: {path} cannot be run ({type(error).__name__}: {error})."
+    ) from None
   if "get_config" not in found:
     raise UserError(f"--also={entry}: {path} has no get_config; give a config file.")
   return found["get_config"](variants)
@@ -144,9 +150,8 @@ def main(arguments: list[str]) -> None:
   except loop.Interrupted as interruption:
     print(interruption, file=sys.stderr)
   except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+    command.fail(error)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command.run(main, _CONFIG)
