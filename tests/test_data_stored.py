@@ -175,6 +175,13 @@ def test_batches_from_disk_are_those_from_memory(folder):
     np.testing.assert_equal(jax.tree.leaves(one), jax.tree.leaves(other))
 
 
+def test_a_stored_split_that_fits_the_device_is_read_as_a_whole(folder):
+  expected = batches.whole(CORPUS.splits["train"], TASKS)
+  found = jax.device_put(batches.whole(reading.read(folder).splits["train"], TASKS))
+  for one, other in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
 def test_a_run_from_disk_ends_with_the_parameters_of_one_from_memory(
   tmp_path, monkeypatch
 ):

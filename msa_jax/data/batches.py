@@ -44,7 +44,7 @@ def _modality(sequences: Sequences, length: int) -> Modality:
   steps = np.arange(length)[None, :]
   mask = steps < sequences.lengths[:, None]
   lost = np.zeros_like(mask) if sequences.lost is None else _fit(sequences.lost, length)
-  features = _fit(sequences.features, length)
+  features = _fit(np.asarray(sequences.features), length)  # read, if they are on disk
   visible = mask & ~lost
   if _has_content(features, ~visible):
     features = np.where(visible[..., None], features, features.dtype.type(0))
