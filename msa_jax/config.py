@@ -280,7 +280,10 @@ def spec_of(corpus: Corpus) -> dict[str, Any]:
   names = sorted(train.modalities)
   sources = joint.source_sizes(train)
   utterances = dialogues.real(train)
+  encoder = corpus.notes.get("text", {}).get("encoder", {})
   return {
+    # Which encoder made the text, where one did.
+    **({"text_sha256": encoder["sha256"]} if encoder else {}),
     "widths": {n: int(train.modalities[n].features.shape[-1]) for n in names},
     "lengths": {
       n: max(int(s.modalities[n].features.shape[1]) for s in corpus.splits.values())

@@ -7,7 +7,16 @@ import sys
 import numpy as np
 import pytest
 
-from msa_jax.report import errors, figures, grids, page, reading, results, style
+from msa_jax.report import (
+  errors,
+  figures,
+  grids,
+  page,
+  reading,
+  results,
+  style,
+  terminal,
+)
 from msa_jax.typing import UserError
 
 LABELS = [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]
@@ -262,6 +271,19 @@ def test_runs_on_the_same_samples_are_compared_pair_by_pair(run_folder):
   assert "p = " in results.verdict(first, exact, "sentiment")
   columns["id"] = ["other"] * 7
   assert results.significance(first, exact, "sentiment") is None
+
+
+def test_a_sweep_says_how_its_settings_rank():
+  summary = {
+    "model": "m", "parameters": 1, "seeds": [0], "epochs": [2], "selected_epoch": [1],
+    "selected_by": "mae", "splits": {}, "routing": {},
+    "sweep": {"settings": [
+      {"name": "lr=0.1", "valid": 0.5, "std": 0.25},
+      {"name": "lr=9.0", "valid": None, "std": None},
+    ]},
+  }  # fmt: skip
+  said = terminal.training(summary, "runs/a")
+  assert "  1. lr=0.1: 0.500 ± 0.250\n  2. lr=9.0: -\n" in said
 
 
 def test_the_command_answers_bad_input_with_one_line_and_prints_tables(run_folder):

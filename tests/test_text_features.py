@@ -157,6 +157,17 @@ def test_a_run_reads_transcripts_and_later_files_are_cut_like_its_own(path, tabl
   )
 
 
+def test_features_of_another_encoder_are_not_taken_for_a_run_s_own(table, tmp_path):
+  folder = tiny_text.folder(tmp_path / "encoder")
+  prepared = inputs.prepare(run_config(folder, table))
+  tiny_text.folder(tmp_path / "encoder", seed=1)  # as large, of other values
+  with pytest.raises(UserError, match="features of 'c' are of another encoder"):
+    inputs.reload(prepared.config, prepared.preprocessor, "")
+  tuned = prepared.config.copy_and_resolve_references()
+  tuned.text.finetune = "all"
+  inputs.reread(tuned, "")  # its own is in its checkpoints
+
+
 def test_a_run_that_trains_its_encoder_gets_ids_for_it(path, table):
   config = run_config(path, table, finetune="all", linguistic=True)
   prepared = inputs.prepare(config)

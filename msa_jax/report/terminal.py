@@ -68,8 +68,8 @@ def _ranking(sweep: Mapping[str, Any] | None) -> list[str]:
     return []
   lines = ["settings by validation (the figures above are the first one's):"]
   for place, row in enumerate(sweep["settings"], 1):
-    figure = _figure({"mean": row["valid"], "std": row["std"]})
-    lines.append(f"  {place}. {row['name']}: {figure}")
+    value = figure({"mean": row["valid"], "std": row["std"]})
+    lines.append(f"  {place}. {row['name']}: {value}")
   return lines
 
 

@@ -23,6 +23,7 @@ from msa_jax.data.batches import available_columns
 from msa_jax.data.relabel import relabel
 from msa_jax.models import SYSTEMS
 from msa_jax.text import features as text_features
+from msa_jax.text import tuning
 from msa_jax.train import pseudo
 from msa_jax.train.recipe import task_of
 from msa_jax.typing import Corpus, UserError
@@ -238,6 +239,7 @@ def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
       config.data.update({"path": path, "format": "auto", "joint": ()})
       config.data.features = {name: "" for name in config.data.features}
   corpus = load(config) if path else cut(config, load(config))
+  _check_encoder(config, corpus)
   kept = [n for n in config.spec.widths if n in _modalities(corpus)]
   corpus = select_modalities(corpus, kept)
   if path:
@@ -245,6 +247,18 @@ def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
   else:
     corpus = preprocess.derive_task(corpus, config.data.task)
   return grouped(config, corpus)
+
+
+def _check_encoder(config: ml_collections.ConfigDict, corpus: Corpus) -> None:
+  """Checks that text features are of the encoder whose features the run learned."""
+  ours = config.spec.get("text_sha256", "")
+  theirs = corpus.notes.get("text", {}).get("encoder", {}).get("sha256", "")
+  # An encoder that was trained with the run is in its checkpoints.
+  if ours and theirs and ours != theirs and not tuning.is_tuned(config):
+    raise UserError(
+      f"the text features of {corpus.name!r} are of another encoder (sha256"
+      f" {theirs[:12]}) than those the run was trained on ({ours[:12]})."
+    )
 
 
 def _in_terms_of(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
