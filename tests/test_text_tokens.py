@@ -218,3 +218,9 @@ def test_tokenizers_that_lack_are_one_line(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "transformers", None)
   with pytest.raises(UserError, match="made by transformers: pip install"):
     tokens.load_tokenizer(path)
+
+
+def test_a_tokenizer_of_more_words_than_the_encoder_has_is_refused(tmp_path):
+  narrow = pathlib.Path(tiny_text.folder(tmp_path, vocab_size=18))
+  with pytest.raises(UserError, match="tokenizer gives id 18, its encoder has 18 rows"):
+    tokenised(narrow, [tiny_text.corpus()])

@@ -234,7 +234,7 @@ def tokenise(
     are cut to `notes["text"]["max_length"]` tokens.
 
   Raises:
-    UserError: no transcripts, no tokenizer, no annotator.
+    UserError: no transcripts, no annotator, no tokenizer or one of another encoder.
   """
   tokenizer = load_tokenizer(folder)
   annotator = sentilare.load() if options.linguistic else None
@@ -245,11 +245,23 @@ def tokenise(
     }
     for corpus in corpora
   ]
+  _check_vocabulary(made, config, folder)
   limit = _limit(made, options.max_length, config.max_tokens, max_steps)
   return [
     _with_rows(corpus, rows, limit, config, annotator)
     for corpus, rows in zip(corpora, made, strict=True)
   ]
+
+
+def _check_vocabulary(made, config: EncoderConfig, folder: Path) -> None:
+  """Ids beyond the table would read some other row of it, without a word."""
+  rows = (row for each in made for rows, _ in each.values() for row in rows)
+  most = max((number for row in rows for number in row.ids), default=0)
+  if most >= config.vocabulary:
+    raise UserError(
+      f"{folder}: its tokenizer gives id {most}, its encoder has {config.vocabulary}"
+      " rows; the two do not go together."
+    )
 
 
 def _limit(made, asked: int, most: int, max_steps: int) -> int:
