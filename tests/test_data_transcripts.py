@@ -53,6 +53,14 @@ def test_names_are_classes_and_ids_that_splits_share_get_the_split(tmp_path):
   assert corpus.splits["train"].extras["speaker"].tolist() == ["Joey"]
 
 
+def test_emotions_by_number_are_classes_and_have_no_order(tmp_path):
+  content = "text,label,emotion\na,0.5,10\nb,1,2\nc,,nan\n"
+  corpus = transcripts.load(write(tmp_path, content))
+  assert corpus.tasks["emotion"].classes == ("2", "10")
+  assert corpus.splits["train"].labels["emotion"].tolist() == [1, 0, -1]
+  assert corpus.tasks["sentiment"].high == 1.0
+
+
 def test_dialogues_are_known_whatever_utterances_are_called(tmp_path):
   corpus = transcripts.load(write(tmp_path, "id,dialogue,text\na,7,hi\nb,7,oh\n"))
   assert corpus.splits["predict"].ids.tolist() == ["a", "b"]
@@ -87,6 +95,7 @@ def test_feature_files_are_padded_to_the_longest(tmp_path):
     ("text,Label,label\na,1,2\n", "the header has 'label' twice"),
     ("text,mode\na,train\nb,../x\n", "'../x' is no name of a split"),
     ("text,mode\na,train\nb,\n", "'' is no name of a split"),
+    ("text,label\na,good\nb,nan\nc,3\n", "row 4 of label is a number, others"),
     ("text,emotion\na,joy\nb,3\n", "row 3 of emotion is a number, others are names"),
     ("text,audio_path\na,../x.npy\n", "must be an .npy file below"),
     ("text,audio_path\na,/etc/passwd\n", "must be an .npy file below"),

@@ -239,6 +239,16 @@ def test_a_folder_with_another_run_is_refused_by_the_differing_keys(tmp_path):
     run.train(_config(optim={"epochs": 2}), tmp_path)
 
 
+def test_a_config_that_the_system_refuses_leaves_no_folder(tmp_path, monkeypatch):
+  def refuse(config):
+    raise UserError("no such fusion")
+
+  monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM._replace(build=refuse))
+  with pytest.raises(UserError, match="no such fusion"):
+    run.train(_config(), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_file_as_workdir_is_refused(tmp_path):
   path = tmp_path / "file"
   path.write_text("")

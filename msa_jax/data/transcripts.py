@@ -1,11 +1,11 @@
 """Csv and tsv corpora: a line per utterance with its transcript and labels.
 
 Columns, by their usual names (any case): the transcript (`text`, `transcript`,
-`sentence`); labels (`label`, `sentiment`, `emotion`: numbers are a regression label,
-names are classes); what an utterance is called (`id`, or `video_id` and `clip_id`, or
-`dialogue` and `utterance`); `speaker`; its split (`mode`, `split`); and paths of
-feature files (`text_path`, `audio_path`, `vision_path`: one `.npy` [t d] each, in the
-folder of the csv file or below).
+`sentence`); labels (`label`, `sentiment`: numbers are a regression label, names are
+classes; `emotion`: classes, also by number); what an utterance is called (`id`, or
+`video_id` and `clip_id`, or `dialogue` and `utterance`); `speaker`; its split (`mode`,
+`split`); and paths of feature files (`text_path`, `audio_path`, `vision_path`: one
+`.npy` [t d] each, in the folder of the csv file or below).
 """
 
 import csv
@@ -171,16 +171,20 @@ def _labels(
   for column in columns:
     task = _LABELS[column]
     numbers = [_number(row[column]) for row in rows]
-    if all(number is not None for number in numbers):
+    named = any(number is None for number in numbers)
+    if task != "emotion" and not named:
       labels[task] = fields.regression(numbers, len(rows), f"{path}, {column}")
       continue
-    words = [row[column].strip() for row in rows]
+    words = [
+      row[column].strip() if n == n else ""
+      for row, n in zip(rows, numbers, strict=True)
+    ]
     mixed = [n is not None and bool(w) for n, w in zip(numbers, words, strict=True)]
-    if any(mixed):
+    if named and any(mixed):
       raise UserError(
         f"{path}: row {mixed.index(True) + 2} of {column} is a number, others are names"
       )
-    classes = sorted(set(words) - {""})
+    classes = sorted(set(words) - {""}, key=str if named else float)
     place = {name: number for number, name in enumerate(classes)}
     labels[task] = np.array([place.get(word, -1) for word in words], np.int32)
     tasks[task] = Task("classes", classes=tuple(classes), protocol="classes")

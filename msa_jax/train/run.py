@@ -101,6 +101,7 @@ def train(
   tracks = [  # fails early on an unknown metric
     selection.tracks(config, stage, labels) for stage in recipe.stages_of(config)
   ]
+  recipe.build(config)  # and on what the system refuses, before there is a folder
   processes.check_same(
     "they must have the same --config and the same data.",
     [config_lib.to_json(config), prepared.description],
