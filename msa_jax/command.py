@@ -10,6 +10,8 @@ from absl import app, flags
 
 from msa_jax.typing import UserError
 
+_OURS = f"{UserError.__module__}.{UserError.__name__}: "
+
 
 def fail(error: Exception) -> NoReturn:
   """Ends the program with the error as one line."""
@@ -17,6 +19,9 @@ def fail(error: Exception) -> NoReturn:
   message = error.args[0] if isinstance(error, LookupError) and error.args else error
   known = isinstance(error, UserError | flags.Error | LookupError | AttributeError)
   kind = "" if known else f"{type(error).__name__}: "
+  if "Traceback (most recent call last)" in str(message):
+    # What a config file raised comes inside the message; its last line says it.
+    message = str(message).strip().splitlines()[-1].removeprefix(_OURS)
   print(f"error: {kind}{' '.join(str(message).split())}", file=sys.stderr)
   sys.exit(2)
 

@@ -74,7 +74,7 @@ def _is_one_line(done, message):
   assert done.returncode == 2, done.stderr
   lines = done.stderr.strip().splitlines()
   assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-  assert message in lines[0]
+  assert message in lines[0] and "Traceback" not in lines[0]
 
 
 def test_train_evaluate_and_predict_from_the_command_line(tmp_path):
