@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 from tiny_derl import (
   NAMES,
-  QUIET,
-  assert_close,
-  compiled,
   initial,
   make_batch,
   predict,
@@ -98,20 +95,6 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside():
   for name in NAMES:
     one, other = found.features[f"M_{name}"], expected.features[f"M_{name}"]
     assert 0 < np.abs(one - other).max() < 0.15
-
-
-def test_seeds_can_be_trained_side_by_side():
-  made = recipe.build(resolved(n_layers=1, dropout=dict.fromkeys(QUIET, 0.1)))
-  seeds = jnp.arange(2)
-  batch = make_batch()
-  states = compiled(jax.vmap(made.init))(seeds)
-  after, metrics = compiled(jax.vmap(made.step, in_axes=(0, None, 0)))(
-    states, batch, seeds
-  )
-  state = jax.tree.map(lambda leaf: leaf[1], states)
-  alone, figures = compiled(made.step)(state, batch, 1)
-  np.testing.assert_allclose(metrics["loss"][1], figures["loss"], rtol=1e-5)
-  assert_close(jax.tree.map(lambda leaf: leaf[1], after.params), alone.params, 1e-4)
 
 
 @pytest.mark.parametrize(
