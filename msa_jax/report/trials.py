@@ -221,10 +221,11 @@ def drawings(lines: Sequence[Line]) -> list[Drawing]:
     if part.numeric() and len(groups) > 1:
       axes[0].legend(fontsize=7)
     seeds = max(len(values) for row in part.rows.values() for values in row.values())
-    spread = (
-      f"Mean and standard deviation over {seeds} seeds" if seeds > 1 else "One seed"
-    )
-    caption = f"{spread}, from study.csv. Small grey points are single seeds."
+    caption = "One seed, from study.csv."
+    if seeds > 1:
+      caption = f"Mean and standard deviation over {seeds} seeds, from study.csv."
+      if not part.numeric():
+        caption += " Small grey points are single seeds."
     title = f"Study {name}: {part.title}"
     made.append(Drawing(f"study_{number}", title, caption, figure))
   return made
@@ -266,6 +267,9 @@ def _curves(axis, part: Part, metric: str, groups: Sequence[str]) -> None:
       x, mean, spread, capsize=2, label=group, markersize=4, lw=1.4, **drawn
     )
   axis.set_xlabel(part.axis)
+  tried = sorted({float(x) for _, x in part.places.values()})
+  if len(tried) <= 6:  # no half layers between one and two
+    axis.set_xticks(tried)
 
 
 def _points(axis, part: Part, metric: str, groups: Sequence[str], named: bool) -> None:
@@ -293,3 +297,4 @@ def _points(axis, part: Part, metric: str, groups: Sequence[str], named: bool) -
   axis.set_yticks(range(len(labels)), names if named else [""] * len(names), fontsize=7)
   axis.set_ylim(len(labels) - 0.5, -0.5)
   axis.grid(axis="x", color="#EEEEEE")
+  axis.locator_params(axis="x", nbins=4)  # long numbers run into each other
