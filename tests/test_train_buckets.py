@@ -115,6 +115,7 @@ def _tiny(module, **options):
   with config.unlocked():
     for key, value in options.items():
       config.model[key] = value
+    config.optim.average = 0.0  # of parameters, which predictions would read
     widths = {"text": 6, "audio": 3, "vision": 4}
     sentiment = {"kind": "regression", "low": -3.0, "high": 3.0, "classes": ()}
     config.spec.update(

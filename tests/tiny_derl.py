@@ -37,6 +37,9 @@ def resolved(
   with config.unlocked():
     config.model.update({"d": 8, "n_heads": 2, "ffn_mult": 1, "dropout": QUIET})
     config.model.update(model)
+    # The network and its loss alone: no modality is lost, nothing is averaged.
+    config.missing.train = "none"
+    config.optim.average = 0.0
     config.spec = {
       "widths": {name: widths[name] for name in names},
       "lengths": dict(zip(NAMES, steps, strict=True)),
