@@ -35,20 +35,7 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.data = _data()
   # task: l1, mse, huber for regression; default = l1, or cross-entropy for classes
   config.loss = {"task": "default", "aux_warmup": 0.0}
-  config.optim = {
-    "name": "adam",
-    "lr_new": 1e-3,
-    "warmup": 0.1,  # share of all steps
-    "schedule": "linear",
-    "clip": 2.0,  # global norm; 0 = no clipping
-    "weight_decay": 0.0,
-    "momentum": 0.0,
-    # decay of a running mean of the parameters, with which is predicted; 0 = none
-    "average": 0.0,
-    "epochs": 40,
-    "batch": 32,
-    "patience": 10,  # epochs without improvement on validation; 0 = never stop
-  }
+  config.optim = _optim()
   config.train = {
     # What picks the epoch on validation: auto, or [weight*][task/]metric, comma
     # separated; see train/selection.py.
@@ -66,21 +53,7 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "eval": "none",  # in validation and test, drawn once: e.g. random:0.3
     "seed": 0,  # of the masks that are drawn once
   }
-  # B-fusion around any model with `encode` and `tail`; see train/balance.py.
-  config.balance = {
-    "enabled": False,
-    "omega_init": 1.0,
-    "omega_loss": "relative",  # literal: not divided by the mean gradient
-    "omega_lr": "0.05/steps_per_epoch",  # a number, or a number/steps_per_epoch
-    "omega_clip": (0.05, 5.0),
-    "omega_norm": "none",  # sum3: the weights add up to the number of modalities
-    "r_max": 10.0,  # largest ratio of gradient sizes; inf = no bound
-    "target_stop_grad": True,
-    "omega_grad": "autodiff",  # proportional: without second derivatives
-    "g_ema": 0.0,  # decay of a running mean of the gradient sizes; 0 = none
-    # auto: as the gradients scale under SGD, so do adam's and adamw's updates.
-    "scale_updates_by_omega": "auto",
-  }
+  config.balance = _balance()
   config.text = text_options.defaults()
   # How several seeds are trained: at once (vmap), one after the other (sequential), or
   # as this machine does it faster (auto); see train/replicas.py.
@@ -103,6 +76,41 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "encoder": {},  # sizes of the text encoder inside the model, where there is one
   }
   return config
+
+
+def _optim() -> dict[str, Any]:
+  return {
+    "name": "adam",
+    "lr_new": 1e-3,
+    "warmup": 0.1,  # share of all steps
+    "schedule": "linear",
+    "clip": 2.0,  # global norm; 0 = no clipping
+    "weight_decay": 0.0,
+    "momentum": 0.0,
+    # decay of a running mean of the parameters, with which is predicted; 0 = none
+    "average": 0.0,
+    "epochs": 40,
+    "batch": 32,
+    "patience": 10,  # epochs without improvement on validation; 0 = never stop
+  }
+
+
+def _balance() -> dict[str, Any]:
+  # B-fusion around any model with `encode` and `tail`; see train/balance.py.
+  return {
+    "enabled": False,
+    "omega_init": 1.0,
+    "omega_loss": "relative",  # literal: not divided by the mean gradient
+    "omega_lr": "0.05/steps_per_epoch",  # a number, or a number/steps_per_epoch
+    "omega_clip": (0.05, 5.0),
+    "omega_norm": "none",  # sum3: the weights add up to the number of modalities
+    "r_max": 10.0,  # largest ratio of gradient sizes; inf = no bound
+    "target_stop_grad": True,
+    "omega_grad": "autodiff",  # proportional: without second derivatives
+    "g_ema": 0.0,  # decay of a running mean of the gradient sizes; 0 = none
+    # auto: as the gradients scale under SGD, so do adam's and adamw's updates.
+    "scale_updates_by_omega": "auto",
+  }
 
 
 def _data() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_encoder
 
 from msa_jax.text import weights
 from msa_jax.text.bert import FAMILIES, TextEncoder, config_of
@@ -35,14 +36,8 @@ def part(family, kind):
 
 def options(family, **changes):
   return {
+    **tiny_encoder.OPTIONS,
     "model_type": family,
-    "vocab_size": 29,
-    "hidden_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 12,
-    "max_position_embeddings": 12,
-    "type_vocab_size": 2,
     "layer_norm_eps": 1e-12 if family == "bert" else 1e-5,
     "pad_token_id": 0 if family == "bert" else 1,
     "hidden_act": "gelu_new" if family == "roberta" else "gelu",

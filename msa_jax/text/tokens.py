@@ -278,7 +278,7 @@ def _with_rows(corpus, made, limit, config, annotator) -> Corpus:
     cut = [row.cut(limit) for row in rows]
     truncated[name] = sum(row.is_cut for row in cut)  # by the file, or here
     splits[name] = _with_text(corpus.splits[name], cut, config, annotator)
-  notes = {name: value for name, value in corpus.notes.items()}
+  notes = dict(corpus.notes)
   if "text" in notes.get("unavailable_modalities", ()):
     kept = [name for name in notes["unavailable_modalities"] if name != "text"]
     notes["unavailable_modalities"] = kept

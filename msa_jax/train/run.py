@@ -111,13 +111,7 @@ def train(
   root = RunDirectory(workdir)
   settings = sweep.settings(config, labels is not None)
   runs = [sweep.directory(root, setting) for setting in settings]
-  with processes.all_or_none():
-    _begin(root, config, prepared)
-    for run, setting in zip(runs, settings, strict=True):
-      if setting:
-        _begin(run, sweep.bound(config, setting), prepared)
-  with processes.all_or_none():
-    processes.await_shared(root.config_path)
+  _begin_all(root, zip(runs, settings, strict=True), config, prepared)
   feeds = make_feeds(config, corpus, mesh)
   seeds = config.replicas.seeds
   replicas = [
@@ -137,6 +131,18 @@ def train(
   written["sweep"] = {"best": ranking[0]["name"], "settings": ranking}
   root.write_json("summary.json", written)
   return written
+
+
+def _begin_all(root, settings, config, prepared) -> None:
+  """Makes the folder of a run and of each setting of its sweep, in all processes or
+  in none."""
+  with processes.all_or_none():
+    _begin(root, config, prepared)
+    for run, setting in settings:
+      if setting:
+        _begin(run, sweep.bound(config, setting), prepared)
+  with processes.all_or_none():
+    processes.await_shared(root.config_path)
 
 
 def _begin(run, config, prepared) -> None:
