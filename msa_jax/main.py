@@ -35,11 +35,9 @@ def main(_) -> None:
   from msa_jax.report import terminal
   from msa_jax.report.missing import print_grids
   from msa_jax.studies.missing import grid
-  from msa_jax.train import loop, processes, run
-  from msa_jax.train.compilation import keep_memory, use_cache
+  from msa_jax.train import compilation, loop, processes, run
 
-  use_cache()
-  keep_memory()
+  compilation.settle()
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
   try:
     processes.join(_COORDINATOR.value, _COUNT.value, _INDEX.value)

@@ -61,10 +61,9 @@ def _check() -> list[int]:
 def _measure(counts: list[int]) -> dict[str, Any]:
   # Imported here: a wrong flag is answered before JAX starts.
   from msa_jax.bench import against, dispatch, measure, systems
-  from msa_jax.train.compilation import keep_memory, use_cache
+  from msa_jax.train import compilation
 
-  use_cache()
-  keep_memory()
+  compilation.settle()
   logging.set_verbosity(logging.WARNING)
   figures: dict[str, Any] = {"machine": measure.machine(), "repeats": _REPEATS.value}
   if _CONFIG.value is not None:

@@ -23,6 +23,9 @@ from jaxtyping import Array, Bool, Float, Int
 from msa_jax.layers.routing import Router
 from msa_jax.typing import Routing, UserError
 
+# Name of an `ExpertBank`'s parameters; their axis 0 is the expert.
+STACK = "experts"
+
 
 class MixtureOutput(NamedTuple):
   """What a mixture returns, whatever its options.
@@ -235,7 +238,7 @@ class ExpertBank(nn.Module):
     )
     # The copy belongs to the bank wherever the caller made the original; within a
     # compact method that would otherwise be the caller's module.
-    return lifted(self.expert.copy(parent=self, name="experts"), *inputs)
+    return lifted(self.expert.copy(parent=self, name=STACK), *inputs)
 
 
 class MixtureOfExperts(nn.Module):

@@ -130,14 +130,12 @@ def execute(
 
 def main(arguments: list[str]) -> None:
   """Runs one study; bad input ends with one line and exit code 2."""
-  from msa_jax.train import loop
-  from msa_jax.train.compilation import keep_memory, use_cache
+  from msa_jax.train import compilation, loop
 
   if arguments[1:] == ["list"]:
     print(listing())
     return
-  use_cache()
-  keep_memory()
+  compilation.settle()
   logging.set_verbosity(logging.WARNING)
   try:
     if len(arguments) != 2 or arguments[1] not in STUDIES:

@@ -1,6 +1,7 @@
 """Optimizers: one schedule shape, one learning rate per parameter partition."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import optax
 
 from msa_jax.models.base import everything
 from msa_jax.text import tuning
-from msa_jax.typing import Params, UserError
+from msa_jax.train.packing import Kind, KindOf, Names, names_of, packed
+from msa_jax.typing import UserError
 
 SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -60,39 +62,39 @@ def learning_rates(config: ml_collections.ConfigDict) -> dict[str, float]:
   )
 
 
-def _labels(params: Params, partition: Callable, known: dict[str, float]) -> Params:
-  def label(path, _):
-    name = partition(_names(path))
-    if name not in known:
-      raise UserError(
-        f"no learning rate for the parameter partition {name!r}: set"
-        f" config.optim.lr_{name} (known partitions: {sorted(known)})."
-      )
-    return name
-
-  return jax.tree_util.tree_map_with_path(label, params)
-
-
 _PLAIN = ("bias", "scale")
 
 
-def _decays(params: Params) -> Params:
-  # Biases, norm scales and other vectors are not decayed. Those of stacked layers and
-  # experts are matrices, known by their names.
-  def decays(path, leaf):
-    return leaf.ndim > 1 and _names(path)[-1] not in _PLAIN
-
-  return jax.tree_util.tree_map_with_path(decays, params)
-
-
-def _decays_all_but_norms(params: Params) -> Params:
+def _decays(config: ml_collections.ConfigDict) -> Callable[[Names, Any], bool]:
+  """Which parameters `optim.weight_decay` applies to, by path and array."""
+  if config.optim.name == "adamw":
+    # Biases, norm scales and other vectors are not decayed. Those of stacked layers and
+    # experts are matrices, known by their names.
+    return lambda names, leaf: leaf.ndim > 1 and names[-1] not in _PLAIN
+  if not config.optim.weight_decay:
+    return lambda names, leaf: False
   # Published for systems from scratch, where everything decays; a pretrained encoder's
   # norms and biases stay near what they are.
-  def decays(path, _):
-    names = _names(path)
-    return names[0] != tuning.PARAMETERS or names[-1] not in _PLAIN
+  return lambda names, leaf: names[0] != tuning.PARAMETERS or names[-1] not in _PLAIN
 
-  return jax.tree_util.tree_map_with_path(decays, params)
+
+def _kind_of(
+  config: ml_collections.ConfigDict,
+  partition: Callable[[Names], str],
+  rates: dict[str, float],
+) -> KindOf:
+  decays = _decays(config)
+
+  def kind_of(names, leaf):
+    name = partition(names)
+    if name not in rates:
+      raise UserError(
+        f"no learning rate for the parameter partition {name!r}: set"
+        f" config.optim.lr_{name} (known partitions: {sorted(rates)})."
+      )
+    return Kind(name, decays(names, leaf))
+
+  return kind_of
 
 
 def _all_but(
@@ -101,7 +103,7 @@ def _all_but(
   """`inner` for all but what no stage trains, of which the state has nothing."""
 
   def label(path, _):
-    return "frozen" if frozen(_names(path)) else "trained"
+    return "frozen" if frozen(names_of(path)) else "trained"
 
   return optax.multi_transform(
     {"trained": inner, "frozen": optax.set_to_zero()},
@@ -126,7 +128,7 @@ def _only(
 
   def masked(tree):
     def keep(path, leaf):
-      return leaf if trainable(_names(path)) else jnp.zeros_like(leaf)
+      return leaf if trainable(names_of(path)) else jnp.zeros_like(leaf)
 
     return jax.tree_util.tree_map_with_path(keep, tree)
 
@@ -150,22 +152,18 @@ def _clip_branches(
   def update(gradients, state, params=None):
     del params
     flat = jax.tree_util.tree_flatten_with_path(gradients)[0]
-    owned = [leaf for path, leaf in flat if branched(_names(path))]
+    owned = [leaf for path, leaf in flat if branched(names_of(path))]
     squares = [jnp.sum(leaf.reshape(len(leaf), -1) ** 2, axis=1) for leaf in owned]
     total = jnp.sqrt(sum(squares))
     scale = jnp.where(total < norm, 1.0, norm / jnp.maximum(total, 1e-38))
 
     def clip(path, leaf):
       shape = (-1, *[1] * (leaf.ndim - 1))
-      return leaf * scale.reshape(shape) if branched(_names(path)) else leaf
+      return leaf * scale.reshape(shape) if branched(names_of(path)) else leaf
 
     return jax.tree_util.tree_map_with_path(clip, gradients), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def _names(path) -> tuple[str, ...]:
-  return tuple(str(getattr(key, "key", key)) for key in path)
 
 
 def build(
@@ -193,26 +191,32 @@ def build(
     UserError: unknown optimizer or schedule, or a partition without learning rate.
   """
   rates = learning_rates(config)
-  relative = schedule(config)
-  rule = _update_rule(config)
+  rule, relative = _update_rule(config), schedule(config)
   clip, decay = config.optim.clip, config.optim.weight_decay
-  parts = []
-  if clip:
-    by_branch = _clip_branches(clip, trainable) if branched else None
-    parts.append(by_branch or optax.clip_by_global_norm(clip))
-  if config.optim.name == "adamw":
-    parts += [rule, optax.add_decayed_weights(decay, mask=_decays)]
-  else:
-    decayed = optax.add_decayed_weights(decay, mask=_decays_all_but_norms)
-    parts += [decayed, rule] if decay else [rule]
-  parts.append(
-    optax.multi_transform(
-      {name: optax.scale(-rate) for name, rate in rates.items()},
-      lambda params: _labels(params, partition, rates),
-    )
-  )
-  parts.append(optax.scale_by_schedule(relative))
-  optimizer = optax.chain(*parts)
+
+  def rules(kind_of: KindOf) -> optax.GradientTransformation:
+    def each(entry):
+      def of(params):
+        return jax.tree_util.tree_map_with_path(
+          lambda path, leaf: getattr(kind_of(names_of(path), leaf), entry), params
+        )
+
+      return of
+
+    parts = [] if branched or not clip else [optax.clip_by_global_norm(clip)]
+    decayed = optax.add_decayed_weights(decay, mask=each("decays"))
+    if config.optim.name == "adamw":
+      parts += [rule, decayed]
+    else:
+      parts += [decayed, rule] if decay else [rule]
+    scales = {name: optax.scale(-rate) for name, rate in rates.items()}
+    parts.append(optax.multi_transform(scales, each("partition")))
+    parts.append(optax.scale_by_schedule(relative))
+    return optax.chain(*parts)
+
+  optimizer = packed(_kind_of(config, partition, rates), rules)
+  if branched and clip:
+    optimizer = optax.chain(_clip_branches(clip, trainable), optimizer)
   if tuning.freezes(config):
     optimizer = _all_but(tuning.is_frozen, optimizer)
   return optimizer if trainable is everything else _only(trainable, optimizer)

@@ -15,12 +15,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from msa_jax.layers import moe
 from msa_jax.train.recipe import Recipe
 from msa_jax.typing import Batch, UserError
 
 DATA, REPLICA, EXPERT = AXES = ("data", "replica", "expert")
-# What `layers.moe.ExpertBank` calls the parameters of its stack; axis 0 is the expert.
-_BANK = "experts"
 
 
 def mesh_of(config: ml_collections.ConfigDict) -> Mesh | None:
@@ -165,7 +164,7 @@ def _spec(path: Any, shape: tuple[int, ...], mesh: Mesh, lanes: bool) -> Partiti
   lead = lead if lanes else ()
   names = {getattr(key, "key", getattr(key, "name", None)) for key in path}
   own = shape[len(lead) :]
-  if _BANK in names and own and own[0] % mesh.shape[EXPERT] == 0:
+  if moe.STACK in names and own and own[0] % mesh.shape[EXPERT] == 0:
     return PartitionSpec(*lead, EXPERT)
   return PartitionSpec(*lead)
 
