@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import stat
 import subprocess
 import sys
@@ -19,12 +20,14 @@ from msa_jax.bench import (
   dispatch,
   measure,
   shapes,
+  startup,
   systems,
   table,
   torch_steps,
 )
+from msa_jax.bench import first_step as bench_first_step
 from msa_jax.data.world import TINY
-from msa_jax.train import recipe
+from msa_jax.train import compilation, recipe
 from msa_jax.train.rundir import RunDirectory
 from msa_jax.typing import UserError
 
@@ -89,10 +92,14 @@ def test_a_repeated_step_goes_on_from_its_own_state():
   assert float(start) == 1.0
 
 
-def test_a_system_is_measured_and_reported(monkeypatch):
+@pytest.fixture
+def tiny(monkeypatch):
   monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
-  tiny = shapes.Shape(dataclasses.replace(TINY, lost=(0.0,) * 3), "none", 0)
-  monkeypatch.setattr(shapes, "SHAPES", {"tiny": tiny})
+  shape = shapes.Shape(dataclasses.replace(TINY, lost=(0.0,) * 3), "none", 0)
+  monkeypatch.setattr(shapes, "SHAPES", {"tiny": shape})
+
+
+def test_a_system_is_measured_and_reported(tiny, monkeypatch):
   figures = systems.system(toy.config(), "tiny", rows=0, repeats=2)
   # Forward 2bdk and backward of the weights alone, for two linear layers.
   width = sum(TINY.widths)
@@ -120,6 +127,44 @@ def test_a_system_is_measured_and_reported(monkeypatch):
   assert jax.devices()[0].device_kind in text
   assert f"| step time, ms | {figures['step_seconds'] * 1e3:.3g} |" in text
   json.dumps(figures)
+
+
+def test_a_step_is_timed_over_devices(tiny):
+  figures = systems.scaling(toy.config(), "tiny", 0, (1, 2, 4), repeats=2)
+  assert [row["devices"] for row in figures] == [1, 2, 4]
+  assert figures[0]["faster"] == 1
+  for row in figures:
+    assert row["faster"] * row["step_seconds"] == figures[0]["step_seconds"]
+  text = table.report({"machine": {}, "repeats": 2, "scaling": figures})
+  assert f"| 4 | {figures[2]['step_seconds']:.3g} |" in text
+  with pytest.raises(UserError, match=r"data=3"):
+    systems.scaling(toy.config(), "tiny", 0, (3,), repeats=2)
+
+
+def test_the_start_of_a_process_is_timed_to_its_first_step(tiny, monkeypatch, capsys):
+  monkeypatch.setattr(compilation, "settle", lambda: None)  # of the tests' process
+  laps = []
+
+  def first_step(command, env, **options):
+    assert command[1:3] == ["-m", "msa_jax.bench.first_step"]
+    assert "JAX_COMPILATION_CACHE_DIR" not in env
+    assert pathlib.Path(env["XDG_CACHE_HOME"]).is_dir()
+    if not laps:
+      bench_first_step.main(command[3])
+      laps.append(json.loads(capsys.readouterr().out))
+    else:
+      laps.append({**laps[0], "step": float(len(laps))})
+    said = "noise\n" + json.dumps(laps[-1])
+    return subprocess.CompletedProcess(command, 0, said)
+
+  monkeypatch.setattr(subprocess, "run", first_step)
+  figures = startup.startup(toy.config(), "tiny", 0, repeats=3)
+  parts = ["import_jax", "import_msa_jax", "import_training", "data", "init", "step"]
+  assert list(figures["cold"]) == parts
+  assert all(seconds > 0 for seconds in figures["cold"].values())
+  assert figures["cached"]["step"] == 2.0  # the median of 1, 2 and 3
+  text = table.report({"machine": {}, "repeats": 3, "startup": figures})
+  assert f"| step | {figures['cold']['step']:.3g} | 2 |" in text
 
 
 def test_the_compared_systems_have_the_parameters_of_their_torch_twins():
@@ -172,14 +217,18 @@ def test_wrong_flags_are_one_line_and_exit_code_2():
     "--dispatch --repeats=0": "--repeats=0 must be positive",
     "--dispatch --epochs=1": "--epochs=1 must be 0",
     "--dispatch --replicas=1,x": "--replicas='1,x' must be like 1,5,20",
+    "--dispatch --devices=0": "--devices='0' must be like 1,5,20",
+    "--dispatch --startup": "--startup needs --config",
   }
+  names = [
+    case.split("=")[0].removeprefix("--") for line in cases for case in line.split()
+  ]
   # One interpreter for all: its flags are not those of the tests.
   program = (
     "import sys\nfrom absl import flags\nfrom msa_jax.bench import __main__ as bench\n"
     f"for case in {list(cases)!r}:\n"
     "  flags.FLAGS.unparse_flags()\n"
-    "  for name in ('repeats', 'against', 'dispatch', 'epochs', 'replicas'):\n"
-    "    flags.FLAGS[name].unparse()\n"
+    f"  for name in {names}: flags.FLAGS[name].unparse()\n"
     "  flags.FLAGS(['bench', *case.split()])\n"
     "  try: bench.main(None)\n"
     "  except SystemExit as stop: print(stop.code)\n"

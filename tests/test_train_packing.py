@@ -102,3 +102,11 @@ def test_arrays_of_other_types_are_not_mixed_into_the_vector(getkey):
   updates, _ = optimizer.update(params, optimizer.init(params), params)
   assert updates["head"]["half"].dtype == jnp.bfloat16
   assert updates["head"]["kernel"].dtype == jnp.float32
+
+
+def test_the_norm_is_that_of_all_arrays(small, getkey):
+  params = _params(getkey)
+  squares = [
+    np.square(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(params)
+  ]
+  np.testing.assert_allclose(packing.norm(params), np.sqrt(sum(squares)), rtol=1e-6)

@@ -3,6 +3,7 @@
   python -m msa_jax.bench --config=configs/hgem.py                # MOSI, aligned
   python -m msa_jax.bench --config=configs/lf_dnn.py --shape=mosei --epochs=3
   python -m msa_jax.bench --config=configs/lf_dnn.py --epochs=3 --replicas=1,5,20
+  python -m msa_jax.bench --config=configs/lf_dnn.py --devices=1,2,4 --startup
   python -m msa_jax.bench --dispatch --against=torch --torch_python=python3
 
 Prints markdown; `--output=report` writes report.md and report.json. A step takes
@@ -27,6 +28,8 @@ _SHAPE = flags.DEFINE_string(
 _ROWS = flags.DEFINE_integer("rows", 0, "Most samples per split; 0 = all.")
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs to train and time; 0 = none.")
 _REPLICAS = flags.DEFINE_string("replicas", "1", "How many seeds, e.g. 1,5,20.")
+_DEVICES = flags.DEFINE_string("devices", "", "Devices to split batches over: 1,2,4.")
+_STARTUP = flags.DEFINE_bool("startup", False, "Measure the start of new processes.")
 _DISPATCH = flags.DEFINE_bool("dispatch", False, "Measure the expert bank.")
 _AGAINST = flags.DEFINE_string("against", "", "torch: the same steps in PyTorch.")
 _PYTHON = flags.DEFINE_string(
@@ -36,8 +39,16 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Timings to take the median of.")
 _OUTPUT = flags.DEFINE_string("output", "", "Where to write, without the suffix.")
 
 
-def _check() -> list[int]:
-  """Checks the flags; returns the numbers of seeds."""
+def _counts(flag: flags.FlagHolder) -> list[int]:
+  """Numbers of a flag; none where it is empty."""
+  counts = flag.value.split(",") if flag.value else []
+  if not all(count.isdecimal() and int(count) > 0 for count in counts):
+    raise UserError(f"--{flag.name}={flag.value!r} must be like 1,5,20.")
+  return [int(count) for count in counts]
+
+
+def _check() -> tuple[list[int], list[int]]:
+  """Checks the flags; returns the numbers of seeds and of devices."""
   if _CONFIG.value is None and not _DISPATCH.value and not _AGAINST.value:
     raise UserError(
       "nothing to measure: give --config=configs/<system>.py, --dispatch or"
@@ -52,18 +63,25 @@ def _check() -> list[int]:
       f"--epochs={_EPOCHS.value} must be 0 (none) or at least 2: the first one"
       " compiles and does not count."
     )
-  counts = _REPLICAS.value.split(",")
-  if not all(count.isdecimal() and int(count) > 0 for count in counts):
-    raise UserError(f"--replicas={_REPLICAS.value!r} must be like 1,5,20.")
-  return [int(count) for count in counts]
+  seeds, devices = _counts(_REPLICAS), _counts(_DEVICES)
+  for flag in (_EPOCHS, _DEVICES, _STARTUP):
+    if flag.value and _CONFIG.value is None:
+      raise UserError(f"--{flag.name} needs --config, the system to measure.")
+  return seeds, devices
 
 
-def _measure(counts: list[int]) -> dict[str, Any]:
+def _measure(seeds: list[int], devices: list[int]) -> dict[str, Any]:
   # Imported here: a wrong flag is answered before JAX starts.
-  from msa_jax.bench import against, dispatch, measure, systems
+  import jax
+
+  from msa_jax.bench import against, dispatch, measure, startup, systems
   from msa_jax.train import compilation
 
   compilation.settle()
+  if (
+    devices
+  ):  # Of a CPU, which has as many as are asked for; others have what they have.
+    jax.config.update("jax_num_cpu_devices", max(devices))
   logging.set_verbosity(logging.WARNING)
   figures: dict[str, Any] = {"machine": measure.machine(), "repeats": _REPEATS.value}
   if _CONFIG.value is not None:
@@ -71,8 +89,12 @@ def _measure(counts: list[int]) -> dict[str, Any]:
     figures["system"] = systems.system(*shape, _REPEATS.value)
     if _EPOCHS.value:
       figures["system"]["epochs"] = [
-        systems.epochs(*shape, tuple(range(count)), _EPOCHS.value) for count in counts
+        systems.epochs(*shape, tuple(range(count)), _EPOCHS.value) for count in seeds
       ]
+    if devices:
+      figures["scaling"] = systems.scaling(*shape, devices, _REPEATS.value)
+    if _STARTUP.value:
+      figures["startup"] = startup.startup(*shape, _REPEATS.value)
   if _DISPATCH.value:
     figures["dispatch"] = dispatch.dispatch(_REPEATS.value)
   if _AGAINST.value:
@@ -83,8 +105,7 @@ def _measure(counts: list[int]) -> dict[str, Any]:
 def main(_) -> None:
   """Measures what the flags ask for; bad flags end with one line and exit code 2."""
   try:
-    counts = _check()
-    figures = _measure(counts)
+    figures = _measure(*_check())
   except UserError as error:
     command.fail(error)
   from msa_jax.bench import table

@@ -158,7 +158,7 @@ def against_torch(python: str, repeats: int) -> dict[str, Any]:
 
   The two take turns, `ROUNDS` times: a machine's speed changes within minutes.
   """
-  inner = 1 if jax.default_backend() == "cpu" else 20
+  inner = measure.calls_per_timing()
   cases, version = {}, ""
   for name in torch_steps.CASES:
     further, own, other = training(name), [], []

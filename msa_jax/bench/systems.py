@@ -14,9 +14,10 @@ import numpy as np
 
 from msa_jax.bench import measure, shapes
 from msa_jax.data import batches
-from msa_jax.train import compilation, groups, inputs, recipe, run
+from msa_jax.train import compilation, groups, inputs, recipe, run, sharding
 from msa_jax.train.flops import matmul_flops
 from msa_jax.train.rundir import RunDirectory
+from msa_jax.typing import Batch
 
 
 def system(
@@ -33,24 +34,74 @@ def system(
   Returns:
     Figures by name, seconds, bytes and operations per second.
   """
-  prepared = inputs.prepare(shapes.apply(config, shape, rows))
-  config, corpus = prepared.config, prepared.corpus
-  size = min(config.optim.batch, config.spec.train_size)
-  order = np.asarray(batches.epoch_order(0, 0, config.spec.train_size, size))
-  lengths = config.spec.lengths.to_dict()
-  batch = next(
-    batches.stream(corpus.splits["train"], corpus.tasks, order[:1], 0, lengths)
-  )
-  batch = jax.device_put(batch)
+  config, batch = _first_batch(config, shape, rows)
+  size = len(batch.index)
   made = recipe.build(config)
   state = jax.jit(made.init)(0)
   figures = {"system": config.model.name, "shape": shape, "batch": size}
-  figures |= step_cost(made, state, batch, repeats)
+  figures |= step_cost(made, state, jax.device_put(batch), repeats)
   figures["samples_per_second"] = size / figures["step_seconds"]
   figures["padding"] = {
     name: float(1 - each.mask.mean()) for name, each in batch.modalities.items()
   }
   return figures
+
+
+def scaling(
+  config: ml_collections.ConfigDict,
+  shape: str,
+  rows: int,
+  counts: Sequence[int],
+  repeats: int,
+) -> list[dict[str, Any]]:
+  """The step with its batch split over some devices (`config.sharding.data`).
+
+  Args:
+    config, shape, rows, repeats: as for `system`.
+    counts: numbers of devices, each of which divides the batch.
+
+  Returns:
+    For each number the seconds of a step, and how many times those of the first.
+
+  Raises:
+    UserError: not that many devices, or a batch that cannot be split evenly.
+  """
+  config, batch = _first_batch(config, shape, rows)
+  size = len(batch.index)
+  figures: list[dict[str, Any]] = []
+  for count in counts:
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+      config.sharding.data, config.optim.batch = count, size
+    mesh = sharding.mesh_of(config)
+    made = sharding.over(recipe.build(config), mesh)
+    step = jax.jit(
+      made.step,
+      donate_argnums=0,
+      out_shardings=(None, sharding.everywhere(mesh)),
+      compiler_options=compilation.options(),
+    )
+    placed = jax.device_put(sharding.split(batch, mesh, size))
+    call = measure.repeated(step, jax.jit(made.init)(0), placed, 0)
+    seconds = measure.median_seconds(call, repeats, measure.calls_per_timing())
+    first = figures[0]["step_seconds"] if figures else seconds
+    figures.append(
+      {"devices": count, "step_seconds": seconds, "faster": first / seconds}
+    )
+  return figures
+
+
+def _first_batch(
+  config: ml_collections.ConfigDict, shape: str, rows: int
+) -> tuple[ml_collections.ConfigDict, Batch]:
+  """The resolved config and, on the host, a batch of the training split."""
+  prepared = inputs.prepare(shapes.apply(config, shape, rows))
+  config, corpus = prepared.config, prepared.corpus
+  size = min(config.optim.batch, config.spec.train_size)
+  order = np.asarray(batches.epoch_order(0, 0, config.spec.train_size, size))
+  lengths = config.spec.lengths.to_dict()
+  stream = batches.stream(corpus.splits["train"], corpus.tasks, order[:1], 0, lengths)
+  return config, next(stream)
 
 
 def step_cost(
@@ -68,9 +119,8 @@ def step_cost(
   # A program from the cache would not say how long compiling takes.
   compiled = measure.uncached(step.lower(state, batch, 0).compile)
   compile_seconds = time.perf_counter() - start
-  inner = 1 if jax.default_backend() == "cpu" else 20
   call = measure.repeated(compiled, state, batch, 0)
-  seconds = measure.median_seconds(call, repeats, inner)
+  seconds = measure.median_seconds(call, repeats, measure.calls_per_timing())
   best = measure.ceilings(repeats=repeats)
   cost = measure.program_cost(compiled)
   flops = matmul_flops(made.step, state, batch, 0)

@@ -61,6 +61,15 @@ def report(figures: Mapping[str, Any]) -> str:
     one = figures["system"]
     parts.append(f"## {one['system']} at {one['shape']}, batch {one['batch']}")
     parts.append(markdown(_system(one), ("figure", "value")))
+  if "scaling" in figures:
+    keys = ("devices", "step_seconds", "faster")
+    parts.append("## Batches split over devices")
+    parts.append(markdown([[row[k] for k in keys] for row in figures["scaling"]], keys))
+  if "startup" in figures:
+    cold, cached = figures["startup"]["cold"], figures["startup"]["cached"]
+    parts.append("## Start-up, seconds")
+    rows = [[part, cold[part], cached[part]] for part in cold]
+    parts.append(markdown(rows, ("part", "nothing compiled", "from the cache")))
   if "dispatch" in figures:
     keys = ("k", "experts", "dense_seconds", "capacity_seconds")
     keys = (*keys, "ratio", "ratio_over_ideal")

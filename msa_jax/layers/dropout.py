@@ -6,6 +6,7 @@ step is spread over layers and entries by an integer hash, a few operations that
 compiler fuses into the layer.
 """
 
+import functools
 import math
 import zlib
 
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, UInt
 Rate = float | Float[Array, ""]
 
 
+@functools.partial(jax.jit, static_argnums=1)  # A step traces it once per shape.
 def position_hash(
   words: UInt[Array, " w"], shape: tuple[int, ...]
 ) -> UInt[Array, "..."]:

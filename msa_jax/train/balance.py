@@ -37,7 +37,7 @@ from jax import lax
 from msa_jax.layers.masking import masked_mean
 from msa_jax.models import SYSTEMS
 from msa_jax.models.base import Stage, System, one_stage
-from msa_jax.train import optim, rngs
+from msa_jax.train import optim, packing, rngs
 from msa_jax.train.host import Host, last_kernel, seen_modalities
 from msa_jax.train.objective import objective
 from msa_jax.train.omega import (
@@ -161,7 +161,7 @@ def _step(
     collections={**result.collections, COLLECTION: memory},
     opt_state={"network": network_state, "omega": omega_state},
   )
-  norm = optax.tree.norm(result.gradients)
+  norm = packing.norm(result.gradients)
   measured = _metrics(parts.host.modalities, report, omega, result.output, batch)
   return state, {**result.metrics, **measured, "gradient_norm": norm}
 

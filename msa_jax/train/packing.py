@@ -73,6 +73,11 @@ def packed(
   )
 
 
+def norm(tree: Any) -> jax.Array:
+  """Global norm of a tree, of which the small arrays are summed as one vector."""
+  return optax.tree.norm(_pack(lambda *_: Kind("all", False), tree))
+
+
 def _place(kind_of: KindOf, names: Names, leaf: Any) -> Names:
   """Where a leaf is in the packed tree."""
   small = leaf.size <= _SMALL and leaf.dtype == jnp.float32

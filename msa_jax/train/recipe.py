@@ -19,7 +19,7 @@ from msa_jax.data import missing
 from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models import SYSTEMS
 from msa_jax.models.base import Stage, one_stage
-from msa_jax.train import optim, rngs, task_gradients
+from msa_jax.train import optim, packing, rngs, task_gradients
 from msa_jax.train.objective import objective_terms
 from msa_jax.typing import (
   Batch,
@@ -155,7 +155,7 @@ def supervised(config: ml_collections.ConfigDict, stage: Stage | None = None) ->
       collections=collections,
       opt_state=opt_state,
     )
-    return state, {**metrics, "gradient_norm": optax.tree.norm(gradients)}
+    return state, {**metrics, "gradient_norm": packing.norm(gradients)}
 
   def predict(params: Params, collections: Collections, batch: Batch) -> ModelOutput:
     variables = {"params": params, **collections}
