@@ -159,7 +159,7 @@ def test_the_start_of_a_process_is_timed_to_its_first_step(tiny, monkeypatch, ca
 
   monkeypatch.setattr(subprocess, "run", first_step)
   figures = startup.startup(toy.config(), "tiny", 0, repeats=3)
-  parts = ["import_jax", "import_msa_jax", "import_training", "data", "init", "step"]
+  parts = ["import_jax", "import_training", "data", "init", "step"]
   assert list(figures["cold"]) == parts
   assert all(seconds > 0 for seconds in figures["cold"].values())
   assert figures["cached"]["step"] == 2.0  # the median of 1, 2 and 3

@@ -77,11 +77,9 @@ def _measure(seeds: list[int], devices: list[int]) -> dict[str, Any]:
   from msa_jax.bench import against, dispatch, measure, startup, systems
   from msa_jax.train import compilation
 
-  compilation.settle()
-  if (
-    devices
-  ):  # Of a CPU, which has as many as are asked for; others have what they have.
+  if devices:  # A CPU has as many as are asked for.
     jax.config.update("jax_num_cpu_devices", max(devices))
+  compilation.settle()
   logging.set_verbosity(logging.WARNING)
   figures: dict[str, Any] = {"machine": measure.machine(), "repeats": _REPEATS.value}
   if _CONFIG.value is not None:

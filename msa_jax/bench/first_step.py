@@ -28,9 +28,6 @@ def main(path: str) -> None:
   import jax
 
   laps.end("import_jax")
-  import msa_jax  # noqa: F401
-
-  laps.end("import_msa_jax")
   from msa_jax import config as config_lib
   from msa_jax.train import compilation, inputs, run
   from msa_jax.train.programs import Programs

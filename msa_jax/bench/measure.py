@@ -59,7 +59,8 @@ def repeated(step: Callable, state: Any, *inputs: Any) -> Callable[[], Any]:
   # In one program, and done with: small ones over the devices of a CPU, one after the
   # other, can wait for each other for ever.
   copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
-  kept = [jax.block_until_ready(copy(jax.block_until_ready(state)))]
+  state = jax.block_until_ready(state)
+  kept = [jax.block_until_ready(copy(state))]
 
   def call() -> Any:
     kept[0], others = step(kept[0], *inputs)

@@ -14,14 +14,14 @@ def settle() -> None:
   """Prepares the process of a command, once its modules are imported."""
   use_cache()
   keep_memory()
-  spare_thread()
+  spare_threads()
   # Tracing makes so many objects that the collector walks through those of all imports
   # again and again: a quarter of the time that H-GEM's step takes to trace.
   gc.freeze()
 
 
-def spare_thread() -> None:
-  """Gives the devices of a CPU one more thread than they are, if they are several.
+def spare_threads() -> None:
+  """Gives the devices of a CPU twice as many threads as they are, if they are several.
 
   Their programs share a pool of as many threads as there are cores or devices. Where
   all of its threads wait in a program for the other devices, none is left for the loops
@@ -31,7 +31,7 @@ def spare_thread() -> None:
   flag = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
   devices = max(jax.config.jax_num_cpu_devices, int(flag[1]) if flag else 1)
   if devices > 1:
-    os.environ.setdefault("NPROC", str(max(devices, os.cpu_count() or 1) + 1))
+    os.environ.setdefault("NPROC", str(max(devices, os.cpu_count() or 1) + devices))
 
 
 def use_cache() -> None:
