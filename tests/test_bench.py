@@ -17,15 +17,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from msa_jax import models
 from msa_jax.bench import (
   against,
+  children,
   dispatch,
+  first_step,
   measure,
   shapes,
-  startup,
   systems,
   table,
   torch_steps,
 )
-from msa_jax.bench import first_step as bench_first_step
 from msa_jax.data.world import TINY
 from msa_jax.train import compilation, recipe
 from msa_jax.train.rundir import RunDirectory
@@ -130,39 +130,68 @@ def test_a_system_is_measured_and_reported(tiny, monkeypatch):
 
 
 def test_a_step_is_timed_over_devices(tiny):
-  figures = systems.scaling(toy.config(), "tiny", 0, (1, 2, 4), repeats=2)
-  assert [row["devices"] for row in figures] == [1, 2, 4]
-  assert figures[0]["faster"] == 1
-  for row in figures:
-    assert row["faster"] * row["step_seconds"] == figures[0]["step_seconds"]
-  text = table.report({"machine": {}, "repeats": 2, "scaling": figures})
-  assert f"| 4 | {figures[2]['step_seconds']:.3g} |" in text
+  for devices in (1, 4):
+    assert systems.step_seconds(toy.config(), "tiny", 0, devices, repeats=2) > 0
   with pytest.raises(UserError, match=r"data=3"):
-    systems.scaling(toy.config(), "tiny", 0, (3,), repeats=2)
+    systems.step_seconds(toy.config(), "tiny", 0, 3, repeats=2)
+
+
+def _children(monkeypatch, answers):
+  """In place of new processes: answers[k](arguments, environment) is what the k-th
+  prints, or its error; returns the scripts' names."""
+  called = []
+
+  def child(command, env, **options):
+    name = command[2].removeprefix("msa_jax.bench.")
+    answer = answers[len(called)](command[3:], env)
+    called.append(name)
+    failed = isinstance(answer, str)
+    said = "" if failed else "noise\n" + json.dumps(answer)
+    error = f"Traceback\n{answer}\n" if failed else ""
+    return subprocess.CompletedProcess(command, int(failed), said, error)
+
+  monkeypatch.setattr(subprocess, "run", child)
+  return called
+
+
+def test_every_number_of_devices_has_a_process(monkeypatch):
+  called = _children(
+    monkeypatch,
+    [
+      lambda arguments, _: {"1": 3.0}[arguments[3]],
+      lambda arguments, _: {"2": 2.0}[arguments[3]],
+      lambda *_: "UserError: not that many",
+    ],
+  )
+  figures = children.scaling(toy.config(), "tiny", 0, (1, 2), repeats=2)
+  assert called == ["over_devices"] * 2
+  assert [row["devices"] for row in figures] == [1, 2]
+  assert [row["faster"] for row in figures] == [1.0, 1.5]
+  text = table.report({"machine": {}, "repeats": 2, "scaling": figures})
+  assert "| 2 | 2 | 1.5 |" in text
+  with pytest.raises(UserError, match="over_devices tiny 0 9 2: UserError: not that"):
+    children.scaling(toy.config(), "tiny", 0, (9,), repeats=2)
 
 
 def test_the_start_of_a_process_is_timed_to_its_first_step(tiny, monkeypatch, capsys):
   monkeypatch.setattr(compilation, "settle", lambda: None)  # of the tests' process
-  laps = []
-
-  def first_step(command, env, **options):
-    assert command[1:3] == ["-m", "msa_jax.bench.first_step"]
-    assert "JAX_COMPILATION_CACHE_DIR" not in env
-    assert pathlib.Path(env["XDG_CACHE_HOME"]).is_dir()
-    if not laps:
-      bench_first_step.main(command[3])
-      laps.append(json.loads(capsys.readouterr().out))
-    else:
-      laps.append({**laps[0], "step": float(len(laps))})
-    said = "noise\n" + json.dumps(laps[-1])
-    return subprocess.CompletedProcess(command, 0, said)
-
-  monkeypatch.setattr(subprocess, "run", first_step)
-  figures = startup.startup(toy.config(), "tiny", 0, repeats=3)
   parts = ["import_jax", "import_training", "data", "init", "step"]
+
+  def cold(arguments, environment):
+    assert "JAX_COMPILATION_CACHE_DIR" not in environment
+    assert pathlib.Path(environment["XDG_CACHE_HOME"]).is_dir()
+    first_step.main(*arguments)
+    return json.loads(capsys.readouterr().out)
+
+  def cached(seconds):
+    return lambda *_: dict.fromkeys(parts, seconds)
+
+  called = _children(monkeypatch, [cold, cached(1.0), cached(9.0), cached(2.0)])
+  figures = children.startup(toy.config(), "tiny", 0, repeats=3)
+  assert called == ["first_step"] * 4
   assert list(figures["cold"]) == parts
   assert all(seconds > 0 for seconds in figures["cold"].values())
-  assert figures["cached"]["step"] == 2.0  # the median of 1, 2 and 3
+  assert figures["cached"] == dict.fromkeys(parts, 2.0)  # the median
   text = table.report({"machine": {}, "repeats": 3, "startup": figures})
   assert f"| step | {figures['cold']['step']:.3g} | 2 |" in text
 
@@ -218,6 +247,7 @@ def test_wrong_flags_are_one_line_and_exit_code_2():
     "--dispatch --epochs=1": "--epochs=1 must be 0",
     "--dispatch --replicas=1,x": "--replicas='1,x' must be like 1,5,20",
     "--dispatch --devices=0": "--devices='0' must be like 1,5,20",
+    "--dispatch --replicas=": "--replicas='' must be like 1,5,20",
     "--dispatch --startup": "--startup needs --config",
   }
   names = [

@@ -40,8 +40,8 @@ _OUTPUT = flags.DEFINE_string("output", "", "Where to write, without the suffix.
 
 
 def _counts(flag: flags.FlagHolder) -> list[int]:
-  """Numbers of a flag; none where it is empty."""
-  counts = flag.value.split(",") if flag.value else []
+  """The numbers of a flag."""
+  counts = flag.value.split(",")
   if not all(count.isdecimal() and int(count) > 0 for count in counts):
     raise UserError(f"--{flag.name}={flag.value!r} must be like 1,5,20.")
   return [int(count) for count in counts]
@@ -63,7 +63,7 @@ def _check() -> tuple[list[int], list[int]]:
       f"--epochs={_EPOCHS.value} must be 0 (none) or at least 2: the first one"
       " compiles and does not count."
     )
-  seeds, devices = _counts(_REPLICAS), _counts(_DEVICES)
+  seeds, devices = _counts(_REPLICAS), _counts(_DEVICES) if _DEVICES.value else []
   for flag in (_EPOCHS, _DEVICES, _STARTUP):
     if flag.value and _CONFIG.value is None:
       raise UserError(f"--{flag.name} needs --config, the system to measure.")
@@ -72,27 +72,24 @@ def _check() -> tuple[list[int], list[int]]:
 
 def _measure(seeds: list[int], devices: list[int]) -> dict[str, Any]:
   # Imported here: a wrong flag is answered before JAX starts.
-  import jax
-
-  from msa_jax.bench import against, dispatch, measure, startup, systems
+  from msa_jax.bench import against, children, dispatch, measure, systems
   from msa_jax.train import compilation
 
-  if devices:  # A CPU has as many as are asked for.
-    jax.config.update("jax_num_cpu_devices", max(devices))
   compilation.settle()
   logging.set_verbosity(logging.WARNING)
-  figures: dict[str, Any] = {"machine": measure.machine(), "repeats": _REPEATS.value}
+  figures: dict[str, Any] = {"repeats": _REPEATS.value}
+  shape = (_CONFIG.value, _SHAPE.value, _ROWS.value)
+  if devices:
+    figures["scaling"] = children.scaling(*shape, devices, _REPEATS.value)
+  if _STARTUP.value:
+    figures["startup"] = children.startup(*shape, _REPEATS.value)
+  figures["machine"] = measure.machine()
   if _CONFIG.value is not None:
-    shape = (_CONFIG.value, _SHAPE.value, _ROWS.value)
     figures["system"] = systems.system(*shape, _REPEATS.value)
     if _EPOCHS.value:
       figures["system"]["epochs"] = [
         systems.epochs(*shape, tuple(range(count)), _EPOCHS.value) for count in seeds
       ]
-    if devices:
-      figures["scaling"] = systems.scaling(*shape, devices, _REPEATS.value)
-    if _STARTUP.value:
-      figures["startup"] = startup.startup(*shape, _REPEATS.value)
   if _DISPATCH.value:
     figures["dispatch"] = dispatch.dispatch(_REPEATS.value)
   if _AGAINST.value:

@@ -1,6 +1,7 @@
 """What a new process spends until its first optimizer step; a script of its own.
 
-`python -m msa_jax.bench.first_step CONFIG.json` prints one JSON object of seconds.
+`python -m msa_jax.bench.first_step CONFIG.json SHAPE ROWS` prints one JSON object of
+seconds.
 """
 
 import json
@@ -22,20 +23,21 @@ class _Laps:
     self._last = now
 
 
-def main(path: str) -> None:
+def main(path: str, shape: str, rows: str) -> None:
   """Goes the way of `train.run` and stops after a step."""
   laps = _Laps()
   import jax
 
   laps.end("import_jax")
   from msa_jax import config as config_lib
+  from msa_jax.bench import shapes
   from msa_jax.train import compilation, inputs, run
   from msa_jax.train.programs import Programs
 
   compilation.settle()
   laps.end("import_training")
   config = config_lib.from_json(pathlib.Path(path).read_text())
-  prepared = inputs.prepare(config)
+  prepared = inputs.prepare(shapes.apply(config, shape, int(rows)))
   feed = run.make_feeds(prepared.config, prepared.corpus)["train"]
   jax.block_until_ready(feed.resident)
   laps.end("data")
@@ -50,4 +52,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1])
+  main(*sys.argv[1:])

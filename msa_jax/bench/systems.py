@@ -47,48 +47,34 @@ def system(
   return figures
 
 
-def scaling(
-  config: ml_collections.ConfigDict,
-  shape: str,
-  rows: int,
-  counts: Sequence[int],
-  repeats: int,
-) -> list[dict[str, Any]]:
-  """The step with its batch split over some devices (`config.sharding.data`).
+def step_seconds(
+  config: ml_collections.ConfigDict, shape: str, rows: int, devices: int, repeats: int
+) -> float:
+  """Seconds of a step whose batch is split over devices (`config.sharding.data`).
 
   Args:
     config, shape, rows, repeats: as for `system`.
-    counts: numbers of devices, each of which divides the batch.
-
-  Returns:
-    For each number the seconds of a step, and how many times those of the first.
+    devices: how many; they divide the batch.
 
   Raises:
     UserError: not that many devices, or a batch that cannot be split evenly.
   """
   config, batch = _first_batch(config, shape, rows)
   size = len(batch.index)
-  figures: list[dict[str, Any]] = []
-  for count in counts:
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-      config.sharding.data, config.optim.batch = count, size
-    mesh = sharding.mesh_of(config)
-    made = sharding.over(recipe.build(config), mesh)
-    step = jax.jit(
-      made.step,
-      donate_argnums=0,
-      out_shardings=(None, sharding.everywhere(mesh)),
-      compiler_options=compilation.options(),
-    )
-    placed = jax.device_put(sharding.split(batch, mesh, size))
-    call = measure.repeated(step, jax.jit(made.init)(0), placed, 0)
-    seconds = measure.median_seconds(call, repeats, measure.calls_per_timing())
-    first = figures[0]["step_seconds"] if figures else seconds
-    figures.append(
-      {"devices": count, "step_seconds": seconds, "faster": first / seconds}
-    )
-  return figures
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.sharding.data, config.optim.batch = devices, size
+  mesh = sharding.mesh_of(config)
+  made = sharding.over(recipe.build(config), mesh)
+  step = jax.jit(
+    made.step,
+    donate_argnums=0,
+    out_shardings=(None, sharding.everywhere(mesh)),
+    compiler_options=compilation.options(),
+  )
+  placed = jax.device_put(sharding.split(batch, mesh, size))
+  call = measure.repeated(step, jax.jit(made.init)(0), placed, 0)
+  return measure.median_seconds(call, repeats, measure.calls_per_timing())
 
 
 def _first_batch(
