@@ -24,8 +24,8 @@ from typing import NamedTuple
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax import presets
-from msa_jax.models import awf
+from msa_jax.config import presets
+from msa_jax.models.late_fusion import awf
 
 
 class Row(NamedTuple):

@@ -13,8 +13,8 @@ Acc-2 .767, with B-fusion .794.
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax import presets
-from msa_jax.models import lf_dnn
+from msa_jax.config import presets
+from msa_jax.models.late_fusion import lf_dnn
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:

@@ -13,8 +13,8 @@ learned first). Published (AWF): MOSI Acc-2 .748, with B-fusion .774.
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax import presets
-from msa_jax.models import lf_lstm
+from msa_jax.config import presets
+from msa_jax.models.late_fusion import lf_lstm
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:

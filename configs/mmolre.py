@@ -13,7 +13,7 @@ learns from MOSEI; without, sentiment is learned alone.
 
 The default trains a narrow preset of the same network on the synthetic corpus with both
 of its labels, which needs no file and no accelerator. Only the paper's abstract is
-public; what it states and what is ours is said in `msa_jax/models/mmolre.py`. It names
+public; `msa_jax/models/mmolre/system.py` says what it states and what is ours. It names
 no figure to compare with.
 """
 

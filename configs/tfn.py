@@ -13,8 +13,8 @@ MOSI Acc-2 .753; text alone .777.
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax import presets
-from msa_jax.models import tfn
+from msa_jax.config import presets
+from msa_jax.models.late_fusion import tfn
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:

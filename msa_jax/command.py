@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
-from msa_jax.typing import UserError
+from msa_jax.errors import UserError
 
 _OURS = f"{UserError.__module__}.{UserError.__name__}: "
 

@@ -7,7 +7,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from msa_jax import command
-from msa_jax.typing import UserError
+from msa_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, e.g. configs/hgem.py or configs/hgem.py:mosi."
@@ -32,10 +32,12 @@ _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes
 
 def main(_) -> None:
   # Imported here: a wrong flag is answered before JAX starts.
+  from msa_jax.devices import compilation, processes
   from msa_jax.report import terminal
   from msa_jax.report.missing import print_grids
+  from msa_jax.runs import run
   from msa_jax.studies.missing import grid
-  from msa_jax.train import compilation, loop, processes, run
+  from msa_jax.train import loop
 
   compilation.settle()
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from msa_jax.data import batches
+from msa_jax.data.batching import batches
 from msa_jax.models import SYSTEMS
-from msa_jax.text import tuning
-from msa_jax.train import averaging, inputs, objective, recipe
-from msa_jax.train import run as run_lib
-from msa_jax.train.rundir import RunDirectory
+from msa_jax.runs import prepare as inputs
+from msa_jax.runs import run as run_lib
+from msa_jax.step import ema, objective, recipe
+from msa_jax.text import finetune
+from msa_jax.train.run_directory import RunDirectory
 from msa_jax.typing import Batch, Corpus, Metrics, ModelOutput, TrainState
 
 __all__ = [
@@ -147,5 +148,5 @@ def export_encoder(workdir: str, folder: str, seed: int | None = None) -> None:
   """
   config, state = load(workdir, seed)
   # Where a mean of the parameters is kept, it is what predicts.
-  params = state.collections.get(averaging.AVERAGE, state.params)
-  tuning.export(config, params, folder)
+  params = state.collections.get(ema.AVERAGE, state.params)
+  finetune.export(config, params, folder)

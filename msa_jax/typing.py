@@ -256,8 +256,3 @@ class Corpus:
   splits: Mapping[str, Split]
   tasks: Mapping[str, Task]
   notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class UserError(ValueError):
-  """The user's input is at fault; the command line prints it as one line and exits
-  with code 2. The message says the value, the rule and the choices."""

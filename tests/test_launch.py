@@ -11,12 +11,13 @@ import sys
 import matplotlib
 import pytest
 import yaml
+from paths import ROOT
 
-from msa_jax.data.world import TINY
+from msa_jax.data.synthetic.generator import TINY
 
 matplotlib.use("agg")
 
-FOLDER = pathlib.Path(__file__).parent.parent / "launch"
+FOLDER = ROOT / "launch"
 SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
 
 

@@ -1,13 +1,12 @@
 """The command line: bad input is one line and exit code 2, a good run works."""
 
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
+from paths import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
   "--config.data.synthetic.sizes=32,16,16",
   "--config.data.synthetic.videos=4,2,2",

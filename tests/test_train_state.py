@@ -1,21 +1,20 @@
 """The programmatic API: the README's example, purity, vmap over seeds."""
 
 import functools
-import pathlib
 import re
 
 import jax
 import numpy as np
 import pytest
 import toy
+from paths import ROOT
 
 from configs import hgem
 from msa_jax import models, train_state
-from msa_jax.data import batches, missing
-from msa_jax.train import inputs, run
-from msa_jax.train.recipe import Recipe, with_missing
-
-ROOT = pathlib.Path(__file__).parent.parent
+from msa_jax.data import missing
+from msa_jax.data.batching import batches
+from msa_jax.runs import prepare, run
+from msa_jax.step.recipe import Recipe, with_missing
 
 
 def tiny_hgem_config(variants=""):
@@ -37,7 +36,7 @@ _GET_CONFIG = hgem.get_config
 @pytest.fixture
 def toy_system(monkeypatch):
   monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
-  monkeypatch.setattr(inputs, "load", lambda config, **_: toy.corpus())
+  monkeypatch.setattr(prepare, "load", lambda config, **_: toy.corpus())
 
 
 def test_the_readme_example_runs(monkeypatch, capsys):

@@ -3,7 +3,7 @@
 `read` reads every supported file; `save` writes the neutral `.npz`.
 """
 
-from msa_jax.data.npz import save
-from msa_jax.data.reading import FORMATS, read
+from msa_jax.data.readers import FORMATS, read
+from msa_jax.data.readers.npz import save
 
 __all__ = ["FORMATS", "read", "save"]

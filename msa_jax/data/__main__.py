@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from msa_jax.data import npz, stored, synthetic
-from msa_jax.data.check import Report, as_text, check, describe, printable
-from msa_jax.data.reading import FORMATS, read, read_lenient
-from msa_jax.typing import MODALITIES, Corpus, UserError
+from msa_jax.data import synthetic
+from msa_jax.data.readers import FORMATS, array_record, npz, read, read_lenient
+from msa_jax.data.readers.check import Report, as_text, check, describe, printable
+from msa_jax.errors import UserError
+from msa_jax.typing import MODALITIES, Corpus
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,7 +142,7 @@ def _store(options: argparse.Namespace, features: dict[str, str]) -> None:
   if options.file != "synthetic":
     if options.utterances:
       raise UserError("--utterances goes with 'synthetic' only")
-    stored.store(read(options.file, options.format, features), options.output)
+    array_record.store(read(options.file, options.format, features), options.output)
   elif options.utterances < 1:
     raise UserError(f"--utterances={options.utterances} must be positive")
   else:
@@ -157,7 +158,7 @@ def _store_synthetic(utterances: int, folder: str) -> None:
   notes = dict(small.notes)
   for key in ("bayes", "bayes_by_condition"):  # of the small training split
     notes[key] = {name: best for name, best in notes[key].items() if name != "train"}
-  stored.store_parts(parts, small.tasks, folder, name=small.name, notes=notes)
+  array_record.store_parts(parts, small.tasks, folder, name=small.name, notes=notes)
 
 
 def _show(report: Report) -> None:

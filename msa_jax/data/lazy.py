@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from msa_jax.data.fields import blocks
+from msa_jax.data.readers.fields import blocks
 
 
 class LazyFeatures:

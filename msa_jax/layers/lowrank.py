@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from msa_jax.errors import UserError
 from msa_jax.layers.activation import exact_gelu
-from msa_jax.typing import UserError
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": exact_gelu,

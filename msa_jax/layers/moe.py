@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from msa_jax.errors import UserError
 from msa_jax.layers.routing import Router
-from msa_jax.typing import Routing, UserError
+from msa_jax.typing import Routing
 
 # Name of an `ExpertBank`'s parameters; their axis 0 is the expert.
 STACK = "experts"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from msa_jax.typing import UserError
+from msa_jax.errors import UserError
 
 
 def sinusoids(n_steps: int, width: int) -> Float[np.ndarray, "t d"]:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from msa_jax.errors import UserError
 from msa_jax.layers.masking import masked_softmax
-from msa_jax.typing import Routing, UserError
+from msa_jax.typing import Routing
 
 
 def select_top_k(

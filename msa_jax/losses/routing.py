@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from msa_jax.errors import UserError
 from msa_jax.layers.masking import masked_mean
-from msa_jax.typing import Routing, UserError
+from msa_jax.typing import Routing
 
 
 def load_balance(routing: Routing, mask: Bool[Array, " n"] | None = None) -> Array:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from msa_jax.typing import Label, UserError
+from msa_jax.errors import UserError
+from msa_jax.typing import Label
 
 
 def l1(prediction: Float[Array, "*n"], label: Num[Array, "*n"]) -> Float[Array, "*n"]:

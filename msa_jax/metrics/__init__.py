@@ -11,9 +11,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Num
 
+from msa_jax.errors import UserError
 from msa_jax.metrics.classification import class_metrics, question_metrics
 from msa_jax.metrics.regression import mosi_metrics, sims_metrics
-from msa_jax.typing import Task, UserError
+from msa_jax.typing import Task
 
 
 class Metric(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Num
 
-from msa_jax.typing import UserError
+from msa_jax.errors import UserError
 
 
 class Interval(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Num
 
-from msa_jax.typing import UserError
+from msa_jax.errors import UserError
 
 Labels = Int[np.ndarray, " n"]
 

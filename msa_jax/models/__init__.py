@@ -1,8 +1,9 @@
 """The table of systems. Adding one touches its file, one line here and its config."""
 
-from msa_jax.models import awf, derl, hgem, lf_dnn, lf_lstm, mmolre, momke_stages, tfn
-from msa_jax.models.base import System
-from msa_jax.models.encoded import with_encoder
+from msa_jax.models import derl, hgem, mmolre, momke
+from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, tfn
+from msa_jax.models.system import System
+from msa_jax.models.with_text_encoder import with_encoder
 
 _ROWS: dict[str, System] = {
   "awf": awf.SYSTEM,
@@ -11,7 +12,7 @@ _ROWS: dict[str, System] = {
   "lf_dnn": lf_dnn.SYSTEM,
   "lf_lstm": lf_lstm.SYSTEM,
   "mmolre": mmolre.SYSTEM,
-  "momke": momke_stages.SYSTEM,
+  "momke": momke.SYSTEM,
   "tfn": tfn.SYSTEM,
 }
 

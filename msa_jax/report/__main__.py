@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from msa_jax import command
-from msa_jax.typing import UserError
+from msa_jax.errors import UserError
 
 _OUTPUT = flags.DEFINE_string("output", "report", "Folder of the page and figures.")
 _SAMPLE = flags.DEFINE_string(
@@ -45,7 +45,8 @@ def compare_study(folder: str, console: Console) -> None:
     folder: of the study.
     console: where to.
   """
-  from msa_jax.report import results, trials
+  from msa_jax.report import results
+  from msa_jax.report import studies as trials
 
   lines = trials.read(folder)
   runs, gaps = trials.runs(folder, lines)
@@ -89,7 +90,8 @@ def _print_verdicts(runs, task: str, console: Console) -> None:
 
 def main(arguments: list[str]) -> None:
   """Reads the runs; bad input ends with one line and exit code 2."""
-  from msa_jax.report import page, reading, trials
+  from msa_jax.report import page, reading
+  from msa_jax.report import studies as trials
 
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
   folders = arguments[1:]

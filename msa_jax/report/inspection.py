@@ -11,15 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from msa_jax.data import batches, preprocess
+from msa_jax.data.batching import batches
+from msa_jax.data.transforms import preprocess
+from msa_jax.errors import UserError
 from msa_jax.models import SYSTEMS
 from msa_jax.report import style
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run, at
-from msa_jax.train import averaging, inputs
-from msa_jax.train import run as run_lib
-from msa_jax.train.rundir import RunDirectory
-from msa_jax.typing import Batch, UserError, modality_order
+from msa_jax.runs import prepare
+from msa_jax.runs import run as run_lib
+from msa_jax.step import ema
+from msa_jax.train.run_directory import RunDirectory
+from msa_jax.typing import Batch, modality_order
 
 
 class Attention(NamedTuple):
@@ -63,9 +66,9 @@ def attention(run: Run, sample: str = "") -> Attention:
   """
   directory = RunDirectory(run.path).chosen()
   config = directory.config()
-  params, collections = averaging.predicting(*run_lib.restore(directory, config)[0])
+  params, collections = ema.predicting(*run_lib.restore(directory, config)[0])
   preprocessor = preprocess.load(directory.path / "preprocessing.npz")
-  corpus = inputs.reload(config, preprocessor, "")
+  corpus = prepare.reload(config, preprocessor, "")
   split = corpus.splits[run.split]
   data = batches.whole(split, corpus.tasks, config.spec.lengths.to_dict())
   row = _row(split.ids, data, sample)

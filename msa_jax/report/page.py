@@ -6,10 +6,11 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msa_jax.report import errors, figures, grids, results, style, trials
+from msa_jax.errors import UserError
+from msa_jax.report import errors, figures, grids, results, style
+from msa_jax.report import studies as trials
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
-from msa_jax.typing import UserError
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto;

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from msa_jax.typing import UserError
+from msa_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from msa_jax import command
-from msa_jax.typing import UserError
+from msa_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.")
@@ -104,7 +104,7 @@ def execute(
   Raises:
     UserError: bad input, or an option that the study does not take.
   """
-  from msa_jax.studies import ablation, balance, catalogue, grid, robustness
+  from msa_jax.studies import ablation, balance, catalogue, robustness, runner
 
   if name not in STUDIES:
     raise UserError(f"choose a study: {', '.join(STUDIES)}; or list.")
@@ -124,13 +124,14 @@ def execute(
   if name == "missing":
     robustness.study(configs, files, workdir, grids or robustness.GRIDS)
   else:
-    grid.execute(name, catalogue.STUDIES[name](configs, files), workdir)
+    runner.execute(name, catalogue.STUDIES[name](configs, files), workdir)
   return f"study: {pathlib.Path(workdir) / 'study.csv'}"
 
 
 def main(arguments: list[str]) -> None:
   """Runs one study; bad input ends with one line and exit code 2."""
-  from msa_jax.train import compilation, loop
+  from msa_jax.devices import compilation
+  from msa_jax.train import loop
 
   if arguments[1:] == ["list"]:
     print(listing())

@@ -11,10 +11,10 @@ from typing import Any
 
 import ml_collections
 
-from msa_jax.studies import grid
+from msa_jax.errors import UserError
+from msa_jax.studies import runner
 from msa_jax.train import selection
-from msa_jax.train.rundir import RunDirectory
-from msa_jax.typing import UserError
+from msa_jax.train.run_directory import RunDirectory
 
 Changes = Mapping[str, Any]
 
@@ -96,8 +96,8 @@ def study(
     )
   workdir = pathlib.Path(workdir)
   report: dict[str, dict[str, Any]] = {}
-  cells = [grid.Cell(name, changed(config, c)) for name, c in known[table].items()]
-  for name, summary in grid.execute(f"ablation_{table}", cells, workdir).items():
+  cells = [runner.Cell(name, changed(config, c)) for name, c in known[table].items()]
+  for name, summary in runner.execute(f"ablation_{table}", cells, workdir).items():
     split = "test" if "test" in summary["splits"] else "valid"
     (figures,) = summary["splits"][split].values()
     report[name] = {"figures": figures, "parameters": summary["parameters"]}

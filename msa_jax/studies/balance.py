@@ -14,15 +14,18 @@ import ml_collections
 import numpy as np
 import optax
 
-from msa_jax.data import batches, preprocess
-from msa_jax.models.base import predicted
-from msa_jax.studies import grid, probes
+from msa_jax.data.batching import batches
+from msa_jax.data.transforms import preprocess
+from msa_jax.errors import UserError
+from msa_jax.models.system import predicted
+from msa_jax.runs import prepare, run
+from msa_jax.runs.summary import over_seeds
+from msa_jax.step import recipe
+from msa_jax.step.objective import task_losses
+from msa_jax.studies import probes, runner
 from msa_jax.studies.ablation import changed, figure
-from msa_jax.train import inputs, recipe, run, scoring
-from msa_jax.train.objective import task_losses
-from msa_jax.train.rundir import RunDirectory
-from msa_jax.train.summary import over_seeds
-from msa_jax.typing import UserError
+from msa_jax.train import scoring
+from msa_jax.train.run_directory import RunDirectory
 
 # Weights that never move: the model alone, its gradients measured all the same.
 WITHOUT = {"balance.enabled": True, "balance.omega_lr": "0"}
@@ -83,7 +86,7 @@ def _open(folder: str | pathlib.Path):
   directory = RunDirectory(folder)
   config = directory.config()
   preprocessor = preprocess.load(directory.path / "preprocessing.npz")
-  corpus = inputs.reload(config, preprocessor, "")
+  corpus = prepare.reload(config, preprocessor, "")
   made = recipe.build(config)
   return config, corpus, made, run.restore(directory, config)
 
@@ -219,14 +222,14 @@ def study(
   if table not in TABLES:
     raise UserError(f"--table={table}: choose one of {', '.join(TABLES)}.")
   workdir = pathlib.Path(workdir)
-  cells = [grid.Cell(name, changed(config, c)) for name, c in TABLES[table].items()]
+  cells = [runner.Cell(name, changed(config, c)) for name, c in TABLES[table].items()]
 
   def measure(folder, summary):
     found = _compared(folder, table)
     (folder / _COMPARED).write_text(json.dumps(found, indent=2))
     return list(lines(found, summary["seeds"], folder.name))
 
-  summaries = grid.execute(f"balance_{table}", cells, workdir, measure)
+  summaries = runner.execute(f"balance_{table}", cells, workdir, measure)
   report: dict[str, Any] = {}
   for name, summary in summaries.items():
     split = "test" if "test" in summary["splits"] else "valid"
@@ -249,7 +252,7 @@ def _compared(folder: pathlib.Path, table: str) -> dict[str, Any]:
 
 def lines(
   found: Mapping[str, Any], seeds: Sequence[int], cell: str
-) -> Iterator[grid.Line]:
+) -> Iterator[runner.Line]:
   """Lines of study.csv for gradients, probes and attention ratios of one run.
 
   Args:
@@ -257,11 +260,11 @@ def lines(
     seeds: the run's.
     cell: name of the run, which groups its bars.
   """
-  yield from grid.lines_of(found["gradients"], seeds, task="gradients", group=cell)
+  yield from runner.lines_of(found["gradients"], seeds, task="gradients", group=cell)
   for kind, modalities in found.get("probes", {}).items():
     for modality, figures in modalities.items():
       about = {"task": "one modality", "group": cell, "axis": _PROBES[kind]}
-      yield from grid.lines_of(figures, seeds, x=modality, **about)
+      yield from runner.lines_of(figures, seeds, x=modality, **about)
   for entry in found.get("ratios", ()):
     shares = {f"share_{name}": share for name, share in entry["ratio"].items()}
     for metric, value in {**shares, **entry["figures"]}.items():

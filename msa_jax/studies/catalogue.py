@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from msa_jax.studies.ablation import changed
-from msa_jax.studies.grid import Cell
+from msa_jax.studies.runner import Cell
 
 SHARES = (0.1, 0.2, 0.5, 1.0)
 LAYERS = range(1, 7)

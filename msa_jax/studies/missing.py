@@ -15,21 +15,20 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from msa_jax.data import batches, bayes, missing, preprocess
-from msa_jax.data.world import read_options
+from msa_jax.data import missing
+from msa_jax.data.batching import batches
+from msa_jax.data.synthetic import posterior
+from msa_jax.data.synthetic.generator import read_options
+from msa_jax.data.transforms import preprocess
+from msa_jax.errors import UserError
 from msa_jax.metrics.routing import routing_metrics
+from msa_jax.runs import prediction_files, prepare, run
+from msa_jax.runs.summary import over_seeds
+from msa_jax.step import recipe
 from msa_jax.train import feed as feed_lib
-from msa_jax.train import inputs, recipe, run, scoring, tables
-from msa_jax.train.rundir import RunDirectory
-from msa_jax.train.summary import over_seeds
-from msa_jax.typing import (
-  MODALITIES,
-  Corpus,
-  Split,
-  UserError,
-  modality_order,
-  task_name,
-)
+from msa_jax.train import scoring
+from msa_jax.train.run_directory import RunDirectory
+from msa_jax.typing import MODALITIES, Corpus, Split, modality_order, task_name
 
 # Figures of `bayes.optimum` by the task and metric that they bound.
 _BOUNDS = {
@@ -69,7 +68,7 @@ class _Opened(NamedTuple):
 def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
   directory = RunDirectory(workdir).chosen()
   config = directory.config()
-  corpus = inputs.reread(config, path)
+  corpus = prepare.reread(config, path)
   labelled = [n for n, s in corpus.splits.items() if scoring.targets(s, corpus.tasks)]
   if not labelled:
     raise UserError(f"{path} has no labels to evaluate on; use --mode=predict.")
@@ -136,7 +135,7 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
     missing.save(folder.path / f"{stem}.npz", split, arrays)
     about = {key: value for key, value in report.items() if key != "grids"}
     folder.write_json(f"{stem}.json", {**about, "rows": rows})
-    tables.write_csv(folder.path / f"{stem}.csv", _tidy(report, rows))
+    prediction_files.write_csv(folder.path / f"{stem}.csv", _tidy(report, rows))
   return {**report, "n_programs": opened.predictor.n_programs}
 
 
@@ -205,13 +204,13 @@ def _optimal(config: ml_collections.ConfigDict, name: str):
   derived = config.data.task != "regression" or config.data.unit == "dialogue"
   if config.data.path or derived:
     return lambda masks: {}
-  corpus = inputs.load(config)
+  corpus = prepare.load(config)
   if "bayes" not in corpus.notes:
     return lambda masks: {}
   # As the corpus was drawn: the run may read only some of its modalities.
   split = corpus.splits[name]
   options = read_options(config.data.synthetic.items())
-  likelihoods = bayes.log_likelihoods(options, split)
+  likelihoods = posterior.log_likelihoods(options, split)
   order = modality_order(config.spec.widths)
 
   def figures(masks: missing.Masks) -> dict[str, dict[str, float]]:
@@ -221,9 +220,9 @@ def _optimal(config: ml_collections.ConfigDict, name: str):
     known = likelihoods
     if masks.lost:
       hidden = missing.apply(split, masks._replace(available=available))
-      known = bayes.log_likelihoods(options, hidden)
+      known = posterior.log_likelihoods(options, hidden)
     found: dict[str, dict[str, float]] = {}
-    best = bayes.optimum_under(options, split, available, known)
+    best = posterior.optimum_under(options, split, available, known)
     for key, (task, metric) in _BOUNDS.items():
       if key in best:
         found.setdefault(task, {})[metric] = best[key]

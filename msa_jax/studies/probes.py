@@ -17,12 +17,13 @@ import optax
 from jaxtyping import Array, Float
 
 from msa_jax import metrics
-from msa_jax.data import batches
+from msa_jax.data.batching import batches
+from msa_jax.errors import UserError
 from msa_jax.losses.task import masked_average, task_loss
-from msa_jax.models.base import Target, predicted, shape_predictions
+from msa_jax.models.system import Target, predicted, shape_predictions
+from msa_jax.step.recipe import Recipe, task_of
 from msa_jax.train import scoring
-from msa_jax.train.recipe import Recipe, task_of
-from msa_jax.typing import Batch, Collections, Corpus, Label, Params, UserError
+from msa_jax.typing import Batch, Collections, Corpus, Label, Params
 
 EPOCHS = 50
 LEARNING_RATE = 1e-3

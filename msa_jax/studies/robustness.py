@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from msa_jax.studies import catalogue, grid, missing
+from msa_jax.studies import catalogue, missing, runner
 from msa_jax.studies.ablation import changed
 
 GRIDS = "conditions,random"
@@ -19,14 +19,14 @@ _ROBUST = ("model.disabled_experts", ("robust",))
 
 def cells(
   configs: Sequence[ml_collections.ConfigDict], files: Sequence[str] = ()
-) -> list[grid.Cell]:
+) -> list[runner.Cell]:
   """Every system on every file; H-GEM also without its robust expert (figure 5)."""
   made = []
   for cell in catalogue.leaderboard(configs, files):
     made.append(cell._replace(group=cell.name))
     if cell.config.model.name == "hgem":
       name = f"{cell.name}_without_robust"
-      made.append(grid.Cell(name, changed(cell.config, dict([_ROBUST])), group=name))
+      made.append(runner.Cell(name, changed(cell.config, dict([_ROBUST])), group=name))
   return made
 
 
@@ -53,15 +53,15 @@ def study(
     UserError: bad input, or a pattern that does not fit the data.
   """
 
-  def measure(folder: pathlib.Path, summary: Mapping[str, Any]) -> list[grid.Line]:
+  def measure(folder: pathlib.Path, summary: Mapping[str, Any]) -> list[runner.Line]:
     del summary
     return list(lines(missing.grid(folder, wanted)))
 
   made = cells(configs, files)
-  return grid.execute("missing", made, workdir, measure, key=wanted)
+  return runner.execute("missing", made, workdir, measure, key=wanted)
 
 
-def lines(report: Mapping[str, Any]) -> Iterator[grid.Line]:
+def lines(report: Mapping[str, Any]) -> Iterator[runner.Line]:
   """Lines of study.csv for the grids of one run.
 
   Args:
@@ -73,4 +73,4 @@ def lines(report: Mapping[str, Any]) -> Iterator[grid.Line]:
       about = {"axis": f"missing: {entry}", "split": report["split"]}
       about["x"] = row["rate"] if of_rates else row["pattern"]
       for task, figures in row["figures"].items():
-        yield from grid.lines_of(figures, report["seeds"], task=task, **about)
+        yield from runner.lines_of(figures, report["seeds"], task=task, **about)

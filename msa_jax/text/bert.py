@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from msa_jax.errors import UserError
 from msa_jax.layers.transformer import ACTIVATIONS, EncoderStack, drop, layer_norm
 from msa_jax.text.roberta import padded_positions
-from msa_jax.typing import UserError
 
 
 @dataclasses.dataclass(frozen=True)

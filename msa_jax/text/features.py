@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, Int
 
-from msa_jax.data.published import sha256
+from msa_jax.safe_io.hashing import sha256
 from msa_jax.text import tokens, weights
 from msa_jax.text.bert import EncoderConfig, TextEncoder
 from msa_jax.text.options import is_tuned

@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from msa_jax.typing import UserError
+from msa_jax.errors import UserError
 
 INPUTS = ("features", "encoder")
 _FINETUNE = re.compile(r"none|[Ff]alse|all|[Tt]rue|top_[1-9][0-9]*")

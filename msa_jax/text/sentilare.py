@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from msa_jax.typing import UserError
+from msa_jax.errors import UserError
 
 OTHER, NEUTRAL, UNKNOWN = 4, 2, 5
 # Number of each input that stands for none, also for padding and special tokens.

@@ -12,9 +12,10 @@ import ml_collections
 import numpy as np
 from absl import logging
 
+from msa_jax.errors import UserError
 from msa_jax.text import sentilare
 from msa_jax.text.bert import EncoderConfig
-from msa_jax.typing import Corpus, Sequences, Split, UserError, modality_order
+from msa_jax.typing import Corpus, Sequences, Split, modality_order
 
 SPECIAL = (-1, -1)  # span of a token that no character of the transcript made
 _CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from msa_jax.data.torch_pickles import load_torch
+from msa_jax.errors import UserError
+from msa_jax.safe_io.torch_pickles import load_torch
 from msa_jax.text.bert import EncoderConfig, config_of
-from msa_jax.typing import UserError
 
 _DENSE = {
   "attention.self.query": "query",

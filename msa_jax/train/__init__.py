@@ -1,0 +1,1 @@
+"""The training loop: compiled stages, feeds, selection, checkpoints."""

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from msa_jax.typing import Collections, Params, UserError
+from msa_jax.errors import UserError
+from msa_jax.typing import Collections, Params
 
 
 class ResumePoint:

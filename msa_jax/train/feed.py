@@ -11,10 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from msa_jax.data import batches, dialogues
-from msa_jax.data import buckets as buckets_lib
-from msa_jax.train import compilation, sharding
-from msa_jax.train.recipe import Recipe, has_content
+from msa_jax.data.batching import batches
+from msa_jax.data.batching import buckets as buckets_lib
+from msa_jax.data.transforms import dialogues
+from msa_jax.devices import compilation, sharding
+from msa_jax.step.recipe import Recipe, has_content
 from msa_jax.typing import Batch, Collections, Metrics, Split, Task, TrainState
 
 # Modality and steps; hashable, so that programs are compiled per value.

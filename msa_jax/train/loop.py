@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from msa_jax.data import joint
+from msa_jax.data.transforms import joint
+from msa_jax.devices import processes
+from msa_jax.errors import UserError
 from msa_jax.metrics.routing import routing_metrics
-from msa_jax.train import processes, scoring, selection
+from msa_jax.train import scoring, selection
 from msa_jax.train.checkpoint import ResumePoint, save_best
+from msa_jax.train.compiled_stages import Programs, Snapshots
 from msa_jax.train.feed import Feed
-from msa_jax.train.programs import Programs, Snapshots
 from msa_jax.train.progress import TrainingProgress
-from msa_jax.train.rundir import RunDirectory
-from msa_jax.typing import Collections, Params, TrainState, UserError
+from msa_jax.train.run_directory import RunDirectory
+from msa_jax.typing import Collections, Params, TrainState
 
 
 class Interrupted(Exception):

@@ -12,7 +12,7 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 
-from msa_jax.train import processes
+from msa_jax.devices import processes
 
 
 class TrainingProgress:

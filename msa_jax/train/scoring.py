@@ -8,9 +8,9 @@ import numpy as np
 from absl import logging
 
 from msa_jax import metrics as metrics_lib
-from msa_jax.data import dialogues
+from msa_jax.data.transforms import dialogues
+from msa_jax.step.recipe import task_of
 from msa_jax.train.feed import Predictions
-from msa_jax.train.recipe import task_of
 from msa_jax.typing import Split, Task, task_name
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import ml_collections
 
 from msa_jax import metrics as metrics_lib
-from msa_jax.models.base import Stage, targets
-from msa_jax.train.recipe import task_of
-from msa_jax.typing import Task, UserError, task_name
+from msa_jax.errors import UserError
+from msa_jax.models.system import Stage, targets
+from msa_jax.step.recipe import task_of
+from msa_jax.typing import Task, task_name
 
 # The headline metric of each protocol.
 _HEADLINE = {"mosi": "mae", "sims": "mae", "classes": "wa", "emotions": "f1"}

@@ -1,0 +1,28 @@
+"""A step over several devices, in a process that has them; a script of its own.
+
+`python -m benchmarks.over_devices CONFIG.json SHAPE ROWS DEVICES REPEATS` prints its
+seconds.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+
+from benchmarks import systems
+from msa_jax import config as config_lib
+from msa_jax.devices import compilation
+
+
+def main(path: str, shape: str, rows: str, devices: str, repeats: str) -> None:
+  """Measures it; a CPU becomes as many devices."""
+  jax.config.update("jax_num_cpu_devices", int(devices))
+  compilation.settle()
+  config = config_lib.from_json(pathlib.Path(path).read_text())
+  seconds = systems.step_seconds(config, shape, int(rows), int(devices), int(repeats))
+  print(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

@@ -1,1 +1,0 @@
-"""How fast it is, measured: `python -m msa_jax.bench --config=configs/hgem.py`."""

@@ -1,0 +1,75 @@
+"""What the config files of the late-fusion systems share.
+
+Each function but `late_fusion` changes an unlocked config in place, as a variant does.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import ml_collections
+
+from msa_jax import config as config_lib
+from msa_jax.data.synthetic.generator import ONE_FAST, ONE_STRONG
+
+
+def late_fusion(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Shared defaults: sequences aligned with the text, length buckets, AdamW, 50 epochs.
+
+  Args:
+    model: options of the system.
+  """
+  config = config_lib.base(model)
+  config.data.update({"align": "pool", "max_steps": 50, "buckets": 4})
+  config.optim.update({"name": "adamw", "lr_new": 1e-3, "weight_decay": 1e-3})
+  config.optim.update({"clip": 1.0, "epochs": 50, "batch": 32, "patience": 8})
+  return config
+
+
+def apply(
+  config: ml_collections.ConfigDict,
+  chosen: tuple[str, ...],
+  variants: Mapping[str, Callable[[ml_collections.ConfigDict], None]],
+) -> ml_collections.ConfigDict:
+  """Applies the chosen variants in the order of `variants`, and locks."""
+  for name in sorted(chosen, key=tuple(variants).index):
+    variants[name](config)
+  return config_lib.finish(config)
+
+
+def iemocap(config: ml_collections.ConfigDict) -> None:
+  """Four yes/no emotions, sequences of 20 steps, AWF's batch."""
+  config.model.task = "emotion"
+  config.data.max_steps = 20
+  config.optim.batch = 24
+
+
+def sgd(config: ml_collections.ConfigDict) -> None:
+  """AWF's table 7: momentum in place of Adam for the network."""
+  config.optim.update({"name": "sgd", "momentum": 0.9, "lr_new": 0.05})
+  config.optim.update({"weight_decay": 0.0, "schedule": "cosine"})
+
+
+def one_strong(config: ml_collections.ConfigDict) -> None:
+  """A synthetic corpus whose text says nearly everything (`ONE_STRONG`)."""
+  config.data.synthetic.update(dataclasses.asdict(ONE_STRONG))
+
+
+def one_fast(config: ml_collections.ConfigDict) -> None:
+  """A synthetic corpus whose text is learned before the rest
+  (`ONE_FAST`), and a training that ends before the rest has caught up."""
+  config.data.synthetic.update(dataclasses.asdict(ONE_FAST))
+  config.optim.epochs = 8
+
+
+def published(config: ml_collections.ConfigDict) -> None:
+  """Only what papers of this family state: sequences as long as they come, plain Adam
+  with a constant rate."""
+  config.data.update({"align": "none", "max_steps": 0})
+  config.optim.update({"name": "adam", "weight_decay": 0.0, "clip": 0.0})
+  config.optim.update({"warmup": 0.0, "schedule": "constant"})
+
+
+def mmsa(config: ml_collections.ConfigDict) -> None:
+  """`published`, and MMSA's way of reading padding."""
+  published(config)
+  config.model.compat = "mmsa"

@@ -1,0 +1,116 @@
+"""What a config may say: the rules that types cannot hold, checked before a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from msa_jax import config as config_lib
+from msa_jax.data import missing
+from msa_jax.data.transforms import dialogues
+from msa_jax.errors import UserError
+from msa_jax.text import options as text_options
+
+REPLICA_MODES = ("auto", "vmap", "sequential")
+_POSITIVE = (lambda value: value > 0, "positive")
+_NOT_NEGATIVE = (lambda value: value >= 0, "0 (off) or positive")
+_SHARE = (lambda value: 0.0 <= value <= 1.0, "in [0, 1]")
+_BELOW_ONE = (lambda value: 0.0 <= value < 1.0, "in [0, 1)")
+_RANGES = {
+  "optim.epochs": _POSITIVE,
+  "optim.batch": _POSITIVE,
+  "train.eval_batch": _POSITIVE,
+  "train.steps_per_call": _POSITIVE,
+  "train.checkpoint_every_seconds": _POSITIVE,
+  "sharding.data": _POSITIVE,
+  "sharding.replica": _POSITIVE,
+  "sharding.expert": _POSITIVE,
+  "optim.clip": _NOT_NEGATIVE,
+  "optim.patience": _NOT_NEGATIVE,
+  "data.max_steps": _NOT_NEGATIVE,
+  "data.codes": _NOT_NEGATIVE,
+  "data.buckets": _NOT_NEGATIVE,
+  "missing.seed": _NOT_NEGATIVE,
+  "data.fold": _NOT_NEGATIVE,
+  "replicas.most_at_once": _NOT_NEGATIVE,
+  "optim.warmup": _SHARE,
+  "loss.aux_warmup": _SHARE,
+  "optim.average": _BELOW_ONE,
+}
+
+
+def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> None:
+  """Checks what types cannot: ranges, names and contradictions.
+
+  Args:
+    config: config of a run, resolved or not.
+    systems: the known systems by name.
+
+  Raises:
+    UserError: naming the value, the rule and the choices.
+  """
+  if config.model.name not in systems:
+    raise UserError(
+      f"config.model.name={config.model.name!r} must be one of {sorted(systems)}."
+    )
+  _check_unit(config, systems[config.model.name].units)
+  text_options.check(config)
+  for path, (fits, rule) in _RANGES.items():
+    if not fits(value := config_lib.get(config, path)):
+      raise UserError(f"config.{path}={value} must be {rule}.")
+  for key in ("train", "eval"):
+    missing_pattern(config, key)
+  if config.replicas.mode not in REPLICA_MODES:
+    raise UserError(
+      f"config.replicas.mode={config.replicas.mode!r} must be one of {REPLICA_MODES}."
+    )
+  config_lib.sweep(config)
+  seeds = config.replicas.seeds
+  if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+    raise UserError(
+      f"config.replicas.seeds={seeds} must be distinct non-negative integers, at"
+      " least one."
+    )
+
+
+def missing_pattern(
+  config: ml_collections.ConfigDict,
+  key: str,
+  modalities: Sequence[str] | None = None,
+) -> missing.Pattern:
+  """Reads `config.missing.train` or `config.missing.eval`.
+
+  Args:
+    config: any config.
+    key: `train` or `eval`.
+    modalities: those of the corpus, if it is known yet.
+
+  Raises:
+    UserError: not a pattern, or one that does not fit the corpus.
+  """
+  try:
+    return missing.parse(config.missing[key], modalities)
+  except UserError as error:
+    raise UserError(f"config.missing.{key}: {error}") from None
+
+
+def _check_unit(config: ml_collections.ConfigDict, units: tuple[str, ...]) -> None:
+  data = config.data
+  if data.unit not in dialogues.UNITS:
+    raise UserError(f"config.data.unit={data.unit!r} must be one of {dialogues.UNITS}.")
+  if data.train_share != 1.0 and (data.unit == "dialogue" or data.joint):
+    raise UserError(
+      f"config.data.train_share={data.train_share} shrinks one file of utterances: it"
+      " must be 1.0 with config.data.unit='dialogue' or config.data.joint."
+    )
+  if data.unit not in units:
+    raise UserError(
+      f"config.data.unit={data.unit!r}: {config.model.name} reads samples that are one"
+      f" {' or one '.join(units)} each."
+    )
+  if data.unit == "dialogue" and (data.align != "none" or data.max_steps or data.codes):
+    raise UserError(
+      "config.data.unit='dialogue' makes one step of every utterance: config.data.align"
+      f"={data.align!r} must be 'none', max_steps={data.max_steps} and"
+      f" codes={data.codes} 0 (off)."
+    )

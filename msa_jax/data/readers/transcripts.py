@@ -1,0 +1,221 @@
+"""Csv and tsv corpora: a line per utterance with its transcript and labels.
+
+Columns, by their usual names (any case): the transcript (`text`, `transcript`,
+`sentence`); labels (`label`, `sentiment`: numbers are a regression label, names are
+classes; `emotion`: classes, also by number); what an utterance is called (`id`, or
+`video_id` and `clip_id`, or `dialogue` and `utterance`); `speaker`; its split (`mode`,
+`split`); and paths of feature files (`text_path`, `audio_path`, `vision_path`: one
+`.npy` [t d] each, in the folder of the csv file or below).
+"""
+
+import csv
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from msa_jax.data.readers import fields
+from msa_jax.data.readers.mmsa import sentiment_tasks
+from msa_jax.errors import UserError
+from msa_jax.typing import MODALITIES, Corpus, Sequences, Split, Task
+
+_TEXT = ("text", "transcript", "sentence")
+_SPLIT = ("mode", "split")
+_GROUP = ("video_id", "dialogue", "dialogue_id", "video")
+_MEMBER = ("clip_id", "utterance", "utterance_id", "clip")
+_LABELS = {"label": "sentiment", "sentiment": "sentiment", "emotion": "emotion"}
+_SPLIT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")  # Files of a run have it in theirs.
+Row = Mapping[str, str]
+
+
+def is_transcript(path: Path) -> bool:
+  """Whether the first line of a file names a column of transcripts."""
+  try:
+    with path.open("rb") as stream:
+      header = stream.readline(4096).decode("utf-8-sig").strip().lower()
+  except (OSError, UnicodeDecodeError):
+    return False
+  return any(name in _columns(header) for name in _TEXT)
+
+
+def _separator(header: str) -> str:
+  return "\t" if "\t" in header else ","
+
+
+def _columns(header: str) -> list[str]:
+  try:
+    (cells,) = csv.reader([header], delimiter=_separator(header))
+  except (ValueError, csv.Error):  # An empty line, or a file of another kind.
+    return []
+  return [cell.strip().lower() for cell in cells]
+
+
+def load(path: Path) -> Corpus:
+  """Reads a csv or tsv file.
+
+  Args:
+    path: UTF-8, separated by tabs if the header has one, else by commas.
+
+  Returns:
+    A corpus whose utterances have the modalities of the feature files, if any; text
+    features are made from `raw_text` by `text.features`.
+
+  Raises:
+    UserError: no UTF-8, no transcripts, a line of another length, a column twice, an
+      odd name of a split, labels that are partly numbers, or feature files that are
+      absent, unsafe or elsewhere.
+  """
+  columns, rows = _rows(path)
+  text = next((name for name in _TEXT if name in columns), None)
+  if text is None or not rows:
+    raise UserError(
+      f"{path}: needs a column {', '.join(_TEXT[:-1])} or {_TEXT[-1]}, and a line below"
+      " the header"
+    )
+  names = _named(columns, rows)
+  split_column = next((name for name in _SPLIT if name in columns), None)
+  labelled = [name for name in _LABELS if name in columns]
+  if "label" in labelled and "sentiment" in labelled:
+    labelled.remove("label")  # Two columns for one task: the named one.
+  if split_column:
+    split_of = [_split(path, row[split_column]) for row in rows]
+  else:
+    split_of = ["train" if labelled else "predict"] * len(rows)
+  group = next((name for name in _GROUP if name in columns), None)
+  groups = group and [row[group] for row in rows]
+  if len(set(names)) < len(names):
+    # Splits that number their dialogues anew, each from zero.
+    names = _prefixed(split_of, names)
+    groups = groups and _prefixed(split_of, groups)
+  labels, tasks = _labels(path, rows, labelled)
+  splits = {}
+  for split in dict.fromkeys(split_of):
+    chosen = [i for i, name in enumerate(split_of) if name == split]
+    members = [rows[i] for i in chosen]
+    ids = np.array([names[i] for i in chosen], np.str_)
+    speakers = np.array([row.get("speaker", "") for row in members], np.str_)
+    splits[split] = Split(
+      ids=ids,
+      modalities=_features(path, columns, members),
+      labels={name: values[chosen] for name, values in labels.items()},
+      raw_text=np.array([row[text] for row in members], np.str_),
+      groups=np.array(groups)[chosen] if groups else fields.videos(ids),
+      extras={"speaker": speakers} if "speaker" in columns else {},
+    )
+  if any(values.dtype.kind == "f" for values in labels.values()):
+    regression = {
+      name: values for name, values in labels.items() if values.dtype.kind == "f"
+    }
+    whole = Split(np.array(names), {}, regression)
+    tasks |= sentiment_tasks({"all": whole})
+  return Corpus(path.stem, splits, tasks, {"format": "csv"})
+
+
+def _prefixed(splits: list[str], names: list[str]) -> list[str]:
+  return [f"{split}_{name}" for split, name in zip(splits, names, strict=True)]
+
+
+def _split(path: Path, cell: str) -> str:
+  name = cell.strip().lower()
+  if not _SPLIT_NAME.fullmatch(name):
+    raise UserError(
+      f"{path}: {cell[:60]!r} is no name of a split; usual are train, valid and test"
+    )
+  return fields.SPLIT_NAMES.get(name, name)
+
+
+def _rows(path: Path) -> tuple[list[str], list[Row]]:
+  try:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+      header = stream.readline()
+      columns = _columns(header)
+      if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise UserError(f"{path}: the header has {twice!r} twice")
+      rows = []
+      for cells in csv.reader(stream, delimiter=_separator(header)):
+        if not cells:
+          continue  # an empty line, as many editors leave one at the end
+        if len(cells) != len(columns):
+          raise UserError(
+            f"{path}: row {len(rows) + 2} has {len(cells)} cells, the header"
+            f" {len(columns)}"
+          )
+        rows.append(dict(zip(columns, cells, strict=True)))
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    reason = " ".join(str(error).split())[:80]
+    raise UserError(f"{path}: not a readable csv file in UTF-8 ({reason})") from None
+  return columns, rows
+
+
+def _named(columns: list[str], rows: list[Row]) -> list[str]:
+  if "id" in columns:
+    return [row["id"] for row in rows]
+  group = next((name for name in _GROUP if name in columns), None)
+  member = next((name for name in _MEMBER if name in columns), None)
+  if group and member:
+    return [f"{row[group]}$_${row[member]}" for row in rows]
+  return [f"row-{number}" for number in range(len(rows))]
+
+
+def _number(cell: str) -> float | None:
+  try:
+    return float(cell) if cell.strip() else float("nan")
+  except ValueError:
+    return None
+
+
+def _labels(
+  path: Path, rows: list[Row], columns: list[str]
+) -> tuple[dict[str, np.ndarray], dict[str, Task]]:
+  labels, tasks = {}, {}
+  for column in columns:
+    task = _LABELS[column]
+    numbers = [_number(row[column]) for row in rows]
+    named = any(number is None for number in numbers)
+    if task != "emotion" and not named:
+      labels[task] = fields.regression(numbers, len(rows), f"{path}, {column}")
+      continue
+    words = [
+      row[column].strip() if n == n else ""
+      for row, n in zip(rows, numbers, strict=True)
+    ]
+    mixed = [n is not None and bool(w) for n, w in zip(numbers, words, strict=True)]
+    if named and any(mixed):
+      raise UserError(
+        f"{path}: row {mixed.index(True) + 2} of {column} is a number, others are names"
+      )
+    classes = sorted(set(words) - {""}, key=str if named else float)
+    place = {name: number for number, name in enumerate(classes)}
+    labels[task] = np.array([place.get(word, -1) for word in words], np.int32)
+    tasks[task] = Task("classes", classes=tuple(classes), protocol="classes")
+  return labels, tasks
+
+
+def _features(path: Path, columns: list[str], rows: list[Row]) -> dict[str, Sequences]:
+  found = {}
+  for modality in MODALITIES:
+    column = f"{modality}_path"
+    if column in columns:
+      arrays = [_array(path, row[column]) for row in rows]
+      features, lengths = fields.features(arrays, f"{path}, {modality}")
+      found[modality] = Sequences(features, lengths)
+  return found
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+  # A csv file from outside could name any file of the machine.
+  folder = path.parent.resolve()
+  place = (folder / name.strip()).resolve()
+  if not name.strip() or not place.is_relative_to(folder) or place.suffix != ".npy":
+    raise UserError(f"{path}: {name[:60]!r} must be an .npy file below {folder}")
+  try:
+    array = np.load(place, allow_pickle=False)
+  except (OSError, ValueError) as error:
+    reason = " ".join(str(error).split())[:80]
+    raise UserError(f"{place}: not a readable array ({reason})") from None
+  if array.ndim == 1:
+    array = array[None]
+  if array.ndim != 2 or 0 in array.shape:
+    raise UserError(f"{place}: shape {array.shape} must be [steps, width]")
+  return array

@@ -1,0 +1,1 @@
+"""What happens to a corpus between its reader and its batches."""

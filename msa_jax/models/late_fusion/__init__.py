@@ -1,0 +1,1 @@
+"""Late fusion: one network per modality, fused before the head."""

@@ -1,0 +1,206 @@
+"""MoMKE's training: experts of one modality each, then their mixture.
+
+Stage 1 trains every modality's projection, expert and head by its own loss and keeps
+the best validation epoch of each. Stage 2 starts from these parts and trains the
+mixture, one model or one branch per condition.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from msa_jax.errors import UserError
+from msa_jax.models.momke import network as momke
+from msa_jax.models.momke.conditions import conditions
+from msa_jax.models.momke.network import is_branched
+from msa_jax.models.system import Stage, System, predicted
+from msa_jax.text.finetune import PARAMETERS as ENCODER
+from msa_jax.typing import Params, modality_order
+
+INITS = ("best_val", "last")
+# Parts of the network that stage 1 trains; the first two go on into stage 2.
+_EXPERTS, _HEADS = "experts", "heads"
+
+
+def stages(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
+  """The stages by `config.model.stage1_epochs` of `config.optim.epochs` in all.
+
+  With no epochs for stage 1 there is only the second (ablation: random experts), with
+  all of them only the first (ablation: the available modalities' outputs averaged).
+
+  Raises:
+    UserError: more epochs in stage 1 than in all, or an option out of range.
+  """
+  options, total = config.model, config.optim.epochs
+  first = options.stage1_epochs
+  _check(options, total)
+  made = []
+  if first:
+    made.append(_unimodal(config, first))
+  if total > first:
+    made.append(_mixing(config, total - first, bool(first)))
+  return tuple(made)
+
+
+def _check(options: ml_collections.ConfigDict, total: int) -> None:
+  if options.stage2_init not in INITS:
+    raise UserError(
+      f"config.model.stage2_init={options.stage2_init!r} must be one of {INITS}."
+    )
+  if not 0 <= options.stage1_epochs <= total:
+    raise UserError(
+      f"config.model.stage1_epochs={options.stage1_epochs} must be within 0 (no stage"
+      f" 1) and config.optim.epochs={total} (no stage 2)."
+    )
+  if options.carry_opt_state and is_branched(options):
+    raise UserError(
+      "config.model.carry_opt_state=True goes with one model: choose a"
+      " config.model.condition other than 'all', or stage2_mask='mixed'."
+    )
+
+
+def _select(config: ml_collections.ConfigDict, *heads: str) -> str:
+  """`config.train.select` asked of these heads: the mean over them."""
+  task, entries = predicted(config).name, []
+  for entry in config.train.select.split(","):
+    factor, star, rest = entry.strip().rpartition("*")
+    metric = rest.rpartition("/")[2]
+    entries += [f"{factor}{star}{task}@{head}/{metric}" for head in heads]
+  return ",".join(entries)
+
+
+def _unimodal(config: ml_collections.ConfigDict, epochs: int) -> Stage:
+  options, names = config.model, modality_order(config.spec.widths)
+
+  def keep(track: str, params: Params) -> Params:
+    own = own_part(params["network"], track, names.index(track))
+    # The text's expert goes with the encoder that it was trained with.
+    encoder = {ENCODER: params[ENCODER]} if _encodes(track, params) else {}
+    return {**own, **encoder}
+
+  def compose(snapshots: Mapping[str, Params], final: Params) -> Params:
+    network = dict(final["network"])
+    if options.stage2_init == "best_val":
+      network = join_parts([snapshots[name] for name in names], names, network)
+      if _encodes("text", final):
+        final = {**final, ENCODER: snapshots["text"][ENCODER]}
+    if not is_branched(options):
+      return {**final, "network": network}
+    branches = branched(network, final["branches"])
+    return {**final, "network": network, "branches": branches}
+
+  return Stage(
+    name="unimodal",
+    epochs=epochs,
+    patience=config.optim.patience,
+    call={"stage": 1},
+    tracks={name: _select(config, name) for name in names},
+    trainable=in_stage_1,
+    keep=keep,
+    compose=compose,
+  )
+
+
+def _encodes(track: str, params: Params) -> bool:
+  return track == "text" and ENCODER in params
+
+
+def in_stage_1(path: tuple[str, ...]) -> bool:
+  """Whether a parameter is part of stage 1: projections, experts, their heads, and the
+  text's encoder where one is trained."""
+  top, part = path[:2]
+  if top == ENCODER:
+    return True
+  return top == "network" and (
+    part in (_EXPERTS, _HEADS) or part.startswith("in_proj_")
+  )
+
+
+def own_part(network: Params, name: str, index: int) -> Params:
+  """One modality's input projection, expert and head."""
+  stacks = {part: network[part] for part in (_EXPERTS, _HEADS)}
+  own = jax.tree.map(lambda leaf: leaf[index], stacks)
+  return {"in_proj": network[f"in_proj_{name}"], **own}
+
+
+def join_parts(
+  parts: Sequence[Params], names: Sequence[str], network: Params
+) -> Params:
+  """The network with every modality's own part; see `own_part`.
+
+  An expert is meaningless with another epoch's projection, so they go together.
+  """
+  joined = dict(network)
+  for index, (name, part) in enumerate(zip(names, parts, strict=True)):
+    joined[f"in_proj_{name}"] = part["in_proj"]
+    for stack in (_EXPERTS, _HEADS):
+      joined[stack] = jax.tree.map(
+        lambda leaf, own, i=index: leaf.at[i].set(own), joined[stack], part[stack]
+      )
+  return joined
+
+
+def branched(network: Params, branches: Params) -> Params:
+  """Branches that all start from the projections and experts of one network."""
+
+  def spread(part, like):
+    return jax.tree.map(lambda leaf, b: jnp.broadcast_to(leaf, b.shape), part, like)
+
+  return {
+    name: spread(network[name], part) if in_stage_1(("network", name)) else part
+    for name, part in branches.items()
+  }
+
+
+def _mixing(config: ml_collections.ConfigDict, epochs: int, after: bool) -> Stage:
+  options = config.model
+  stage = Stage(
+    name="mixing",
+    epochs=epochs,
+    patience=config.optim.patience,
+    call={"stage": 2},
+    trainable=_in_stage_2(options),
+    carry_opt_state=options.carry_opt_state and after,
+  )
+  names = tuple(conditions(modality_order(config.spec.widths)))
+  if is_branched(options):
+    return stage._replace(
+      branched=True,
+      tracks={name: _select(config, name) for name in names},
+      keep=lambda track, params: one_branch(params, names.index(track)),
+      compose=join_branches,
+    )
+  if options.stage2_mask == "mixed":
+    # One model for all conditions is chosen by all of them.
+    return stage._replace(tracks={"selected": _select(config, *names)})
+  return stage
+
+
+def _in_stage_2(options: ml_collections.ConfigDict) -> Any:
+  top = "branches" if is_branched(options) else "network"
+  frozen = options.freeze_experts
+
+  def trainable(path: tuple[str, ...]) -> bool:
+    if path[0] == ENCODER:  # one for all branches, which have nothing in common
+      return not frozen and not is_branched(options)
+    learnt = in_stage_1(("network", path[1]))
+    return path[0] == top and path[1] != _HEADS and not (frozen and learnt)
+
+  return trainable
+
+
+def one_branch(params: Params, index: int) -> Params:
+  """What a branch's snapshot keeps: its own parameters."""
+  return jax.tree.map(lambda leaf: leaf[index], params["branches"])
+
+
+def join_branches(snapshots: Mapping[str, Params], final: Params) -> Params:
+  """Every branch at its own best epoch."""
+  branches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *snapshots.values())
+  return {**final, "branches": branches}
+
+
+SYSTEM = System(build=momke.build, stages=stages, units=("dialogue", "utterance"))

@@ -1,0 +1,158 @@
+"""Per-sample files of a run: predictions as csv, gate probabilities as npz."""
+
+import csv
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from msa_jax.data.batching import batches
+from msa_jax.data.transforms import dialogues
+from msa_jax.errors import UserError
+from msa_jax.step.recipe import task_of
+from msa_jax.train.feed import Predictions
+from msa_jax.train.run_directory import RunDirectory
+from msa_jax.typing import Split, modality_order, task_name
+
+Columns = dict[str, Any]  # name -> sequence or array, all of one length
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+  weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def prediction_columns(
+  config: ml_collections.ConfigDict,
+  per_seed: Sequence[Predictions],
+  seeds: Sequence[int],
+) -> Columns:
+  """Columns of a task's predictions; the mean over seeds comes first.
+
+  Regression: `<task>`, `<task>_seed_<s>` and the polarity `<task>_class`. Classes:
+  the name of the most probable class and one probability per class (mean over
+  seeds). Binary: one probability per question.
+
+  Args:
+    config: resolved config.
+    per_seed: predictions of each seed.
+    seeds: the seeds, for the column names.
+  """
+  columns: Columns = {}
+  for name in per_seed[0].outputs:
+    task = task_of(config.spec.tasks[task_name(name)])
+    values = np.stack([p.outputs[name] for p in per_seed]).astype(np.float64)
+    if task.kind == "regression":
+      mean = values.mean(axis=0)
+      columns[name] = _rounded(mean)
+      sign = np.sign(mean).astype(int)
+      columns[f"{name}_class"] = np.asarray(["neutral", "positive", "negative"])[sign]
+      columns |= {
+        f"{name}_seed_{s}": _rounded(v) for s, v in zip(seeds, values, strict=True)
+      }
+      continue
+    mean = _softmax(values).mean(axis=0)  # [n c] or [n c 2]
+    if task.kind == "classes":
+      columns[name] = np.asarray(task.classes)[mean.argmax(axis=-1)]
+    else:
+      mean = mean[..., 1]
+    columns |= {
+      f"{name}_p_{c}": _rounded(mean[:, i]) for i, c in enumerate(task.classes)
+    }
+  return columns
+
+
+def _content_columns(data: Split) -> Columns:
+  if not data.modalities:  # utterances of dialogues
+    return {}
+  order = modality_order(data.modalities)
+  present = batches.availability(data)  # [n m]
+  available = [
+    "+".join(name for name, there in zip(order, row, strict=True) if there)
+    for row in present
+  ]
+  steps = {f"steps_{name}": data.modalities[name].lengths for name in order}
+  return {"available": available, **steps}
+
+
+def gate_columns(per_seed: Sequence[Predictions]) -> Columns:
+  """Columns `<gate>_<expert>`: weight given to each expert, mean over seeds."""
+  columns: Columns = {}
+  for gate in per_seed[0].routing:
+    weights = np.mean([p.routing[gate]["combine"] for p in per_seed], axis=0)
+    columns |= {f"{gate}_{e}": _rounded(weights[:, e]) for e in range(weights.shape[1])}
+  return columns
+
+
+def _rounded(values: np.ndarray) -> list[str]:
+  return [f"{value:.6g}" for value in values]
+
+
+def write_predictions(
+  run: RunDirectory,
+  config: ml_collections.ConfigDict,
+  split: str,
+  data: Split,
+  labels: Mapping[str, Any],
+  per_seed: Sequence[Predictions],
+) -> None:
+  """Writes predictions/<split>.csv: id, what is there, labels, predictions per seed.
+
+  `available` names the sample's modalities (`text+audio`), `steps_<modality>` counts
+  their steps: what error slices are made of.
+  """
+  data = dialogues.utterances(data)
+  columns: Columns = {"id": data.ids, **_content_columns(data)}
+  for name, target in labels.items():
+    shape = (len(data), -1)
+    for i, column in enumerate(target.values.reshape(shape).T):
+      suffix = "" if target.values.ndim == 1 else f"_{i}"
+      columns[f"{name}_label{suffix}"] = [
+        v if owned else "" for v, owned in zip(column, target.mask, strict=True)
+      ]
+  columns |= prediction_columns(config, per_seed, config.replicas.seeds)
+  write_csv(run.path / "predictions" / f"{split}.csv", columns)
+
+
+def write_routing(
+  run: RunDirectory,
+  split: str,
+  data: Split,
+  per_seed: Sequence[Predictions],
+  seeds: Sequence[int],
+) -> None:
+  """Writes routing/<split>.npz: `ids`, `seeds`, `<gate>/probs|combine|logits`
+  [seed n e]; nothing for models without gates."""
+  arrays = {
+    f"{gate}/{kind}": np.stack([p.routing[gate][kind] for p in per_seed])
+    for gate, kinds in per_seed[0].routing.items()
+    for kind in kinds
+  }
+  if not arrays:
+    return
+  data = dialogues.utterances(data)
+  folder = run.path / "routing"
+  folder.mkdir(exist_ok=True)
+  np.savez_compressed(
+    folder / f"{split}.npz", ids=data.ids, seeds=np.asarray(seeds), **arrays
+  )
+
+
+def write_csv(path: pathlib.Path, columns: Columns) -> pathlib.Path:
+  """Writes columns of equal length.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  path = path.expanduser()
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+      writer = csv.writer(file)
+      writer.writerow(columns)
+      writer.writerows(zip(*columns.values(), strict=True))
+  except OSError as error:
+    raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+  return path

@@ -1,0 +1,134 @@
+"""Final figures of a run: summary.json, predictions as csv, gate probabilities."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from msa_jax.devices import processes
+from msa_jax.metrics.bootstrap import mean_interval
+from msa_jax.metrics.routing import routing_metrics
+from msa_jax.runs import prediction_files
+from msa_jax.step import recipe
+from msa_jax.train import scoring, selection
+from msa_jax.train.feed import Predictions
+from msa_jax.train.loop import Trained
+from msa_jax.train.run_directory import RunDirectory
+from msa_jax.typing import Corpus, Params
+
+
+def over_seeds(scores: Sequence[Any]) -> Any:
+  """Turns one tree of figures per seed into one of {"mean", "std", "values"}.
+
+  The standard deviation is that of a sample (n - 1); None for a single seed. Numbers
+  of several seeds also get `interval`, the 95 % bootstrap interval of their mean
+  (`metrics.bootstrap.mean_interval`); None where one is not finite.
+  """
+  first = scores[0]
+  if isinstance(first, Mapping):
+    return {key: over_seeds([score[key] for score in scores]) for key in first}
+  values = np.asarray(scores, float)
+  report = {
+    "mean": values.mean(axis=0).tolist(),
+    "std": values.std(axis=0, ddof=1).tolist() if len(scores) > 1 else None,
+    "values": values.tolist(),
+  }
+  if values.ndim == 1 and len(values) > 1:
+    report["interval"] = _interval(values)
+  return report
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+  if not np.isfinite(values).all():
+    return None
+  _, low, high = mean_interval(values)
+  return [low, high]
+
+
+def parameter_hash(params: Params) -> str:
+  """SHA-256 over names, shapes and bytes of all parameters: equal means identical."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    array = np.asarray(leaf)
+    digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
+
+
+def parameter_count(params: Params) -> int:
+  """Number of trainable numbers."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def write(
+  run: RunDirectory,
+  config: ml_collections.ConfigDict,
+  corpus: Corpus,
+  predictions: Mapping[str, Sequence[Predictions]],
+  trained: Sequence[Trained],
+) -> dict[str, Any]:
+  """Scores all seeds and writes summary.json, predictions/ and routing/.
+
+  Args:
+    run: the run directory.
+    config: resolved config.
+    corpus: gives ids, labels and, where known, the Bayes-optimal figures.
+    predictions: split name -> one `Predictions` per seed.
+    trained: what came of each seed.
+
+  Returns:
+    The contents of summary.json.
+  """
+  seeds = list(config.replicas.seeds)
+  valid = corpus.splits.get("valid")
+  labelled = None if valid is None else scoring.targets(valid, corpus.tasks)
+  tracks = selection.tracks(config, recipe.stages_of(config)[-1], labelled)
+  judge = corpus.notes.get("selected_on", "valid")
+  summary: dict[str, Any] = {
+    "model": config.model.name,
+    "seeds": seeds,
+    "parameters": parameter_count(trained[0].params),
+    "parameter_hash": [parameter_hash(one.params) for one in trained],
+    "selected_by": ", ".join(f"{judge} {each}" for each in tracks.values()),
+    "selected_epoch": [one.best_epoch for one in trained],
+    "epochs": [one.epoch for one in trained],
+    "train_seconds": [round(one.seconds, 2) for one in trained],
+    "trained_together": [one.together for one in trained],
+    "splits": {},
+    "routing": {},
+    "without_content": {},
+  }
+  for split, per_seed in predictions.items():
+    data = corpus.splits[split]
+    labels = scoring.targets(data, corpus.tasks)
+    scores = [scoring.score(config, p.outputs, labels) for p in per_seed]
+    summary["splits"][split] = over_seeds(scores)
+    summary["routing"][split] = over_seeds(
+      [routing_metrics(p.routing) for p in per_seed]
+    )
+    summary["without_content"][split] = scoring.without_content(
+      per_seed[0], labels, split
+    )
+    if processes.leads():
+      prediction_files.write_predictions(run, config, split, data, labels, per_seed)
+      prediction_files.write_routing(run, split, data, per_seed, seeds)
+  summary["bayes"] = _bayes(summary, corpus)
+  run.write_json("summary.json", summary)
+  return summary
+
+
+def _bayes(summary: Mapping[str, Any], corpus: Corpus) -> dict[str, Any] | None:
+  """How far from optimal, where the corpus knows what is optimal (synthetic data)."""
+  known = corpus.notes.get("bayes")
+  if not known:
+    return None
+  report = {}
+  for split, figures in summary["splits"].items():
+    reached = figures.get("sentiment", {}).get("mae")
+    if split in known and reached and "mae" in known[split]:
+      optimal = known[split]["mae"]
+      report[split] = dict(known[split]) | {"mae_ratio": reached["mean"] / optimal}
+  return report or None

@@ -1,0 +1,1 @@
+"""B-fusion: fusion weights trained from gradient sizes, around any model."""

@@ -1,0 +1,224 @@
+"""Optimizers: one schedule shape, one learning rate per parameter partition."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from msa_jax.errors import UserError
+from msa_jax.models.system import everything
+from msa_jax.step.flatten import Kind, KindOf, Names, names_of, packed
+from msa_jax.text import finetune
+
+SCHEDULES = ("constant", "linear", "cosine")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+
+
+def total_steps(config: ml_collections.ConfigDict) -> int:
+  """Optimizer updates of a whole run: epochs times batches of the training split."""
+  per_epoch = -(-config.spec.train_size // config.optim.batch)
+  return max(1, per_epoch * config.optim.epochs)
+
+
+def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+  """Relative learning rate in [0, 1]: linear warm-up, then the named decay.
+
+  Args:
+    config: `optim.warmup` is a share of all steps, `optim.schedule` one of
+      `SCHEDULES`, `optim.epochs` and `optim.batch` give the number of steps.
+  """
+  steps = total_steps(config)
+  warmup = round(config.optim.warmup * steps)
+  decay = {
+    "constant": lambda: optax.constant_schedule(1.0),
+    "linear": lambda: optax.linear_schedule(1.0, 0.0, max(1, steps - warmup)),
+    "cosine": lambda: optax.cosine_decay_schedule(1.0, max(1, steps - warmup)),
+  }
+  if config.optim.schedule not in decay:
+    raise UserError(
+      f"config.optim.schedule={config.optim.schedule!r} must be one of {SCHEDULES}."
+    )
+  after = decay[config.optim.schedule]()
+  if warmup == 0:
+    return after
+  # The first update already moves: warm-up goes through 1/warmup, 2/warmup, ...
+  ramp = optax.linear_schedule(1.0 / warmup, 1.0, max(1, warmup - 1))
+  return optax.join_schedules([ramp, after], [warmup])
+
+
+def learning_rates(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """Partition name -> learning rate, from the `optim.lr_<partition>` keys; that of a
+  text encoder is `text.lr`."""
+  rates = {
+    key.removeprefix("lr_"): value
+    for key, value in config.optim.items()
+    if key.startswith("lr_")
+  }
+  return (
+    {**rates, finetune.PARAMETERS: config.text.lr}
+    if finetune.is_tuned(config)
+    else rates
+  )
+
+
+_PLAIN = ("bias", "scale")
+
+
+def _decays(config: ml_collections.ConfigDict) -> Callable[[Names, Any], bool]:
+  """Which parameters `optim.weight_decay` applies to, by path and array."""
+  if config.optim.name == "adamw":
+    # Biases, norm scales and other vectors are not decayed. Those of stacked layers and
+    # experts are matrices, known by their names.
+    return lambda names, leaf: leaf.ndim > 1 and names[-1] not in _PLAIN
+  if not config.optim.weight_decay:
+    return lambda names, leaf: False
+  # Published for systems from scratch, where everything decays; a pretrained encoder's
+  # norms and biases stay near what they are.
+  return lambda names, leaf: names[0] != finetune.PARAMETERS or names[-1] not in _PLAIN
+
+
+def _kind_of(
+  config: ml_collections.ConfigDict,
+  partition: Callable[[Names], str],
+  rates: dict[str, float],
+) -> KindOf:
+  decays = _decays(config)
+
+  def kind_of(names, leaf):
+    name = partition(names)
+    if name not in rates:
+      raise UserError(
+        f"no learning rate for the parameter partition {name!r}: set"
+        f" config.optim.lr_{name} (known partitions: {sorted(rates)})."
+      )
+    return Kind(name, decays(names, leaf))
+
+  return kind_of
+
+
+def _all_but(
+  frozen: Callable[[tuple[str, ...]], bool], inner: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """`inner` for all but what no stage trains, of which the state has nothing."""
+
+  def label(path, _):
+    return "frozen" if frozen(names_of(path)) else "trained"
+
+  return optax.multi_transform(
+    {"trained": inner, "frozen": optax.set_to_zero()},
+    lambda params: jax.tree_util.tree_map_with_path(label, params),
+  )
+
+
+def _update_rule(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+  options = config.optim
+  if options.name == "sgd":
+    return optax.trace(decay=options.momentum)
+  if options.name not in OPTIMIZERS:
+    raise UserError(f"config.optim.name={options.name!r} must be one of {OPTIMIZERS}.")
+  return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+def _only(
+  trainable: Callable[[tuple[str, ...]], bool], inner: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """`inner` for some parameters; the others get no update of any kind, and their
+  gradients do not count in the clipping. The state is that of `inner`."""
+
+  def masked(tree):
+    def keep(path, leaf):
+      return leaf if trainable(names_of(path)) else jnp.zeros_like(leaf)
+
+    return jax.tree_util.tree_map_with_path(keep, tree)
+
+  def update(gradients, state, params=None):
+    updates, state = inner.update(masked(gradients), state, params)
+    return masked(updates), state
+
+  return optax.GradientTransformation(inner.init, update)
+
+
+def _clip_branches(
+  norm: float, branched: Callable[[tuple[str, ...]], bool]
+) -> optax.GradientTransformation:
+  """Clips every branch by its own norm: as many runs of their own would.
+
+  Args:
+    norm: greatest norm of a branch's gradient.
+    branched: parameter path -> whether its first axis is that of the branches.
+  """
+
+  def update(gradients, state, params=None):
+    del params
+    flat = jax.tree_util.tree_flatten_with_path(gradients)[0]
+    owned = [leaf for path, leaf in flat if branched(names_of(path))]
+    squares = [jnp.sum(leaf.reshape(len(leaf), -1) ** 2, axis=1) for leaf in owned]
+    total = jnp.sqrt(sum(squares))
+    scale = jnp.where(total < norm, 1.0, norm / jnp.maximum(total, 1e-38))
+
+    def clip(path, leaf):
+      shape = (-1, *[1] * (leaf.ndim - 1))
+      return leaf * scale.reshape(shape) if branched(names_of(path)) else leaf
+
+    return jax.tree_util.tree_map_with_path(clip, gradients), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def build(
+  config: ml_collections.ConfigDict,
+  partition: Callable[[tuple[str, ...]], str],
+  trainable: Callable[[tuple[str, ...]], bool] = everything,
+  branched: bool = False,
+) -> optax.GradientTransformation:
+  """Builds the optimizer of a run, or of one stage of it.
+
+  Args:
+    config: reads `optim` (name, lr_*, warmup, schedule, clip, weight_decay, ...).
+    partition: parameter path -> partition name.
+    trainable: parameter path -> whether it is trained; the others stay as they are.
+    branched: the trained parameters' first axis is that of independent branches, each
+      of which is clipped by its own norm.
+
+  Returns:
+    Clip by global norm over all partitions, then weight decay as a part of the gradient
+    of every parameter but a text encoder's norms and biases (L2; `adam`, `sgd`), the
+    update rule, or after it decoupled weight decay on matrices (`adamw`), the schedule
+    and each partition's learning rate.
+
+  Raises:
+    UserError: unknown optimizer or schedule, or a partition without learning rate.
+  """
+  rates = learning_rates(config)
+  rule, relative = _update_rule(config), schedule(config)
+  clip, decay = config.optim.clip, config.optim.weight_decay
+
+  def rules(kind_of: KindOf) -> optax.GradientTransformation:
+    def each(entry):
+      def of(params):
+        return jax.tree_util.tree_map_with_path(
+          lambda path, leaf: getattr(kind_of(names_of(path), leaf), entry), params
+        )
+
+      return of
+
+    parts = [] if branched or not clip else [optax.clip_by_global_norm(clip)]
+    decayed = optax.add_decayed_weights(decay, mask=each("decays"))
+    if config.optim.name == "adamw":
+      parts += [rule, decayed]
+    else:
+      parts += [decayed, rule] if decay else [rule]
+    scales = {name: optax.scale(-rate) for name, rate in rates.items()}
+    parts.append(optax.multi_transform(scales, each("partition")))
+    parts.append(optax.scale_by_schedule(relative))
+    return optax.chain(*parts)
+
+  optimizer = packed(_kind_of(config, partition, rates), rules)
+  if branched and clip:
+    optimizer = optax.chain(_clip_branches(clip, trainable), optimizer)
+  if finetune.freezes(config):
+    optimizer = _all_but(finetune.is_frozen, optimizer)
+  return optimizer if trainable is everything else _only(trainable, optimizer)

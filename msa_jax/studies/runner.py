@@ -1,0 +1,178 @@
+"""The runner that all studies share: cells -> runs in folders -> one tidy csv.
+
+A study is data: a list of cells, each a config with a name. Running the same study
+again goes on where it stopped: finished cells are read, the one that was interrupted
+is resumed by its own checkpoints.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+from absl import logging
+
+from msa_jax import config as config_lib
+from msa_jax.errors import UserError
+from msa_jax.runs import prediction_files, run
+from msa_jax.train.run_directory import RunDirectory
+
+_DONE = "cell.json"
+_MEASURED = "measured.json"
+Line = dict[str, Any]
+
+
+class Cell(NamedTuple):
+  """One run of a study.
+
+  Attributes:
+    name: of its folder, unique in the study.
+    config: unresolved.
+    group: the line it belongs to in a figure; "" = none.
+    axis: what `x` is; "" = the cell has no place on an axis.
+    x: its place there.
+  """
+
+  name: str
+  config: ml_collections.ConfigDict
+  group: str = ""
+  axis: str = ""
+  x: float = 0.0
+
+
+# What a study measures of a trained cell: its folder and summary -> lines of the csv,
+# at least `task`, `metric`, `seed` and `value`; other columns default to the cell's.
+Measure = Callable[[pathlib.Path, Mapping[str, Any]], Iterable[Line]]
+
+
+def execute(
+  study: str,
+  cells: Sequence[Cell],
+  workdir: str | pathlib.Path,
+  measure: Measure | None = None,
+  key: str = "",
+) -> dict[str, dict[str, Any]]:
+  """Trains every cell in `workdir/<name>` and writes `workdir/study.csv`.
+
+  The csv has a line for each cell, split, task, metric and seed; it is written after
+  every cell, so that what is finished can be looked at.
+
+  Args:
+    study: its name, for the csv.
+    cells: in the order to train them.
+    workdir: folder of the study.
+    measure: gives further lines of each trained cell. They are kept in its
+      `measured.json` and not measured again.
+    key: what `measure` does; kept lines of another key are measured anew.
+
+  Returns:
+    Cell -> contents of its summary.json.
+
+  Raises:
+    UserError: two cells of one name, bad input, or a folder with another run.
+    loop.Interrupted: everything is saved; the same call goes on.
+  """
+  names = [cell.name for cell in cells]
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise UserError(f"this study has two cells {twice!r}: give each system once.")
+  workdir = pathlib.Path(workdir).expanduser()
+  summaries: dict[str, dict[str, Any]] = {}
+  lines: list[dict[str, Any]] = []
+  for number, cell in enumerate(cells, 1):
+    logging.warning("%s: cell %d of %d, %s", study, number, len(cells), cell.name)
+    summaries[cell.name] = _train(cell, workdir / cell.name)
+    lines += tidy(study, cell, summaries[cell.name])
+    if measure is not None:
+      found = _measured(measure, key, workdir / cell.name, summaries[cell.name])
+      lines += [{**_fixed(study, cell, summaries[cell.name]), **each} for each in found]
+    columns = {key: [line[key] for line in lines] for key in lines[0]}
+    # Replaced at once: whoever looks at a study in progress never sees half of it.
+    written = prediction_files.write_csv(workdir / "study.csv.partial", columns)
+    written.replace(workdir / "study.csv")
+  return summaries
+
+
+def _train(cell: Cell, folder: pathlib.Path) -> dict[str, Any]:
+  """Trains a cell, or reads it if it has been."""
+  text = config_lib.to_json(cell.config)
+  digest = hashlib.sha256(text.encode()).hexdigest()
+  directory = RunDirectory(folder)
+  try:
+    if json.loads((folder / _DONE).read_text()) == {"config_sha256": digest}:
+      return directory.read_json("summary.json")
+  except (OSError, ValueError):
+    pass  # not finished, or damaged: the run itself knows how to go on
+  run.train(cell.config, folder)
+  directory.write_json(_DONE, {"config_sha256": digest})
+  # From the file, so that a cell gives the same lines now and when it is read again.
+  return directory.read_json("summary.json")
+
+
+def _measured(measure: Measure, key, folder: pathlib.Path, summary) -> list[Line]:
+  """What a study measures of a cell, or what was measured before of the same cell."""
+  # Seeds may be added to a trained cell; its parameters are others then.
+  done = {"key": key, "parameter_hash": summary["parameter_hash"]}
+  try:
+    kept = json.loads((folder / _MEASURED).read_text())
+    if {name: kept[name] for name in done} == done:
+      return kept["lines"]
+  except (OSError, ValueError, KeyError, TypeError):
+    pass  # not there, or damaged: measured again
+  lines = [{"split": _scored(summary), **line} for line in measure(folder, summary)]
+  RunDirectory(folder).write_json(_MEASURED, {**done, "lines": lines})
+  return json.loads((folder / _MEASURED).read_text())["lines"]
+
+
+def _scored(summary: Mapping[str, Any]) -> str:
+  return "test" if "test" in summary["splits"] else "valid"
+
+
+def lines_of(figures: Mapping[str, Any], seeds: Sequence[int], **about: Any):
+  """Lines of metric -> {"values": one per seed}, each with the columns `about`."""
+  for metric, entry in figures.items():
+    for seed, value in zip(seeds, entry["values"], strict=True):
+      yield {**about, "metric": metric, "seed": seed, "value": value}
+
+
+def _fixed(study: str, cell: Cell, summary: Mapping[str, Any]) -> Line:
+  """Columns that all lines of a cell share."""
+  return {
+    "study": study,
+    "cell": cell.name,
+    "group": cell.group,
+    "axis": cell.axis,
+    "x": cell.x if cell.axis else "",
+    "model": summary["model"],
+    "parameters": summary["parameters"],
+    "split": "",
+    "task": "",
+    "metric": "",
+    "seed": "",
+    "value": "",
+  }
+
+
+def tidy(
+  study: str, cell: Cell, summary: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+  """Lines of the csv for one cell: task metrics, and entropies of gates.
+
+  Args:
+    study: its name.
+    cell: the cell.
+    summary: contents of its summary.json.
+  """
+  fixed = _fixed(study, cell, summary)
+  for split in summary["splits"]:
+    routing = {
+      f"gate {gate}": {
+        name: figure for name, figure in figures.items() if "entropy" in name
+      }
+      for gate, figures in summary["routing"].get(split, {}).items()
+    }
+    for task, figures in {**summary["splits"][split], **routing}.items():
+      about = {**fixed, "split": split, "task": task}
+      yield from lines_of(figures, summary["seeds"], **about)

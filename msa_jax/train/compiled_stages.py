@@ -1,0 +1,176 @@
+"""The compiled pieces of a training run, by stage: what the loop calls.
+
+A `Programs` trains one seed at a time. `train.vmapped_stages` has the same face for
+several at once; the loop does not know the difference.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from msa_jax.devices import compilation, sharding
+from msa_jax.models.system import Stage
+from msa_jax.step import recipe as recipe_lib
+from msa_jax.step.recipe import Recipe
+from msa_jax.train.feed import Feed, Predictions, Predictor, Steps
+from msa_jax.typing import Collections, Params, TrainState
+
+# Track name -> {"params": what the stage keeps of them, "collections": ...}.
+Snapshots = Mapping[str, Mapping[str, Any]]
+
+
+def snapshots(stage: Stage, state: TrainState) -> Snapshots:
+  """What each track of a stage keeps of a state."""
+  return {
+    track: {
+      "params": stage.keep(track, state.params),
+      "collections": state.collections,
+    }
+    for track in stage.tracks
+  }
+
+
+def composed(
+  stage: Stage, best: Snapshots, state: TrainState
+) -> tuple[Params, Collections]:
+  """Parameters and collections that a stage ends with."""
+  # In the stage's order: mappings come back sorted from programs and checkpoints.
+  parts = {track: best[track]["params"] for track in stage.tracks}
+  params = stage.compose(parts, state.params)
+  if stage.collections == "final":
+    return params, state.collections
+  return params, best[stage.collections or next(iter(stage.tracks))]["collections"]
+
+
+def enter(
+  before: Stage, stage: Stage, recipe: Recipe, best: Snapshots, state: TrainState
+) -> tuple[TrainState, Snapshots]:
+  """State and snapshots at the start of `stage`, from the end of `before`."""
+  params, collections = composed(before, best, state)
+  if stage.carry_opt_state:
+    state = state.replace(params=params, collections=collections)
+  else:
+    state = recipe.start(params, collections, state.step)
+  return state, snapshots(stage, state)
+
+
+class Programs:
+  """Programs of all stages; each compiles at its first call.
+
+  Attributes:
+    config: resolved config.
+    stages: of the system, in order.
+    recipes, steps, predictors: one per stage.
+    mesh: of several devices, or None.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self.config = config
+    self.stages = recipe_lib.stages_of(config)
+    indices = range(len(self.stages))
+    self.mesh = sharding.mesh_of(config)
+    self.recipes = tuple(self._build(config, index) for index in indices)
+    per_epoch = -(-config.spec.train_size // config.optim.batch)
+    capacity = min(config.train.steps_per_call, per_epoch)
+    mesh = self.mesh
+    self.steps = tuple(Steps(recipe, capacity, mesh=mesh) for recipe in self.recipes)
+    self.predictors = tuple(
+      Predictor(recipe, config.train.eval_batch, mesh=mesh) for recipe in self.recipes
+    )
+    self._jit = functools.partial(
+      jax.jit, compiler_options=compilation.options(once=True)
+    )
+    self._begin = self._jit(self._first)
+    # Copies: the state's own buffers are donated to the next step.
+    self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    self._enter = tuple(self._jit(self._entering(index)) for index in indices[1:])
+
+  def _build(self, config, index):
+    return sharding.over(recipe_lib.build(config, index), self.mesh)
+
+  def _first(self, seed):
+    state = self.recipes[0].init(seed)
+    return state, jax.tree.map(jnp.copy, snapshots(self.stages[0], state))
+
+  def _entering(self, index):
+    before, stage = self.stages[index - 1 : index + 1]
+    return functools.partial(enter, before, stage, self.recipes[index])
+
+  def begin(self, seeds: Sequence[int]) -> tuple[TrainState, Snapshots]:
+    """State and snapshots before the first step."""
+    (seed,) = seeds
+    return self._begin(seed)
+
+  def shapes(self, index: int, seeds: Sequence[int]) -> tuple[TrainState, Snapshots]:
+    """Shapes of the state and snapshots during a stage."""
+    (seed,) = seeds
+    state, best = jax.eval_shape(self._first, seed)
+    for later in range(1, index + 1):
+      state, best = jax.eval_shape(self._entering(later), best, state)
+    return sharding.described((state, best), self.mesh)
+
+  def final_shapes(self) -> tuple[Params, Collections]:
+    """Shapes of the parameters and collections that a seed's training selects."""
+    state, best = Programs.shapes(self, len(self.stages) - 1, (0,))
+    return jax.eval_shape(functools.partial(composed, self.stages[-1]), best, state)
+
+  def advance(
+    self,
+    index: int,
+    state: TrainState,
+    feed: Feed,
+    orders: Sequence[np.ndarray],
+    first: int,
+    seeds: Sequence[int],
+    active: Sequence[bool],
+  ) -> tuple[TrainState, list[Mapping[str, np.ndarray]]]:
+    """Runs the next steps of an epoch, as many as one call takes.
+
+    Args:
+      index: of the stage.
+      state: donated.
+      feed: the training split.
+      orders: per seed, [steps b] rows of each batch of its epoch.
+      first: first step to run.
+      seeds: what initialisation, shuffling and dropout derive from.
+      active: per seed, whether it is still in training.
+
+    Returns:
+      The new state, and per seed the metrics with one entry per step.
+    """
+    del active  # a single seed that has stopped is not called
+    state, figures = self.steps[index](state, feed, orders[0], first, seeds[0])
+    return state, [figures]
+
+  def predict(self, index: int, state: TrainState, feed: Feed) -> list[Predictions]:
+    """Per seed, what its current parameters say of a split."""
+    return [self.predictors[index](state.params, state.collections, feed)]
+
+  def keep(
+    self,
+    index: int,
+    best: Snapshots,
+    state: TrainState,
+    improved: Sequence[Mapping[str, bool]],
+  ) -> Snapshots:
+    """Snapshots after an epoch in which some tracks of some seeds improved."""
+    current = snapshots(self.stages[index], state)
+    chosen = [track for track, better in improved[0].items() if better]
+    return {**best, **{track: self._copy(current[track]) for track in chosen}}
+
+  def enter(
+    self, index: int, best: Snapshots, state: TrainState
+  ) -> tuple[TrainState, Snapshots]:
+    """State and snapshots at the start of stage `index`."""
+    return self._copy(self._enter[index - 1](best, state))
+
+  def selected(
+    self, best: Snapshots, state: TrainState
+  ) -> list[tuple[Params, Collections]]:
+    """Per seed, what the last stage has selected."""
+    return [composed(self.stages[-1], best, state)]

@@ -1,0 +1,186 @@
+"""The run directory: self-describing, and what every later command reads.
+
+config.json  environment.json  data.json  preprocessing.npz
+metrics.jsonl  summary.json
+checkpoints/seed_<s>/{last,best}  predictions/{valid,test}.csv  routing/<split>.npz
+checkpoints/group_<n>/last, of seeds that are trained at once
+sweep/<setting>/ a run directory for each setting of a sweep
+"""
+
+import json
+import math
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import ml_collections
+
+from msa_jax import config as config_lib
+from msa_jax.devices import processes
+from msa_jax.errors import UserError
+
+_PACKAGES = ("msa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunDirectory:
+  """Paths and small files of one run; of several processes, the first one writes.
+
+  Attributes:
+    path: the folder; created by `create`.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = pathlib.Path(path).expanduser()
+
+  def create(self, config: ml_collections.ConfigDict, data: dict[str, Any]) -> bool:
+    """Starts the directory, or checks that it holds the same run.
+
+    Args:
+      config: the resolved config.
+      data: contents of data.json.
+
+    Returns:
+      True if the directory held this run already (training resumes).
+
+    Raises:
+      UserError: it holds another run, or is not a directory.
+    """
+    if self.path.exists() and not self.path.is_dir():
+      raise UserError(f"--workdir={self.path} is a file; it must be a folder.")
+    exists = self.config_path.exists()
+    if exists:
+      # More seeds may be added to a run; everything else is fixed.
+      ignore = (
+        "replicas.seeds",
+        "replicas.mode",
+        "replicas.most_at_once",
+        "data.path",
+        *(f"sharding.{axis}" for axis in ("data", "replica", "expert")),
+      )
+      lines = config_lib.differences(config, self.config(), ignore)
+      if lines:
+        raise UserError(
+          f"--workdir={self.path} holds a run with other settings"
+          f" ({'; '.join(lines[:5])}). Choose another folder."
+        )
+    self.path.mkdir(parents=True, exist_ok=True)
+    self.write_text("config.json", config_lib.to_json(config) + "\n")
+    self.write_json("data.json", data)
+    self.write_json("environment.json", environment())
+    return exists
+
+  @property
+  def config_path(self) -> pathlib.Path:
+    return self.path / "config.json"
+
+  def config(self) -> ml_collections.ConfigDict:
+    """Reads the resolved config.
+
+    Raises:
+      UserError: the folder holds no run.
+    """
+    if not self.config_path.exists():
+      raise UserError(
+        f"--workdir={self.path} holds no run: there is no {self.config_path}."
+      )
+    return config_lib.from_json(self.config_path.read_text())
+
+  def last(self, seed: int) -> pathlib.Path:
+    return self.path / "checkpoints" / f"seed_{seed}" / "last"
+
+  def best(self, seed: int) -> pathlib.Path:
+    return self.path / "checkpoints" / f"seed_{seed}" / "best"
+
+  def trained(self, seed: int) -> str:
+    """Name of the file that says how a finished seed was trained."""
+    return f"checkpoints/seed_{seed}/trained.json"
+
+  def setting(self, name: str) -> "RunDirectory":
+    """The run of one setting of a sweep."""
+    return RunDirectory(self.path / "sweep" / name)
+
+  def chosen(self) -> "RunDirectory":
+    """The run to evaluate and predict with: of a sweep, that of its best setting."""
+    if not (self.path / "summary.json").exists():
+      return self
+    swept = self.read_json("summary.json").get("sweep")
+    return self.setting(swept["best"]) if swept else self
+
+  def write_text(self, name: str, text: str) -> None:
+    """Replaces a file atomically: a reader never sees half of it."""
+    if not processes.leads():
+      return
+    target = self.path / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.write_text(text)
+    partial.replace(target)
+
+  def write_json(self, name: str, value: Any) -> None:
+    self.write_text(name, json.dumps(_plain(value), indent=2, sort_keys=True) + "\n")
+
+  def read_json(self, name: str) -> Any:
+    """Reads one of the run's JSON files.
+
+    Raises:
+      UserError: absent or damaged.
+    """
+    try:
+      return json.loads((self.path / name).read_text())
+    except (OSError, ValueError) as error:
+      raise UserError(f"{self.path / name} cannot be read: {error}.") from error
+
+  def metrics(self) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; a torn last line is dropped."""
+    path = self.path / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = []
+    for line in lines:
+      try:
+        records.append(json.loads(line))
+      except ValueError:
+        break
+    return records
+
+  def append_metrics(self, record: dict[str, Any]) -> None:
+    if not processes.leads():
+      return
+    with (self.path / "metrics.jsonl").open("a") as file:
+      file.write(json.dumps(_plain(record)) + "\n")
+
+  def rewind_metrics(self, seed: int, epoch: int) -> None:
+    """Forgets epochs of `seed` after `epoch`: they are about to be trained again."""
+    records = self.metrics()
+    kept = [r for r in records if r["seed"] != seed or r["epoch"] <= epoch]
+    lines = "".join(json.dumps(record) + "\n" for record in kept)
+    self.write_text("metrics.jsonl", lines)
+
+
+def _plain(value: Any) -> Any:
+  """Strict JSON: numpy values become plain ones, NaN and infinities null."""
+  if isinstance(value, Mapping):
+    return {str(key): _plain(entry) for key, entry in value.items()}
+  if hasattr(value, "tolist"):
+    value = value.tolist()
+  if isinstance(value, list | tuple):
+    return [_plain(entry) for entry in value]
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def environment(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+  """Versions, devices and command line of this process."""
+  return {
+    "command": list(sys.argv if arguments is None else arguments),
+    "python": platform.python_version(),
+    "platform": platform.platform(),
+    "processes": jax.process_count(),
+    "packages": {name: metadata.version(name) for name in _PACKAGES},
+    "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+  }

@@ -1,0 +1,220 @@
+"""Several trainings in one program: seeds, or settings of a sweep, side by side.
+
+A replica's state is one slice of a stacked state, and `vmap` trains all slices at
+once: each has its own initialisation, shuffling, dropout, fusion weights, validation
+and early stopping. A replica that has stopped is frozen, and gives what a training of
+its own would have given, to rounding.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from msa_jax import config as config_lib
+from msa_jax.data.batching import batches
+from msa_jax.devices import processes, sharding
+from msa_jax.step import recipe as recipe_lib
+from msa_jax.step.recipe import Recipe
+from msa_jax.train.compiled_stages import (
+  Programs,
+  Snapshots,
+  composed,
+  enter,
+  snapshots,
+)
+from msa_jax.train.feed import Feed, Predictions, Predictor, Steps
+from msa_jax.typing import Batch, Collections, Metrics, Params, TrainState
+
+# Dotted config key -> a number per replica; inside `vmap`, one traced number.
+Values = Mapping[str, Any]
+
+
+class Lane(NamedTuple):
+  """What distinguishes a replica at a step; all of them have a leading axis here.
+
+  Attributes:
+    seed: what initialisation, shuffling and dropout derive from.
+    active: False = frozen.
+    values: of the swept options.
+  """
+
+  seed: Any
+  active: Any
+  values: Values
+
+
+class ReplicaPrograms(Programs):
+  """As `Programs`, for several replicas at once: everything has a leading axis.
+
+  Attributes:
+    values: swept options, dotted key -> value per replica.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict, values: Values | None = None):
+    super().__init__(config)
+    self.give(values or {})
+    indices = range(len(self.stages))
+    take = jax.vmap(batches.take, (None, 0))
+    self.steps = tuple(
+      Steps(self.lifted(i), steps.capacity, take=take, mesh=self.mesh)
+      for i, steps in enumerate(self.steps)
+    )
+    self.predictors = tuple(
+      Predictor(
+        _only(predict=self._predicting(i)), config.train.eval_batch, True, self.mesh
+      )
+      for i in indices
+    )
+    self._begin = self._jit(self._lift(self._first))
+    self._enter = tuple(self._jit(self._lift(self._entering(i))) for i in indices[1:])
+    self._keep = tuple(jax.jit(jax.vmap(self._keeping(i))) for i in indices)
+    self._select = jax.jit(jax.vmap(functools.partial(composed, self.stages[-1])))
+
+  def lifted(self, index: int) -> Recipe:
+    """A stage's recipe for all replicas at once: the step, with `Lane` for seeds."""
+    return _only(step=self._lift(self._stepping(index)))
+
+  def _lift(self, function):
+    if self.mesh is None:
+      return jax.vmap(function)
+    return jax.vmap(function, spmd_axis_name=sharding.REPLICA)
+
+  def give(self, values: Values) -> None:
+    """Sets the values of the swept options; of the same keys, without compiling."""
+    self.values = {key: np.asarray(v, np.float32) for key, v in values.items()}
+
+  def _made(self, index: int, values: Values) -> Recipe:
+    if not values:
+      return self.recipes[index]
+    return self._build(config_lib.bind(self.config, values), index)
+
+  def _first(self, seed, values):
+    state = self._made(0, values).init(seed)
+    return state, jax.tree.map(jnp.copy, snapshots(self.stages[0], state))
+
+  def _entering(self, index):
+    before, stage = self.stages[index - 1 : index + 1]
+
+    def entering(best, state, values):
+      return enter(before, stage, self._made(index, values), best, state)
+
+    return entering
+
+  def _stepping(self, index):
+    def step(state: TrainState, batch: Batch, lane: Lane) -> tuple[TrainState, Metrics]:
+      new, metrics = self._made(index, lane.values).step(state, batch, lane.seed)
+      return _where(lane.active, new, state), metrics
+
+    return step
+
+  def _predicting(self, index):
+    def predict(params, collections, batch):
+      params, values = params
+      return self._made(index, values).predict(params, collections, batch)
+
+    return predict
+
+  def _keeping(self, index):
+    def keep(best, state, improved):
+      current = snapshots(self.stages[index], state)
+      return {t: _where(improved[t], current[t], best[t]) for t in current}
+
+    return keep
+
+  def begin(self, seeds: Sequence[int]) -> tuple[TrainState, Snapshots]:
+    sharding.check_replicas(len(seeds), self.mesh)
+    return self._begin(np.asarray(seeds), self.values)
+
+  def shapes(self, index: int, seeds: Sequence[int]) -> tuple[TrainState, Snapshots]:
+    seeds = np.asarray(seeds)
+    state, best = jax.eval_shape(jax.vmap(self._first), seeds, self.values)
+    for later in range(1, index + 1):
+      entering = jax.vmap(self._entering(later))
+      state, best = jax.eval_shape(entering, best, state, self.values)
+    return sharding.described((state, best), self.mesh, lanes=True)
+
+  def trace(self) -> None:
+    """Traces every program without compiling any; raises what that raises."""
+    lane = Lane(np.zeros(1, int), np.ones(1, bool), self.values)
+    example = recipe_lib.example_batch(self.config.spec)
+    stacked = jax.tree.map(lambda leaf: leaf[None], example)
+    for index in range(len(self.stages)):
+      state, _ = self.shapes(index, (0,))
+      jax.eval_shape(jax.vmap(self._stepping(index)), state, stacked, lane)
+      given = (state.params, self.values)
+      predict = jax.vmap(self._predicting(index), (0, 0, None))
+      jax.eval_shape(predict, given, state.collections, example)
+
+  def advance(
+    self,
+    index: int,
+    state: TrainState,
+    feed: Feed,
+    orders: Sequence[np.ndarray],
+    first: int,
+    seeds: Sequence[int],
+    active: Sequence[bool],
+  ) -> tuple[TrainState, list[Mapping[str, np.ndarray]]]:
+    lane = Lane(np.asarray(seeds), np.asarray(active), self.values)
+    feed = feed._replace(stream=functools.partial(_stacked, feed.stream))
+    order = np.stack(orders, axis=1)  # [steps replicas b]
+    state, figures = self.steps[index](state, feed, order, first, lane)
+    return state, [
+      {name: values[:, i] for name, values in figures.items()}
+      for i in range(len(orders))
+    ]
+
+  def predict(self, index: int, state: TrainState, feed: Feed) -> list[Predictions]:
+    given = (state.params, self.values)
+    return _slices(self.predictors[index](given, state.collections, feed))
+
+  def keep(
+    self,
+    index: int,
+    best: Snapshots,
+    state: TrainState,
+    improved: Sequence[Mapping[str, bool]],
+  ) -> Snapshots:
+    better = {
+      track: np.asarray([one[track] for one in improved])
+      for track in self.stages[index].tracks
+    }
+    if not any(flags.any() for flags in better.values()):
+      return best
+    return self._keep[index](best, state, better)
+
+  def enter(
+    self, index: int, best: Snapshots, state: TrainState
+  ) -> tuple[TrainState, Snapshots]:
+    return self._copy(self._enter[index - 1](best, state, self.values))
+
+  def selected(
+    self, best: Snapshots, state: TrainState
+  ) -> list[tuple[Params, Collections]]:
+    return _slices(processes.on_host(self._select(best, state)))
+
+
+def _only(**functions) -> Recipe:
+  return Recipe(**{**dict.fromkeys(Recipe._fields), **functions})
+
+
+def _slices(stacked: Any) -> list[Any]:
+  """One tree per replica."""
+  count = len(jax.tree.leaves(stacked)[0])
+  return [jax.tree.map(lambda leaf: leaf[i], stacked) for i in range(count)]  # noqa: B023
+
+
+def _where(flag, new, old):
+  return jax.tree.map(lambda n, o: jnp.where(flag, n, o), new, old)
+
+
+def _stacked(stream, order: np.ndarray, first: int) -> Iterator[Batch]:
+  """Batches of all replicas from the host, stacked."""
+  streams = [stream(rows, first) for rows in np.moveaxis(order, 1, 0)]
+  for parts in zip(*streams, strict=True):
+    yield jax.tree.map(lambda *leaves: np.stack(leaves), *parts)

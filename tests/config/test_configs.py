@@ -1,0 +1,42 @@
+"""Every config file and every variant of it makes a model that can be initialised."""
+
+import importlib
+
+import jax
+import pytest
+from paths import ROOT
+from small_spec import with_spec
+
+from msa_jax import config as config_lib
+from msa_jax.config import validate
+from msa_jax.errors import UserError
+from msa_jax.models import SYSTEMS
+from msa_jax.step import recipe
+
+FOLDER = ROOT / "configs"
+FILES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+MODULES = {name: importlib.import_module(f"configs.{name}") for name in FILES}
+CASES = [(name, v) for name in FILES for v in ("", *MODULES[name].VARIANTS)]
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_every_variant_builds_and_has_a_learning_rate_for_every_parameter(
+  name, variant
+):
+  config = with_spec(MODULES[name].get_config(variant), variant)
+  validate.validate(config, SYSTEMS)
+  state = jax.eval_shape(recipe.build(config).init, 0)
+  assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) > 0
+  assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_unknown_variants_and_keys_are_refused(name):
+  with pytest.raises(UserError, match="variant 'moon' must be one of"):
+    MODULES[name].get_config("moon")
+  with pytest.raises((AttributeError, KeyError)):
+    MODULES[name].get_config().optim.learning_rate = 1.0
+
+
+def test_every_system_has_a_config_file():
+  assert set(FILES) == set(SYSTEMS)

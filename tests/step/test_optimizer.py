@@ -1,0 +1,99 @@
+"""Schedules, partitions and clipping of the optimizer."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from msa_jax.errors import UserError
+from msa_jax.step import optimizer as optim
+
+
+def _config(**options):
+  config = toy.config(batch=10, epochs=5, **options).copy_and_resolve_references()
+  config.unlock()
+  config.spec.train_size = 40  # 4 batches per epoch, 20 steps
+  return config
+
+
+def test_total_steps_counts_the_padded_last_batch():
+  config = _config()
+  config.spec.train_size = 41
+  assert optim.total_steps(config) == 25
+
+
+def test_linear_schedule_warms_up_over_its_share_and_ends_at_zero():
+  rate = optim.schedule(_config(warmup=0.2, schedule="linear"))
+  # 4 warm-up steps: 1/4, 2/4, 3/4, 1; then 1 down to 0 over 16 steps.
+  values = [float(rate(step)) for step in range(21)]
+  np.testing.assert_allclose(values[:5], [0.25, 0.5, 0.75, 1.0, 1.0], atol=1e-6)
+  np.testing.assert_allclose(values[12], 0.5, atol=1e-6)
+  np.testing.assert_allclose(values[20], 0.0, atol=1e-6)
+
+
+def test_constant_schedule_without_warm_up_is_one():
+  rate = optim.schedule(_config(warmup=0.0, schedule="constant"))
+  assert [float(rate(step)) for step in (0, 7, 19)] == [1.0, 1.0, 1.0]
+
+
+def test_cosine_schedule_is_half_way_in_the_middle():
+  rate = optim.schedule(_config(warmup=0.0, schedule="cosine"))
+  np.testing.assert_allclose(float(rate(10)), 0.5, atol=1e-6)
+
+
+def test_first_adam_update_is_each_partitions_learning_rate():
+  config = _config(warmup=0.0, schedule="constant", clip=0.0)
+  optimizer = optim.build(config, toy.SYSTEM.partition)
+  params = {"gate": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 1))}}
+  gradients = {
+    "gate": {"kernel": jnp.full((2, 2), 3.0)},
+    "head": {"kernel": jnp.full((2, 1), -7.0)},
+  }
+  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  # Adam's first update is -lr * sign(gradient).
+  np.testing.assert_allclose(updates["gate"]["kernel"], -0.01, rtol=1e-5)
+  np.testing.assert_allclose(updates["head"]["kernel"], 0.05, rtol=1e-5)
+
+
+def test_clipping_bounds_the_norm_over_all_partitions():
+  config = _config(name="sgd", warmup=0.0, schedule="constant", clip=1.0)
+  optimizer = optim.build(config, toy.SYSTEM.partition)
+  params = {
+    "gate": {"kernel": jnp.zeros((1, 1))},
+    "head": {"kernel": jnp.zeros((1, 1))},
+  }
+  gradients = {
+    "gate": {"kernel": jnp.full((1, 1), 3.0)},
+    "head": {"kernel": jnp.full((1, 1), 4.0)},
+  }
+  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  # Norm 5 becomes 1: gradients .6 and .8, times the learning rates .01 and .05.
+  np.testing.assert_allclose(updates["gate"]["kernel"], -0.006, rtol=1e-5)
+  np.testing.assert_allclose(updates["head"]["kernel"], -0.04, rtol=1e-5)
+
+
+def test_adamw_decays_matrices_and_spares_vectors():
+  config = _config(
+    name="adamw", warmup=0.0, schedule="constant", weight_decay=0.1, clip=0.0
+  )
+  optimizer = optim.build(config, toy.SYSTEM.partition)
+  params = {"head": {"kernel": jnp.full((2, 1), 2.0), "bias": jnp.full((1,), 2.0)}}
+  gradients = {"head": {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros((1,))}}
+  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["head"]["kernel"], -0.05 * 0.1 * 2.0, rtol=1e-5)
+  np.testing.assert_array_equal(updates["head"]["bias"], 0.0)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [({"name": "lion"}, "optim.name"), ({"schedule": "step"}, "schedule")],
+)
+def test_unknown_names_are_answered_with_the_choices(options, message):
+  with pytest.raises(UserError, match=message):
+    optim.build(_config(**options), toy.SYSTEM.partition)
+
+
+def test_a_partition_without_learning_rate_is_named():
+  optimizer = optim.build(_config(), lambda path: "backbone")
+  with pytest.raises(UserError, match="lr_backbone"):
+    optimizer.init({"kernel": jnp.ones((1, 1))})

@@ -1,0 +1,141 @@
+"""Every system of the table in small, and batches whose absent parts hold anything."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msa_jax.step import recipe
+from msa_jax.text import finetune
+
+# Narrower than the defaults, where those take long to compile; else all is default.
+NARROW = {
+  "hgem": {
+    "D": 16,
+    "d": 8,
+    "n_heads": 2,
+    "gate.hidden": (8, 8, 8, 8),
+    "sparse.ffn": 16,
+    "sparse.layers": 1,
+    "missing_mode": "embed",
+  },
+  "mmolre": {"modalities": ()},  # its default leaves vision out
+}
+
+
+# Narrower still: of a system around a text encoder, little is there to be seen.
+LITTLE = {
+  "derl": {"layers": 1},
+  "hgem": {"fusion": "average"},
+  "mmolre": {"n_blocks": 1},
+  "momke": {"depth": 1, "level": "frame"},
+}
+
+
+def config(name):
+  """The resolved default config."""
+  config = importlib.import_module(f"configs.{name}").get_config()
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    _change(config.model, NARROW.get(name, {}))
+    config.spec = {
+      "widths": {"text": 6, "audio": 3, "vision": 4},
+      "lengths": {"text": 5, "audio": 5, "vision": 5},
+      "ids": {"text": (), "audio": ("codes",), "vision": ()},
+      "tasks": {
+        "sentiment": {
+          "kind": "regression",
+          "low": -3.0,
+          "high": 3.0,
+          "classes": (),
+          "protocol": "mosi",
+        }
+      },
+      "priors": {"sentiment": (0.625,)},
+      "train_size": 8,
+      # Samples are what the system is made for: steps may be utterances of dialogues.
+      "utterances": 5 if config.data.unit == "dialogue" else 0,
+    }
+  return config.lock()
+
+
+def _change(options, values):
+  for path, value in values.items():
+    *sections, key = path.split(".")
+    node = options
+    for section in sections:
+      node = node[section]
+    node[key] = value
+
+
+def encoding(name, folder):
+  """The config of a run that trains the encoder in `folder` inside the system."""
+  made = config(name).copy_and_resolve_references()
+  with made.unlocked():
+    _change(made.model, LITTLE.get(name, {}))
+    made.data.unit, made.spec.utterances = "utterance", 0
+    made.text.update({"input": "encoder", "encoder": folder, "finetune": "all"})
+    # Small programs: text and audio, no moments, no clipping.
+    for part in (made.spec.widths, made.spec.lengths, made.spec.ids):
+      del part["vision"]
+    made.optim.update({"name": "sgd", "lr_new": 0.1, "clip": 0.0, "weight_decay": 0.0})
+    made.text.lr = 0.1
+    made.spec.ids["text"] = ("tokens",)
+    made.spec.encoder = finetune.encoder_spec(made)
+    made.spec.widths["text"] = made.spec.encoder.width
+  return made.lock()
+
+
+def batch(config, seed=0):
+  """Six samples with ragged lengths and some lost steps, everything available."""
+  random = np.random.default_rng(seed)
+  batch = recipe.example_batch(config.spec, 6)
+  modalities = {}
+  for name, modality in batch.modalities.items():
+    mask = np.arange(5)[None] < random.integers(2, 6, 6)[:, None]
+    modalities[name] = modality.replace(
+      features=jnp.asarray(random.normal(size=modality.features.shape), "float32"),
+      mask=jnp.asarray(mask),
+      lost=jnp.asarray(mask & (random.random((6, 5)) < 0.2)),
+      ids={
+        k: jnp.asarray(random.integers(0, 9, (6, 5)), "int32") for k in modality.ids
+      },
+    )
+  return batch.replace(modalities=modalities)
+
+
+def garbage(modality, rows, seed):
+  """Other contents, lengths and losses in some rows; NaN and infinities included."""
+  random = np.random.default_rng(seed)
+  rows = rows[:, None]
+  features = random.normal(size=modality.features.shape).astype("float32") * 1e3
+  features[:, ::2] = np.nan
+  features[:, 1::4] = np.inf
+  ids = {
+    k: jnp.where(rows, jnp.asarray(random.integers(0, 9, v.shape), "int32"), v)
+    for k, v in modality.ids.items()
+  }
+  return modality.replace(
+    features=jnp.where(rows[..., None], features, modality.features),
+    mask=jnp.where(rows, random.random(modality.mask.shape) < 0.5, modality.mask),
+    lost=jnp.where(rows, random.random(modality.lost.shape) < 0.3, modality.lost),
+    ids=ids,
+  )
+
+
+def variables(system):
+  """Random parameters; compiling the initialiser would take longer than the test."""
+  random = np.random.default_rng(1)
+  shapes = jax.eval_shape(system.init, 0)
+
+  def fill(leaf):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return jnp.zeros(leaf.shape, leaf.dtype)
+    return jnp.asarray(random.uniform(0.05, 0.4, leaf.shape), leaf.dtype)
+
+  signs = jax.tree.map(
+    lambda x: random.choice([-1.0, 1.0], x.shape).astype("f"), shapes.params
+  )
+  params = jax.tree.map(lambda leaf, sign: fill(leaf) * sign, shapes.params, signs)
+  return params, jax.tree.map(fill, shapes.collections)

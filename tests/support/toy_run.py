@@ -1,0 +1,60 @@
+"""A config file for tests that start the real command: `toy` with statistics, routing
+and experts. `TOY_SIGNAL=TERM@3` sends the process that signal after three calls of the
+step program."""
+
+import contextlib
+import os
+import signal
+import sys
+
+import toy
+
+from msa_jax import models
+from msa_jax.data.batching import batches
+from msa_jax.models.system import System
+from msa_jax.runs import prepare, run
+
+
+def get_config(feed="resident"):
+  """`feed`: "streamed" = no split fits the device."""
+  models.SYSTEMS["toy"] = System(build=lambda config: toy.MixedModel())
+  prepare.load = lambda config, **_: toy.corpus()
+  if "TOY_SIGNAL" in os.environ:
+    name, calls = os.environ["TOY_SIGNAL"].split("@")
+    run._stop_signal = _interrupted(run._stop_signal, name, int(calls))
+  if feed == "streamed":
+    batches._rows = _told(batches._rows)
+  made = toy.config(epochs=3).copy_and_resolve_references()
+  made.train.update({"eval_batch": 8, "steps_per_call": 2})
+  made.train.checkpoint_every_seconds = 1e-6
+  made.data.device_budget_mib = 0 if feed == "streamed" else 64
+  made.sharding.data = 4
+  return made.lock()
+
+
+def _told(rows):
+  """`batches._rows`, which says how many rows it reads."""
+
+  def replaced(split, index):
+    sys.stderr.write(f"rows {len(index)}\n")
+    return rows(split, index)
+
+  return replaced
+
+
+def _interrupted(stop_signal, name, calls):
+  """`run._stop_signal`, with a signal that comes by itself."""
+
+  @contextlib.contextmanager
+  def replaced():
+    left = iter(range(calls - 1))
+    with stop_signal() as stop_requested:
+
+      def ask():
+        if next(left, None) is None:
+          os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+        return stop_requested()
+
+      yield ask
+
+  return replaced
