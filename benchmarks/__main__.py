@@ -75,7 +75,7 @@ def _measure(seeds: list[int], devices: list[int]) -> dict[str, Any]:
   from benchmarks import compare_torch, dispatch, measure, subprocesses, systems
   from msa_jax.devices import compilation
 
-  compilation.settle()
+  compilation.configure_process()
   logging.set_verbosity(logging.WARNING)
   figures: dict[str, Any] = {"repeats": _REPEATS.value}
   shape = (_CONFIG.value, _SHAPE.value, _ROWS.value)

@@ -92,7 +92,9 @@ def config_of(name: str) -> ml_collections.ConfigDict:
   options.update({"text_out": case["text_out"], "post": case["post"]})
   options.dropout.update(dict.fromkeys(options.dropout, torch_steps.DROPOUT))
   config = config_lib.base(options)
-  config.optim.update({"clip": 0.0, "schedule": "constant", "batch": case["batch"]})
+  config.optim.update(
+    {"grad_clip_norm": 0.0, "schedule": "constant", "batch_size": case["batch"]}
+  )
   task = {"kind": "regression", "low": -3.0, "high": 3.0}
   config.spec.update(
     {

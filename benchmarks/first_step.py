@@ -33,20 +33,20 @@ def main(path: str, shape: str, rows: str) -> None:
   from msa_jax import config as config_lib
   from msa_jax.devices import compilation
   from msa_jax.runs import prepare, run
-  from msa_jax.train.compiled_stages import Programs
+  from msa_jax.train.compiled_stages import CompiledStages
 
-  compilation.settle()
+  compilation.configure_process()
   laps.end("import_training")
   config = config_lib.from_json(pathlib.Path(path).read_text())
   prepared = prepare.prepare(shapes.apply(config, shape, int(rows)))
   feed = run.make_feeds(prepared.config, prepared.corpus)["train"]
   jax.block_until_ready(feed.resident)
   laps.end("data")
-  programs = Programs(prepared.config)
+  programs = CompiledStages(prepared.config)
   seed = 0
   state, _ = jax.block_until_ready(programs.begin([seed]))
   laps.end("init")
-  order = feed.order(seed, 0, prepared.config.optim.batch)[:1]
+  order = feed.order(seed, 0, prepared.config.optim.batch_size)[:1]
   jax.block_until_ready(programs.advance(0, state, feed, [order], 0, [seed], [True]))
   laps.end("step")
   print(json.dumps(laps.seconds))

@@ -18,7 +18,7 @@ from msa_jax.devices import compilation
 def main(path: str, shape: str, rows: str, devices: str, repeats: str) -> None:
   """Measures it; a CPU becomes as many devices."""
   jax.config.update("jax_num_cpu_devices", int(devices))
-  compilation.settle()
+  compilation.configure_process()
   config = config_lib.from_json(pathlib.Path(path).read_text())
   seconds = systems.step_seconds(config, shape, int(rows), int(devices), int(repeats))
   print(json.dumps(seconds))

@@ -65,16 +65,16 @@ def step_seconds(
   size = len(batch.index)
   config = config.copy_and_resolve_references()
   with config.unlocked():
-    config.sharding.data, config.optim.batch = devices, size
-  mesh = sharding.mesh_of(config)
-  made = sharding.over(recipe.build(config), mesh)
+    config.sharding.data, config.optim.batch_size = devices, size
+  mesh = sharding.make_mesh(config)
+  made = sharding.shard_recipe(recipe.build(config), mesh)
   step = jax.jit(
     made.step,
     donate_argnums=0,
-    out_shardings=(None, sharding.everywhere(mesh)),
+    out_shardings=(None, sharding.replicated_sharding(mesh)),
     compiler_options=compilation.options(),
   )
-  placed = jax.device_put(sharding.split(batch, mesh, size))
+  placed = jax.device_put(sharding.shard_batch(batch, mesh, size))
   call = measure.repeated(step, jax.jit(made.init)(0), placed, 0)
   return measure.median_seconds(call, repeats, measure.calls_per_timing())
 
@@ -85,7 +85,7 @@ def _first_batch(
   """The resolved config and, on the host, a batch of the training split."""
   prepared = prepare.prepare(shapes.apply(config, shape, rows))
   config, corpus = prepared.config, prepared.corpus
-  size = min(config.optim.batch, config.spec.train_size)
+  size = min(config.optim.batch_size, config.spec.train_size)
   order = np.asarray(batches.epoch_order(0, 0, config.spec.train_size, size))
   lengths = config.spec.lengths.to_dict()
   stream = batches.stream(corpus.splits["train"], corpus.tasks, order[:1], 0, lengths)

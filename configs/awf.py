@@ -73,16 +73,16 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
 
 def _table2(config, row):
   config.model.update({"d": row.d, "post": row.post, "dropout": row.dropout})
-  config.optim.batch = row.batch
+  config.optim.batch_size = row.batch
   config.data.max_steps = row.max_steps
-  config.text.lr = min(row.learning_rate, 5e-5)
+  config.text.learning_rate = min(row.learning_rate, 5e-5)
 
 
 def _paper(config, row):
   _table2(config, row)
   config.model.text_encoder = "bert_cls"
   presets.published(config)
-  config.optim.update({"lr_new": row.learning_rate, "patience": row.patience})
-  config.text.lr = row.learning_rate
+  config.optim.update({"learning_rate": row.learning_rate, "patience": row.patience})
+  config.text.learning_rate = row.learning_rate
   config.balance.scale_updates_by_omega = "false"
   config.balance.omega_loss = "literal"

@@ -30,14 +30,14 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   config = config_lib.base(derl.options())
   config.data.max_steps = 50
   config.loss.update({"task": "mse", "dis": 0.005})
-  config.text.lr = 1e-5
+  config.text.learning_rate = 1e-5
   config.optim.update(
     {
-      "lr_new": 5e-5,
-      "warmup": 0.1,
+      "learning_rate": 5e-5,
+      "warmup_fraction": 0.1,
       "schedule": "constant",
-      "clip": 1.0,
-      "batch": 48,
+      "grad_clip_norm": 1.0,
+      "batch_size": 48,
       "epochs": 50,
       "patience": 8,
     }
@@ -54,8 +54,8 @@ def _synthetic(config):
   # A thousand samples are learnt by heart in a few epochs; losing modalities while
   # training is what helps most against it.
   config.missing.train = "dropout:0.2"
-  config.optim.update({"lr_new": 1e-3, "schedule": "linear", "epochs": 12})
-  config.optim.average = 0.98
+  config.optim.update({"learning_rate": 1e-3, "schedule": "linear", "epochs": 12})
+  config.optim.ema_decay = 0.98
 
 
 def _mosi(config):
@@ -66,7 +66,7 @@ def _mosei(config):
   config.data.max_steps = 50
   config.model.n_layers = 5
   config.loss.dis = 0.5
-  config.optim.lr_new = 2e-5
+  config.optim.learning_rate = 2e-5
 
 
 def _sims(config):
@@ -81,12 +81,12 @@ def _iemocap(config):
 
 
 def _tuned(config):
-  config.optim.lr_new = 1e-3
+  config.optim.learning_rate = 1e-3
 
 
 def _paper_min(config):
   config.model.dropout.update({"attn": 0.0, "res": 0.0, "ffn": 0.0})
-  config.optim.update({"warmup": 0.0, "clip": 0.0})
+  config.optim.update({"warmup_fraction": 0.0, "grad_clip_norm": 0.0})
 
 
 VARIANTS = {

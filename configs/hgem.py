@@ -26,9 +26,9 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   config.data.align = "pool"
   config.data.max_steps = 32  # 19 texts in 20 are shorter; half the cost of 50
   config.loss.update(
-    {"disc": 0.1, "mi": 0.05, "den": 0.1, "bal": 0.01, "aux_warmup": 0.1}
+    {"disc": 0.1, "mi": 0.05, "den": 0.1, "bal": 0.01, "aux_warmup_fraction": 0.1}
   )
-  config.optim.update({"lr_new": 3e-4, "epochs": 10})
+  config.optim.update({"learning_rate": 3e-4, "epochs": 10})
   config.missing.train = "dropout:0.1"
   for name in chosen:
     VARIANTS[name](config)
@@ -37,8 +37,10 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
 
 def _paper(config):
   config.data.max_steps = 50
-  config.optim.update({"lr_new": 2e-5, "epochs": 40})
-  config.optim.update({"warmup": 0.0, "schedule": "constant", "clip": 0.0})
+  config.optim.update({"learning_rate": 2e-5, "epochs": 40})
+  config.optim.update(
+    {"warmup_fraction": 0.0, "schedule": "constant", "grad_clip_norm": 0.0}
+  )
   config.optim.patience = 0
   config.loss.update({"den": 0.0, "bal": 0.0})
   config.model.robust.p_slot = 0.0
@@ -57,9 +59,15 @@ def _regularize(config):
     {"embed": 0.5, "ffn": 0.3, "gate": 0.3, "expert": 0.3, "head": 0.3}
   )
   config.optim.update(
-    {"name": "adamw", "weight_decay": 0.3, "lr_new": 1e-3, "epochs": 14, "patience": 6}
+    {
+      "name": "adamw",
+      "weight_decay": 0.3,
+      "learning_rate": 1e-3,
+      "epochs": 14,
+      "patience": 6,
+    }
   )
-  config.optim.average = 0.98
+  config.optim.ema_decay = 0.98
   config.loss.update({"disc": 0.3, "mi": 0.2})
 
 

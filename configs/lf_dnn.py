@@ -34,17 +34,17 @@ def _sizes(config, audio, text_out, post, rates):
 
 def _mosi(config):
   _sizes(config, 16, 256, 128, (0.2, 0.2, 0.2, 0.2))
-  config.optim.update({"batch": 128, "lr_new": 1e-3})
+  config.optim.update({"batch_size": 128, "learning_rate": 1e-3})
 
 
 def _mosei(config):
   _sizes(config, 32, 128, 128, (0.2, 0.2, 0.2, 0.2))
-  config.optim.update({"batch": 64, "lr_new": 2e-3})
+  config.optim.update({"batch_size": 64, "learning_rate": 2e-3})
 
 
 def _sims(config):
   _sizes(config, 32, 256, 32, (0.3, 0.3, 0.3, 0.5))
-  config.optim.update({"batch": 128, "lr_new": 5e-3})
+  config.optim.update({"batch_size": 128, "learning_rate": 5e-3})
 
 
 VARIANTS = {

@@ -29,7 +29,7 @@ def _table2(d, post, dropout, batch):
     config.model.update({"d": d, "post": post})
     for name in config.model.dropout:
       config.model.dropout[name] = dropout
-    config.optim.batch = batch
+    config.optim.batch_size = batch
 
   return apply
 
@@ -41,7 +41,7 @@ def _iemocap(config):
 
 def _paper(config):
   presets.published(config)
-  config.optim.lr_new = 1e-4
+  config.optim.learning_rate = 1e-4
 
 
 VARIANTS = {

@@ -3,13 +3,13 @@
   python -m msa_jax.main --config=configs/mmolre.py
   python -m msa_jax.main --config=configs/mmolre.py:iemocap --config.data.path=ie.npz
   python -m msa_jax.main --config=configs/mmolre.py:mosi --config.data.path=mosi.npz \
-    --config.data.joint=mosei.npz
+    --config.data.extra_train_paths=mosei.npz
 
 Variants: `mosei`, `mosi`, `iemocap`, `meld`, `sims` (settings per data set; the paths
 are yours to give) and `paper` (width 768, 12.9 M parameters; made for an accelerator).
 They combine: `configs/mmolre.py:mosei,paper`. MOSI has no emotion labels: with
-`data.joint=mosei.npz` batches draw from both corpora equally and the emotion head
-learns from MOSEI; without, sentiment is learned alone.
+`data.extra_train_paths=mosei.npz` batches draw from both corpora equally and the
+emotion head learns from MOSEI; without, sentiment is learned alone.
 
 The default trains a narrow preset of the same network on the synthetic corpus with both
 of its labels, which needs no file and no accelerator. Only the paper's abstract is
@@ -29,14 +29,14 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   config = config_lib.base(mmolre.options())
   config.loss.update(mmolre.losses())
   config.data.synthetic.tasks = ("sentiment", "emotion")
-  config.text.lr = 1e-5
+  config.text.learning_rate = 1e-5
   config.optim.update(
     {
       "name": "adamw",
-      "lr_new": 1e-4,
+      "learning_rate": 1e-4,
       "weight_decay": 1e-2,
       "schedule": "cosine",
-      "clip": 1.0,
+      "grad_clip_norm": 1.0,
       "epochs": 30,
       "patience": 6,
     }
@@ -53,7 +53,7 @@ def _small(config):
   config.model.update(
     {"d": 96, "ranks": (4, 8, 16, 32), "ts_rank": 16, "ffn": 128, "head_hidden": 64}
   )
-  config.optim.update({"lr_new": 1e-3, "epochs": 10})
+  config.optim.update({"learning_rate": 1e-3, "epochs": 10})
   config.data.align = "pool"
   config.data.max_steps = 32
 

@@ -32,8 +32,8 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
   chosen = config_lib.parse_variants(variants, VARIANTS)
   config = config_lib.base(momke.options())
-  config.optim.update({"name": "adam", "warmup": 0.0, "schedule": "constant"})
-  config.optim.update({"clip": 1.0, "patience": 30})
+  config.optim.update({"name": "adam", "warmup_fraction": 0.0, "schedule": "constant"})
+  config.optim.update({"grad_clip_norm": 1.0, "patience": 30})
   if not set(chosen) & set(_CORPORA):
     _frames(config)
   for name in sorted(chosen, key=tuple(VARIANTS).index):  # data sets come first
@@ -48,15 +48,17 @@ def _frames(config):
   config.model.stage2_mask = "mixed"
   config.data.align = "pool"
   config.data.max_steps = 32
-  config.optim.update({"lr_new": 1e-3, "epochs": 18, "batch": 32, "patience": 6})
+  config.optim.update(
+    {"learning_rate": 1e-3, "epochs": 18, "batch_size": 32, "patience": 6}
+  )
 
 
 def _dialogues(config, epochs: int, batch: int) -> None:
-  config.data.unit = "dialogue"
+  config.data.sample_unit = "dialogue"
   config.data.standardize = ()
   config.model.stage1_epochs = epochs // 2
-  config.optim.update({"lr_new": 1e-4, "weight_decay": 1e-5})
-  config.optim.update({"epochs": epochs, "batch": batch})
+  config.optim.update({"learning_rate": 1e-4, "weight_decay": 1e-5})
+  config.optim.update({"epochs": epochs, "batch_size": batch})
 
 
 def _mosi(config):
@@ -82,11 +84,11 @@ def _iemocap6(config):
 def _small(config):
   config.data.standardize = ("text", "audio", "vision")
   config.model.update({"D": 64, "depth": 2, "stage1_epochs": 30})
-  config.optim.update({"lr_new": 1e-3, "weight_decay": 1e-4})
+  config.optim.update({"learning_rate": 1e-3, "weight_decay": 1e-4})
   config.optim.update({"epochs": 60, "patience": 12})
   if config.model.task != "auto":
     # A tenth of a few dialogues has the classes in other shares than the rest.
-    config.train.select = "ua"
+    config.train.monitor = "ua"
 
 
 def _mixed(config):
@@ -99,9 +101,9 @@ def _conditions(config):
 
 def _official(config):
   config.model.update({"stage2_init": "last", "carry_opt_state": True})
-  config.train.selection = "official"
+  config.train.selection_split = "official"
   config.data.iemocap_val = "none"
-  config.optim.update({"clip": 0.0, "patience": 0})
+  config.optim.update({"grad_clip_norm": 0.0, "patience": 0})
 
 
 _CORPORA = {

@@ -37,17 +37,17 @@ def _sizes(config, audio, text_out, post, rates):
 
 def _mosi(config):
   _sizes(config, 32, 32, 64, (0.3, 0.3, 0.3, 0.5))
-  config.optim.update({"batch": 32, "lr_new": 1e-3})
+  config.optim.update({"batch_size": 32, "learning_rate": 1e-3})
 
 
 def _mosei(config):
   _sizes(config, 16, 128, 16, (0.4, 0.4, 0.4, 0.4))
-  config.optim.update({"batch": 128, "lr_new": 5e-3})
+  config.optim.update({"batch_size": 128, "learning_rate": 5e-3})
 
 
 def _sims(config):
   _sizes(config, 32, 256, 32, (0.4, 0.4, 0.4, 0.4))
-  config.optim.update({"batch": 32, "lr_new": 5e-4})
+  config.optim.update({"batch_size": 32, "learning_rate": 5e-4})
 
 
 VARIANTS = {

@@ -39,11 +39,11 @@ def main(_) -> None:
   from msa_jax.studies.missing import grid
   from msa_jax.train import loop
 
-  compilation.settle()
+  compilation.configure_process()
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
   try:
     processes.join(_COORDINATOR.value, _COUNT.value, _INDEX.value)
-    say = print if processes.leads() else lambda *_, **__: None
+    say = print if processes.is_primary() else lambda *_, **__: None
     if _MISSING.value and _MODE.value != "evaluate":
       raise UserError("--missing needs --mode=evaluate; to train, --config.missing.*.")
     if _MODE.value == "train":
@@ -72,7 +72,7 @@ def main(_) -> None:
   except UserError as error:
     command.fail(error)
   except Exception:
-    processes.abandon()
+    processes.abort_process()
     raise
 
 

@@ -142,7 +142,7 @@ _TINY_OPTIONS = """
 config.data.synthetic.update(tiny)
 config.data.max_steps = 4
 config.data.modalities = ("text", "vision")
-config.optim.update({"epochs": 2, "batch": 12})
+config.optim.update({"epochs": 2, "batch_size": 12})
 config.model.update({"D": 8})
 """
 

@@ -48,7 +48,7 @@ def _command(*arguments, module="main"):
       ("--config=configs/hgem.py", "--config.missing.train=fog"),
       "config.missing.train",
     ),
-    (("--config=configs/hgem.py", "--config.optim.batch=0"), "must be positive"),
+    (("--config=configs/hgem.py", "--config.optim.batch_size=0"), "must be positive"),
   ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):

@@ -35,16 +35,16 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.model = model
   config.data = _data()
   # task: l1, mse, huber for regression; default = l1, or cross-entropy for classes
-  config.loss = {"task": "default", "aux_warmup": 0.0}
+  config.loss = {"task": "default", "aux_warmup_fraction": 0.0}
   config.optim = _optim()
   config.train = {
     # What picks the epoch on validation: auto, or [weight*][task/]metric, comma
     # separated; see train/selection.py.
-    "select": "auto",
+    "monitor": "auto",
     # val, or official: by the test split, as some released code does (with a warning)
-    "selection": "val",
+    "selection_split": "val",
     "task_cosine": False,  # log how the tasks' gradients agree on shared parameters
-    "eval_batch": 64,
+    "eval_batch_size": 64,
     "checkpoint_every_seconds": 30.0,
     "steps_per_call": 100,
   }
@@ -82,16 +82,16 @@ def base(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def _optim() -> dict[str, Any]:
   return {
     "name": "adam",
-    "lr_new": 1e-3,
-    "warmup": 0.1,  # share of all steps
+    "learning_rate": 1e-3,
+    "warmup_fraction": 0.1,  # share of all steps
     "schedule": "linear",
-    "clip": 2.0,  # global norm; 0 = no clipping
+    "grad_clip_norm": 2.0,  # global norm; 0 = no clipping
     "weight_decay": 0.0,
     "momentum": 0.0,
     # decay of a running mean of the parameters, with which is predicted; 0 = none
-    "average": 0.0,
+    "ema_decay": 0.0,
     "epochs": 40,
-    "batch": 32,
+    "batch_size": 32,
     "patience": 10,  # epochs without improvement on validation; 0 = never stop
   }
 
@@ -120,23 +120,23 @@ def _data() -> dict[str, Any]:
     "format": "auto",
     # Further files to train with, each sample with the labels it has; batches draw
     # from all files equally. Validation and test are those of `path`, or of all.
-    "joint": (),
-    "joint_evaluation": False,
-    "pseudo": "",  # run whose predictions are the labels that training lacks
+    "extra_train_paths": (),
+    "extra_evaluation": False,
+    "pseudo_label_run": "",  # run whose predictions are the labels that training lacks
     "modalities": (),  # () = every modality of the corpus
     # MMSA's separate feature files that replace one modality of the main file, or
     # GCNet's folders of one .npy per utterance.
     "features": {"text": "", "audio": "", "vision": ""},
     "valence": False,  # ratings of valence in 1..5 become sentiment in [-3, 3]
-    "unit": "utterance",  # what one sample is; dialogue: its utterances are the steps
+    "sample_unit": "utterance",  # a sample; dialogue: its utterances are the steps
     "fold": 0,  # session to test on, of corpora split by session; 0 = the last
-    "train_share": 1.0,  # of the training split, stratified; see data/transforms
+    "train_fraction": 1.0,  # of the training split, stratified; see data/transforms
     "iemocap_val": "holdout10",  # of the training dialogues, to select on; or none
     "task": "regression",  # or cls2, cls7: classes made from a sentiment label
     "standardize": ("audio", "vision"),
     "align": "none",  # pool: audio and vision at the text's steps
     "max_steps": 0,  # longest sequence kept, in steps; 0 = as long as the corpus
-    "codes": 0,  # number of k-means codes of audio and vision frames; 0 = none
+    "num_frame_clusters": 0,  # k-means codes of audio and vision frames; 0 = none
     "synthetic": dataclasses.asdict(SyntheticOptions()),
     # static lengths that batches of like samples are cut to; 0 = one, the corpus's
     "buckets": 0,
@@ -316,7 +316,7 @@ def spec_of(corpus: Corpus) -> dict[str, Any]:
 
 
 def get(config: ml_collections.ConfigDict, path: str) -> Any:
-  """Reads a dotted path, e.g. `optim.batch`."""
+  """Reads a dotted path, e.g. `optim.batch_size`."""
   for key in path.split("."):
     config = config[key]
   return config

@@ -20,8 +20,10 @@ def late_fusion(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """
   config = config_lib.base(model)
   config.data.update({"align": "pool", "max_steps": 50, "buckets": 4})
-  config.optim.update({"name": "adamw", "lr_new": 1e-3, "weight_decay": 1e-3})
-  config.optim.update({"clip": 1.0, "epochs": 50, "batch": 32, "patience": 8})
+  config.optim.update({"name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-3})
+  config.optim.update(
+    {"grad_clip_norm": 1.0, "epochs": 50, "batch_size": 32, "patience": 8}
+  )
   return config
 
 
@@ -40,12 +42,12 @@ def iemocap(config: ml_collections.ConfigDict) -> None:
   """Four yes/no emotions, sequences of 20 steps, AWF's batch."""
   config.model.task = "emotion"
   config.data.max_steps = 20
-  config.optim.batch = 24
+  config.optim.batch_size = 24
 
 
 def sgd(config: ml_collections.ConfigDict) -> None:
   """AWF's table 7: momentum in place of Adam for the network."""
-  config.optim.update({"name": "sgd", "momentum": 0.9, "lr_new": 0.05})
+  config.optim.update({"name": "sgd", "momentum": 0.9, "learning_rate": 0.05})
   config.optim.update({"weight_decay": 0.0, "schedule": "cosine"})
 
 
@@ -65,8 +67,8 @@ def published(config: ml_collections.ConfigDict) -> None:
   """Only what papers of this family state: sequences as long as they come, plain Adam
   with a constant rate."""
   config.data.update({"align": "none", "max_steps": 0})
-  config.optim.update({"name": "adam", "weight_decay": 0.0, "clip": 0.0})
-  config.optim.update({"warmup": 0.0, "schedule": "constant"})
+  config.optim.update({"name": "adam", "weight_decay": 0.0, "grad_clip_norm": 0.0})
+  config.optim.update({"warmup_fraction": 0.0, "schedule": "constant"})
 
 
 def mmsa(config: ml_collections.ConfigDict) -> None:

@@ -18,24 +18,24 @@ _SHARE = (lambda value: 0.0 <= value <= 1.0, "in [0, 1]")
 _BELOW_ONE = (lambda value: 0.0 <= value < 1.0, "in [0, 1)")
 _RANGES = {
   "optim.epochs": _POSITIVE,
-  "optim.batch": _POSITIVE,
-  "train.eval_batch": _POSITIVE,
+  "optim.batch_size": _POSITIVE,
+  "train.eval_batch_size": _POSITIVE,
   "train.steps_per_call": _POSITIVE,
   "train.checkpoint_every_seconds": _POSITIVE,
   "sharding.data": _POSITIVE,
   "sharding.replica": _POSITIVE,
   "sharding.expert": _POSITIVE,
-  "optim.clip": _NOT_NEGATIVE,
+  "optim.grad_clip_norm": _NOT_NEGATIVE,
   "optim.patience": _NOT_NEGATIVE,
   "data.max_steps": _NOT_NEGATIVE,
-  "data.codes": _NOT_NEGATIVE,
+  "data.num_frame_clusters": _NOT_NEGATIVE,
   "data.buckets": _NOT_NEGATIVE,
   "missing.seed": _NOT_NEGATIVE,
   "data.fold": _NOT_NEGATIVE,
   "replicas.most_at_once": _NOT_NEGATIVE,
-  "optim.warmup": _SHARE,
-  "loss.aux_warmup": _SHARE,
-  "optim.average": _BELOW_ONE,
+  "optim.warmup_fraction": _SHARE,
+  "loss.aux_warmup_fraction": _SHARE,
+  "optim.ema_decay": _BELOW_ONE,
 }
 
 
@@ -96,21 +96,30 @@ def missing_pattern(
 
 def _check_unit(config: ml_collections.ConfigDict, units: tuple[str, ...]) -> None:
   data = config.data
-  if data.unit not in dialogues.UNITS:
-    raise UserError(f"config.data.unit={data.unit!r} must be one of {dialogues.UNITS}.")
-  if data.train_share != 1.0 and (data.unit == "dialogue" or data.joint):
+  if data.sample_unit not in dialogues.UNITS:
     raise UserError(
-      f"config.data.train_share={data.train_share} shrinks one file of utterances: it"
-      " must be 1.0 with config.data.unit='dialogue' or config.data.joint."
+      f"config.data.sample_unit={data.sample_unit!r} must be one of {dialogues.UNITS}."
     )
-  if data.unit not in units:
+  if data.train_fraction != 1.0 and (
+    data.sample_unit == "dialogue" or data.extra_train_paths
+  ):
     raise UserError(
-      f"config.data.unit={data.unit!r}: {config.model.name} reads samples that are one"
+      f"config.data.train_fraction={data.train_fraction} shrinks one file of"
+      f" utterances: it"
+      " must be 1.0 with config.data.sample_unit='dialogue' or config.data.joint."
+    )
+  if data.sample_unit not in units:
+    raise UserError(
+      f"config.data.sample_unit={data.sample_unit!r}: {config.model.name} reads"
+      f" samples that are one"
       f" {' or one '.join(units)} each."
     )
-  if data.unit == "dialogue" and (data.align != "none" or data.max_steps or data.codes):
+  if data.sample_unit == "dialogue" and (
+    data.align != "none" or data.max_steps or data.num_frame_clusters
+  ):
     raise UserError(
-      "config.data.unit='dialogue' makes one step of every utterance: config.data.align"
+      "config.data.sample_unit='dialogue' makes one step of every utterance:"
+      " config.data.align"
       f"={data.align!r} must be 'none', max_steps={data.max_steps} and"
-      f" codes={data.codes} 0 (off)."
+      f" codes={data.num_frame_clusters} 0 (off)."
     )

@@ -10,7 +10,7 @@ import re
 import jax
 
 
-def settle() -> None:
+def configure_process() -> None:
   """Prepares the process of a command, once its modules are imported."""
   use_cache()
   keep_memory()

@@ -69,7 +69,7 @@ def join(coordinator: str, count: int, index: int) -> None:
     ) from error
 
 
-def abandon() -> None:
+def abort_process() -> None:
   """Ends a process of a job after an error of its own or a lost neighbour.
 
   The others wait for it in the middle of a program, so it does not wait for them: its
@@ -83,7 +83,7 @@ def abandon() -> None:
     os._exit(1)
 
 
-def leads() -> bool:
+def is_primary() -> bool:
   """Whether this process writes files and speaks for all."""
   return jax.process_index() == 0
 

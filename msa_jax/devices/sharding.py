@@ -23,7 +23,7 @@ from msa_jax.typing import Batch
 DATA, REPLICA, EXPERT = AXES = ("data", "replica", "expert")
 
 
-def mesh_of(config: ml_collections.ConfigDict) -> Mesh | None:
+def make_mesh(config: ml_collections.ConfigDict) -> Mesh | None:
   """The mesh that `config.sharding` asks for; None = one device, no mesh.
 
   Raises:
@@ -41,7 +41,7 @@ def mesh_of(config: ml_collections.ConfigDict) -> Mesh | None:
       f"config.sharding ({asked}) needs {math.prod(sizes)} devices; there are"
       f" {n_devices}."
     )
-  for key in ("optim.batch", "train.eval_batch"):
+  for key in ("optim.batch_size", "train.eval_batch_size"):
     section, name = key.split(".")
     if config[section][name] % sizes[0]:
       raise UserError(
@@ -102,7 +102,7 @@ def must_wait(mesh: Mesh | None) -> bool:
   return mesh is not None and mesh.devices.flat[0].platform == "cpu"
 
 
-def replicated(tree: Any, mesh: Mesh | None) -> Any:
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
   """A tree on the device, or whole on every device of the mesh."""
   if mesh is None:
     return jax.device_put(tree)
@@ -112,12 +112,12 @@ def replicated(tree: Any, mesh: Mesh | None) -> Any:
   return jax.tree.map(lambda leaf: _placed(leaf, place), tree)
 
 
-def everywhere(mesh: Mesh | None) -> NamedSharding | None:
+def replicated_sharding(mesh: Mesh | None) -> NamedSharding | None:
   """Whole on every device of the mesh: what any process can read."""
   return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
-def own_rows(mesh: Mesh | None, size: int) -> Int[np.ndarray, " rows"]:
+def local_rows(mesh: Mesh | None, size: int) -> Int[np.ndarray, " rows"]:
   """Which rows of a batch of `size` the devices of this process hold, ascending."""
   if mesh is None:
     return np.arange(size)
@@ -126,7 +126,7 @@ def own_rows(mesh: Mesh | None, size: int) -> Int[np.ndarray, " rows"]:
   return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in held]))
 
 
-def split(batch: Batch, mesh: Mesh | None, size: int, lead: int = 0) -> Batch:
+def shard_batch(batch: Batch, mesh: Mesh | None, size: int, lead: int = 0) -> Batch:
   """A batch over the devices of the mesh, from the rows that this process has read.
 
   Args:
@@ -137,7 +137,7 @@ def split(batch: Batch, mesh: Mesh | None, size: int, lead: int = 0) -> Batch:
   """
   if mesh is None:
     return batch
-  rows = own_rows(mesh, size)
+  rows = local_rows(mesh, size)
   place = NamedSharding(mesh, PartitionSpec(*[None] * lead, DATA))
 
   def whole(leaf):
@@ -170,7 +170,7 @@ def _spec(path: Any, shape: tuple[int, ...], mesh: Mesh, lanes: bool) -> Partiti
   return PartitionSpec(*lead)
 
 
-def described(tree: Any, mesh: Mesh | None, lanes: bool = False) -> Any:
+def abstract_state(tree: Any, mesh: Mesh | None, lanes: bool = False) -> Any:
   """Shapes of a state or snapshot with the devices its leaves belong on.
 
   Args:
@@ -188,7 +188,7 @@ def described(tree: Any, mesh: Mesh | None, lanes: bool = False) -> Any:
   return jax.tree_util.tree_map_with_path(describe, tree)
 
 
-def over(recipe: Recipe, mesh: Mesh | None) -> Recipe:
+def shard_recipe(recipe: Recipe, mesh: Mesh | None) -> Recipe:
   """A recipe whose programs run over a mesh, with the numbers of one device.
 
   Under `vmap` over replicas, `spmd_axis_name` says which axis these are split over.

@@ -59,8 +59,8 @@ class Stage(NamedTuple):
     call: keyword arguments of the module, e.g. `{"stage": 2}`. A module creates all
       its parameters whatever the stage when it is initialised.
     tracks: track name -> validation figure, `<prediction>/<metric>` as
-      `config.train.select` has it. Each track keeps a snapshot of its own best epoch.
-      Empty = one track, `selected`, by `config.train.select`.
+      `config.train.monitor` has it. Each track keeps a snapshot of its own best epoch.
+      Empty = one track, `selected`, by `config.train.monitor`.
     trainable: parameter path -> whether the stage trains it. Others get neither
       updates nor weight decay.
     keep: (track, params) -> what the track's snapshot keeps of them.
@@ -92,7 +92,7 @@ class Stage(NamedTuple):
 
 
 def one_stage(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
-  """The whole training in one stage, by `config.optim` and `config.train.select`."""
+  """The whole training in one stage, by `config.optim` and `config.train.monitor`."""
   return (Stage("train", config.optim.epochs, config.optim.patience),)
 
 
@@ -140,14 +140,14 @@ class System(NamedTuple):
       trainer (`config.loss.<name>`). `progress` is the share of all steps done, for
       schedules.
     partition: parameter path -> name of its optimizer partition
-      (`config.optim.lr_<name>`).
+      (`config.optim.learning_rate` for `new`, `learning_rate_<name>` for others).
     stages: config -> stages of the training, in order.
     recipe: (config, stage, default recipe) -> `step.recipe.Recipe` of a stage, for a
       system that trains in a way of its own. The config is that of the stage.
     terms: config -> how each task enters the objective.
     shared: parameter path -> name of a group of parameters that the tasks share, for
       `config.train.task_cosine`; "" = none.
-    units: what one sample may be, of `utterance` and `dialogue` (`config.data.unit`).
+    units: what one sample may be, of `utterance` and `dialogue` (`data.sample_unit`).
   """
 
   build: Callable[[ml_collections.ConfigDict], nn.Module]

@@ -113,7 +113,8 @@ def _build(system: System, config: ml_collections.ConfigDict) -> nn.Module:
     return inner
   if config.spec.utterances:
     raise UserError(
-      f"config.text.finetune={config.text.finetune!r} with config.data.unit='dialogue':"
+      f"config.text.finetune={config.text.finetune!r} with"
+      f" config.data.sample_unit='dialogue':"
       " a dialogue's utterances are one step each; choose 'none' (frozen features), or"
       " unit 'utterance'."
     )

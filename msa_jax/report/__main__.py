@@ -30,7 +30,7 @@ def compare(runs, console: Console) -> None:
   from msa_jax.report import results
 
   for task in results.tasks(runs):
-    own, others = results.own_rows(runs, task), results.published_rows(runs, task)
+    own, others = results.local_rows(runs, task), results.published_rows(runs, task)
     names = results.columns(own)
     # The literature's rows may state only figures of unstated protocol.
     names += [n for n in results.columns(others) if n in results.UNSTATED]

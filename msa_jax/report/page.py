@@ -219,7 +219,7 @@ def _about(run: Run) -> str:
 def _tables(runs: Sequence[Run]) -> str:
   parts = []
   for task in results.tasks(runs):
-    own, others = results.own_rows(runs, task), results.published_rows(runs, task)
+    own, others = results.local_rows(runs, task), results.published_rows(runs, task)
     names = results.columns([*own, *others])
     parts.append(_table(task, "", names, (("own", own), ("published", others))))
     parts += _verdicts(runs, task)

@@ -108,7 +108,7 @@ def corpus_of(run: Run) -> tuple[str, str]:
   return "", ""
 
 
-def own_rows(runs: Sequence[Run], task: str) -> list[Row]:
+def local_rows(runs: Sequence[Run], task: str) -> list[Row]:
   """One row per run: mean ± standard deviation over seeds on its test split."""
   rows = []
   for run in runs:

@@ -48,7 +48,7 @@ class Inputs(NamedTuple):
 
 def load(config: ml_collections.ConfigDict) -> Corpus:
   """Reads the corpus that `config.data` names, as it is on disk, with the training
-  splits of `config.data.joint` added and the text that `config.text` makes.
+  splits of `config.data.extra_train_paths` added and the text that `config.text` makes.
 
   Raises:
     UserError: no such file, not readable, corpora that do not go together, or no
@@ -63,8 +63,8 @@ def load(config: ml_collections.ConfigDict) -> Corpus:
     corpus = synthetic.synthetic(options.synthetic)
   if options.valence:
     corpus = ratings.valence_as_sentiment(corpus)
-  # `--config.data.joint=a.npz,b.npz` arrives as one string.
-  paths = [path for entry in options.joint for path in entry.split(",")]
+  # `--config.data.extra_train_paths=a.npz,b.npz` arrives as one string.
+  paths = [path for entry in options.extra_train_paths for path in entry.split(",")]
   if not paths:
     return _with_text(config, [corpus])[0]
   others = (readers.read(path, bare_text=encoded) for path in paths)
@@ -76,7 +76,7 @@ def load(config: ml_collections.ConfigDict) -> Corpus:
     config_lib.check_trainable(each)
   corpora = _with_text(config, corpora)
   chosen = [select_modalities(each, options.modalities) for each in corpora]
-  return joint.join(chosen, options.joint_evaluation)
+  return joint.join(chosen, options.extra_evaluation)
 
 
 def _with_text(
@@ -120,9 +120,9 @@ def prepare(config: ml_collections.ConfigDict) -> Inputs:
   corpus = select_modalities(cut(config, corpus), config.data.modalities)
   corpus = preprocess.derive_task(corpus, config.data.task)
   config_lib.check_trainable(corpus)
-  corpus = subsample.shrink(corpus, config.data.train_share)
-  if config.data.pseudo:
-    corpus = pseudo_labels.fill(corpus, config.data.pseudo)
+  corpus = subsample.shrink(corpus, config.data.train_fraction)
+  if config.data.pseudo_label_run:
+    corpus = pseudo_labels.fill(corpus, config.data.pseudo_label_run)
   corpus = grouped(config, selecting(config, corpus))
   corpus, masks = degrade(config, corpus)
   preprocessor = preprocess.fit(corpus, config.data)
@@ -149,7 +149,7 @@ def _losses(config: ml_collections.ConfigDict) -> dict[str, str]:
 
 def cut(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
   """Cuts a corpus of sessions without splits into some; joined corpora have them."""
-  if config.data.joint:
+  if config.data.extra_train_paths:
     return corpus
   return folds.by_session(corpus, config.data.fold, config.data.iemocap_val)
 
@@ -157,22 +157,24 @@ def cut(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
 def selecting(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
   """The corpus with the split that selects epochs as `valid`.
 
-  `config.train.selection` is `val`, or `official`: the test split, with a warning, as
-  some released code has it. Its figures are not comparable with any other.
+  `config.train.selection_split` is `val`, or `official`: the test split, with a
+  warning, as some released code has it. Its figures are not comparable with any other.
 
   Raises:
     UserError: another value, or no test split.
   """
-  chosen = config.train.selection
+  chosen = config.train.selection_split
   if chosen == "val":
     return corpus
   if chosen != "official" or "test" not in corpus.splits:
     raise UserError(
-      f"config.train.selection={chosen!r} must be val, or official where there is a"
+      f"config.train.selection_split={chosen!r} must be val, or official where"
+      f" there is a"
       f" test split ({corpus.name!r} has {', '.join(corpus.splits)})."
     )
   logging.warning(
-    "config.train.selection='official' selects epochs on the test split: the figures"
+    "config.train.selection_split='official' selects epochs on the test split:"
+    " the figures"
     " overstate what the model can do, and serve to compare with such results only."
   )
   splits = {**corpus.splits, "valid": corpus.splits["test"]}
@@ -181,8 +183,8 @@ def selecting(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
 
 
 def grouped(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
-  """The corpus in the units of `config.data.unit`: utterances or dialogues."""
-  return dialogues.group(corpus) if config.data.unit == "dialogue" else corpus
+  """The corpus in the units of `config.data.sample_unit`: utterances or dialogues."""
+  return dialogues.group(corpus) if config.data.sample_unit == "dialogue" else corpus
 
 
 def degrade(
@@ -203,7 +205,7 @@ def degrade(
   train = validate.missing_pattern(config, "train", known)
   patterns = dict.fromkeys(corpus.splits, held_out)
   patterns["train"] = train if train.stepwise else missing.NONE
-  return missing.degrade(corpus, patterns, config.missing.seed, config.optim.batch)
+  return missing.degrade(corpus, patterns, config.missing.seed, config.optim.batch_size)
 
 
 def reload(
@@ -235,7 +237,7 @@ def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
   if path:
     config = config.copy_and_resolve_references()
     with config.unlocked():
-      config.data.update({"path": path, "format": "auto", "joint": ()})
+      config.data.update({"path": path, "format": "auto", "extra_train_paths": ()})
       config.data.features = {name: "" for name in config.data.features}
   corpus = load(config) if path else cut(config, load(config))
   _check_encoder(config, corpus)

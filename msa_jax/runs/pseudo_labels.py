@@ -13,7 +13,7 @@ from msa_jax.step import recipe
 from msa_jax.text import finetune
 from msa_jax.train import feed as feed_lib
 from msa_jax.train.checkpoint import load_best
-from msa_jax.train.compiled_stages import Programs
+from msa_jax.train.compiled_stages import CompiledStages
 from msa_jax.train.run_directory import RunDirectory
 from msa_jax.typing import Corpus, Split, Task
 
@@ -37,7 +37,8 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
   config = run.config()
   if finetune.is_tuned(config):
     raise UserError(
-      f"config.data.pseudo={run.path}: the run reads token ids, for an encoder of its"
+      f"config.data.pseudo_label_run={run.path}: the run reads token ids, for"
+      f" an encoder of its"
       " own (config.text.finetune); give one that reads features."
     )
   train = corpus.splits["train"]
@@ -45,7 +46,8 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
   wanted = config.spec.widths.to_dict()
   if {name: widths.get(name) for name in wanted} != wanted:
     raise UserError(
-      f"config.data.pseudo={run.path}: the run reads features of widths {wanted},"
+      f"config.data.pseudo_label_run={run.path}: the run reads features of"
+      f" widths {wanted},"
       f" {corpus.name!r} has {widths}."
     )
   labels, tasks = dict(train.labels), dict(corpus.tasks)
@@ -53,7 +55,8 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
     task = recipe.task_of(config.spec.tasks[name])
     if tasks.setdefault(name, task) != task:
       raise UserError(
-        f"config.data.pseudo={run.path}: {name!r} means another thing there than in"
+        f"config.data.pseudo_label_run={run.path}: {name!r} means another thing"
+        f" there than in"
         f" {corpus.name!r} ({task} and {tasks[name]})."
       )
     labels[name] = _filled(labels.get(name), _decided(values, task))
@@ -73,8 +76,8 @@ def _predictions(
   budget = config.data.device_budget_mib * 2**20
   lengths = config.spec.lengths.to_dict()
   feed = feed_lib.make_feed(view.splits["train"], {}, lengths, budget)
-  predictor = feed_lib.Predictor(recipe.build(config), config.train.eval_batch)
-  shapes = Programs(sharding.on_one_device(config)).final_shapes()
+  predictor = feed_lib.Predictor(recipe.build(config), config.train.eval_batch_size)
+  shapes = CompiledStages(sharding.on_one_device(config)).final_shapes()
   outputs = [
     predictor(*load_best(run.best(seed), *shapes), feed).outputs
     for seed in config.replicas.seeds

@@ -21,7 +21,7 @@ from msa_jax.step import recipe
 from msa_jax.train import feed as feed_lib
 from msa_jax.train import loop, scoring, selection
 from msa_jax.train.checkpoint import load_best
-from msa_jax.train.compiled_stages import Programs
+from msa_jax.train.compiled_stages import CompiledStages
 from msa_jax.train.run_directory import RunDirectory
 from msa_jax.typing import Collections, Corpus, Params
 
@@ -90,7 +90,7 @@ def train(
   config, corpus = prepared.config, prepared.corpus
   labels = None
   if "valid" in corpus.splits:
-    labels = scoring.targets(corpus.splits["valid"], corpus.tasks)
+    labels = scoring.label_arrays(corpus.splits["valid"], corpus.tasks)
   tracks = [  # fails early on an unknown metric
     selection.tracks(config, stage, labels) for stage in recipe.stages_of(config)
   ]
@@ -99,7 +99,7 @@ def train(
     "they must have the same --config and the same data.",
     [config_lib.to_json(config), prepared.description],
   )
-  mesh = sharding.mesh_of(config)
+  mesh = sharding.make_mesh(config)
   sharding.check_processes(mesh)
   root = RunDirectory(workdir)
   settings = sweep.settings(config, labels is not None)
@@ -141,7 +141,7 @@ def _begin_all(root, settings, config, prepared) -> None:
 def _begin(run, config, prepared) -> None:
   """Makes a run directory, or checks that it holds this run."""
   run.create(config, prepared.description)
-  if not processes.leads():
+  if not processes.is_primary():
     return
   preprocess.save(prepared.preprocessor, run.path / _PREPROCESSING)
   for name, masks in prepared.masks.items():
@@ -152,11 +152,11 @@ def _begin(run, config, prepared) -> None:
 
 def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
   """Final figures. The test split is read here, once, with what validation selected."""
-  mesh = sharding.mesh_of(config)
-  system = sharding.over(recipe.build(config), mesh)
-  predictor = feed_lib.Predictor(system, config.train.eval_batch, mesh=mesh)
+  mesh = sharding.make_mesh(config)
+  system = sharding.shard_recipe(recipe.build(config), mesh)
+  predictor = feed_lib.Predictor(system, config.train.eval_batch_size, mesh=mesh)
   selected = [
-    sharding.replicated(jax.device_get((one.params, one.collections)), mesh)
+    sharding.replicate(jax.device_get((one.params, one.collections)), mesh)
     for one in trained
   ]
   predictions = {
@@ -176,7 +176,7 @@ def restore(
     UserError: a seed has not finished, or its checkpoint is damaged.
   """
   one = sharding.on_one_device(config)
-  params, collections = Programs(one).final_shapes()
+  params, collections = CompiledStages(one).final_shapes()
   return [
     load_best(run.best(seed), params, collections) for seed in config.replicas.seeds
   ]
@@ -203,17 +203,17 @@ def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
   labelled = {
     name: split
     for name, split in corpus.splits.items()
-    if scoring.targets(split, corpus.tasks) and (path or name != "train")
+    if scoring.label_arrays(split, corpus.tasks) and (path or name != "train")
   }
   if not labelled:
     raise UserError(f"{path} has no labels to evaluate on; use --mode=predict.")
   system = recipe.build(config)
-  predictor = feed_lib.Predictor(system, config.train.eval_batch)
+  predictor = feed_lib.Predictor(system, config.train.eval_batch_size)
   chosen = restore(run, config)
   feeds = make_feeds(config, corpus)
   report = {}
   for name, split in labelled.items():
-    targets = scoring.targets(split, corpus.tasks)
+    targets = scoring.label_arrays(split, corpus.tasks)
     predictions = [predictor(*seed, feeds[name]) for seed in chosen]
     scoring.without_content(predictions[0], targets, name)
     report[name] = summary.over_seeds(
@@ -241,7 +241,7 @@ def predict(
   config = run.config()
   corpus = prepare.reload(config, preprocess.load(run.path / _PREPROCESSING), path)
   system = recipe.build(config)
-  predictor = feed_lib.Predictor(system, config.train.eval_batch)
+  predictor = feed_lib.Predictor(system, config.train.eval_batch_size)
   chosen = restore(run, config)
   columns: prediction_files.Columns = {}
   for name, feed in make_feeds(config, corpus).items():

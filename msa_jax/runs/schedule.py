@@ -14,11 +14,11 @@ from msa_jax.devices.flops import matmul_flops
 from msa_jax.step import recipe as recipe_lib
 from msa_jax.train import loop
 from msa_jax.train.checkpoint import ResumePoint, load_best
-from msa_jax.train.compiled_stages import Programs
+from msa_jax.train.compiled_stages import CompiledStages
 from msa_jax.train.feed import Feed
-from msa_jax.train.loop import Replica, Trained
+from msa_jax.train.loop import Replica, TrainResult
 from msa_jax.train.run_directory import RunDirectory
-from msa_jax.train.vmapped_stages import ReplicaPrograms
+from msa_jax.train.vmapped_stages import VmappedStages
 
 # Steps of fewer floating-point operations than this are mostly overhead on a CPU.
 OVERHEAD_FLOPS = 5e7
@@ -32,7 +32,7 @@ def train(
   labels: Mapping[str, Any],
   root: RunDirectory,
   stop_requested: Callable[[], bool],
-) -> list[Trained]:
+) -> list[TrainResult]:
   """Trains every replica that is not trained yet, resuming what was begun.
 
   Args:
@@ -53,7 +53,7 @@ def train(
   )
   done = {_name(r, root): _read(config, r) for r in replicas}
   traced = traceable(config, tuple(replicas[0].values))
-  cache: dict[Any, Programs] = {}
+  cache: dict[Any, CompiledStages] = {}
   parts = list(_parts(config, replicas, done, root, traced))
   # Also waits: nothing may be written while another process looks what there is.
   names = [[_name(replica, root) for replica in part] for part in parts]
@@ -75,14 +75,16 @@ def _finished(replica: Replica) -> bool:
   return (replica.run.path / replica.run.trained(replica.seed)).exists()
 
 
-def _read(config: ml_collections.ConfigDict, replica: Replica) -> Trained | None:
+def _read(config: ml_collections.ConfigDict, replica: Replica) -> TrainResult | None:
   """What an earlier call has left of a training that it finished."""
   if not _finished(replica):
     return None
-  shapes = Programs(config).final_shapes()
+  shapes = CompiledStages(config).final_shapes()
   chosen = load_best(replica.run.best(replica.seed), *shapes)
   chosen = processes.on_host(chosen)
-  return Trained(*chosen, **replica.run.read_json(replica.run.trained(replica.seed)))
+  return TrainResult(
+    *chosen, **replica.run.read_json(replica.run.trained(replica.seed))
+  )
 
 
 def _parts(config, replicas, done, root, traced) -> Iterator[list[Replica]]:
@@ -123,7 +125,7 @@ def _checkpoint(part: list[Replica], root: RunDirectory) -> pathlib.Path:
   return folder / f"group_{number}" / "last"
 
 
-def _programs(config, part, traced, cache) -> Programs:
+def _programs(config, part, traced, cache) -> CompiledStages:
   """Programs for some trainings; those that compile alike share them."""
   values = {key: [r.values[key] for r in part] for key in traced}
   fixed = {k: v for k, v in part[0].values.items() if k not in traced}
@@ -131,7 +133,7 @@ def _programs(config, part, traced, cache) -> Programs:
   if key not in cache:
     bound = config_lib.bind(config, fixed) if fixed else config
     several = len(part) > 1 or values
-    cache[key] = ReplicaPrograms(bound, values) if several else Programs(bound)
+    cache[key] = VmappedStages(bound, values) if several else CompiledStages(bound)
   if values:
     cache[key].give(values)
   return cache[key]
@@ -147,7 +149,7 @@ def traceable(
   """
   found = []
   for key in keys:
-    programs = ReplicaPrograms(config, {key: [config_lib.get(config, key)]})
+    programs = VmappedStages(config, {key: [config_lib.get(config, key)]})
     try:
       programs.trace()
     except (TypeError, ValueError):  # what JAX raises of an option that must be known
@@ -173,6 +175,6 @@ def at_once(config: ml_collections.ConfigDict) -> bool:
 def step_flops(config: ml_collections.ConfigDict) -> float:
   """Floating-point operations of one step of the last stage; see `devices.flops`."""
   made = recipe_lib.build(config)
-  batch = recipe_lib.example_batch(config.spec, config.optim.batch)
+  batch = recipe_lib.example_batch(config.spec, config.optim.batch_size)
   state = jax.eval_shape(made.init, 0)
   return matmul_flops(made.step, state, batch, 0)

@@ -15,7 +15,7 @@ from msa_jax.runs import prediction_files
 from msa_jax.step import recipe
 from msa_jax.train import scoring, selection
 from msa_jax.train.feed import Predictions
-from msa_jax.train.loop import Trained
+from msa_jax.train.loop import TrainResult
 from msa_jax.train.run_directory import RunDirectory
 from msa_jax.typing import Corpus, Params
 
@@ -68,7 +68,7 @@ def write(
   config: ml_collections.ConfigDict,
   corpus: Corpus,
   predictions: Mapping[str, Sequence[Predictions]],
-  trained: Sequence[Trained],
+  trained: Sequence[TrainResult],
 ) -> dict[str, Any]:
   """Scores all seeds and writes summary.json, predictions/ and routing/.
 
@@ -84,7 +84,7 @@ def write(
   """
   seeds = list(config.replicas.seeds)
   valid = corpus.splits.get("valid")
-  labelled = None if valid is None else scoring.targets(valid, corpus.tasks)
+  labelled = None if valid is None else scoring.label_arrays(valid, corpus.tasks)
   tracks = selection.tracks(config, recipe.stages_of(config)[-1], labelled)
   judge = corpus.notes.get("selected_on", "valid")
   summary: dict[str, Any] = {
@@ -103,7 +103,7 @@ def write(
   }
   for split, per_seed in predictions.items():
     data = corpus.splits[split]
-    labels = scoring.targets(data, corpus.tasks)
+    labels = scoring.label_arrays(data, corpus.tasks)
     scores = [scoring.score(config, p.outputs, labels) for p in per_seed]
     summary["splits"][split] = over_seeds(scores)
     summary["routing"][split] = over_seeds(
@@ -112,7 +112,7 @@ def write(
     summary["without_content"][split] = scoring.without_content(
       per_seed[0], labels, split
     )
-    if processes.leads():
+    if processes.is_primary():
       prediction_files.write_predictions(run, config, split, data, labels, per_seed)
       prediction_files.write_routing(run, split, data, per_seed, seeds)
   summary["bayes"] = _bayes(summary, corpus)

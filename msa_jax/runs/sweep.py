@@ -12,7 +12,7 @@ from msa_jax.config import validate
 from msa_jax.errors import UserError
 from msa_jax.metrics import better
 from msa_jax.models import SYSTEMS
-from msa_jax.train.loop import Trained
+from msa_jax.train.loop import TrainResult
 from msa_jax.train.run_directory import RunDirectory
 from msa_jax.train.selection import Criterion
 
@@ -55,7 +55,7 @@ def bound(
 
 
 def name(setting: Setting) -> str:
-  """Name of a setting, and of its folder: `optim.lr_new=0.001,loss.mi=0.1`."""
+  """Name of a setting, and of its folder: `optim.learning_rate=0.001,loss.mi=0.1`."""
   return ",".join(f"{key}={value!r}" for key, value in setting.items())
 
 
@@ -66,7 +66,7 @@ def directory(root: RunDirectory, setting: Setting) -> RunDirectory:
 
 def ranked(
   found: Sequence[Setting],
-  trained: Sequence[Sequence[Trained]],
+  trained: Sequence[Sequence[TrainResult]],
   criterion: Criterion,
 ) -> list[dict[str, Any]]:
   """Settings from best to worst by their mean validation figure over seeds.

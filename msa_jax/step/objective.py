@@ -17,8 +17,8 @@ def auxiliary_ramp(
   config: ml_collections.ConfigDict, step: Int[Array, ""]
 ) -> Float[Array, ""]:
   """Weight of auxiliary losses in [0, 1]: linear over the first
-  `loss.aux_warmup` share of all steps."""
-  ramp_steps = config.loss.aux_warmup * optimizer.total_steps(config)
+  `loss.aux_warmup_fraction` share of all steps."""
+  ramp_steps = config.loss.aux_warmup_fraction * optimizer.total_steps(config)
   if ramp_steps < 1:
     return jnp.ones(())
   return jnp.minimum(1.0, (step + 1) / ramp_steps).astype(jnp.float32)
@@ -124,7 +124,7 @@ def objective(
 
   Args:
     config: `loss.task` names the regression loss, `loss.<name>` weighs the auxiliary
-      loss `<name>`, `loss.aux_warmup` its ramp.
+      loss `<name>`, `loss.aux_warmup_fraction` its ramp.
     system: gives the raw auxiliary losses and says how tasks enter.
     output, batch: predictions and labels.
     step: optimizer step, for the ramp and for schedules of auxiliary losses.

@@ -19,7 +19,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 
 def total_steps(config: ml_collections.ConfigDict) -> int:
   """Optimizer updates of a whole run: epochs times batches of the training split."""
-  per_epoch = -(-config.spec.train_size // config.optim.batch)
+  per_epoch = -(-config.spec.train_size // config.optim.batch_size)
   return max(1, per_epoch * config.optim.epochs)
 
 
@@ -27,11 +27,11 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
   """Relative learning rate in [0, 1]: linear warm-up, then the named decay.
 
   Args:
-    config: `optim.warmup` is a share of all steps, `optim.schedule` one of
-      `SCHEDULES`, `optim.epochs` and `optim.batch` give the number of steps.
+    config: `optim.warmup_fraction` is a share of all steps, `optim.schedule` one of
+      `SCHEDULES`, `optim.epochs` and `optim.batch_size` give the number of steps.
   """
   steps = total_steps(config)
-  warmup = round(config.optim.warmup * steps)
+  warmup = round(config.optim.warmup_fraction * steps)
   decay = {
     "constant": lambda: optax.constant_schedule(1.0),
     "linear": lambda: optax.linear_schedule(1.0, 0.0, max(1, steps - warmup)),
@@ -50,15 +50,16 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def learning_rates(config: ml_collections.ConfigDict) -> dict[str, float]:
-  """Partition name -> learning rate, from the `optim.lr_<partition>` keys; that of a
-  text encoder is `text.lr`."""
+  """Partition name -> learning rate, from `optim.learning_rate` (partition `new`)
+  and `optim.learning_rate_<partition>`; that of a
+  text encoder is `text.learning_rate`."""
   rates = {
-    key.removeprefix("lr_"): value
+    key.removeprefix("learning_rate").removeprefix("_") or "new": value
     for key, value in config.optim.items()
-    if key.startswith("lr_")
+    if key.startswith("learning_rate")
   }
   return (
-    {**rates, finetune.PARAMETERS: config.text.lr}
+    {**rates, finetune.PARAMETERS: config.text.learning_rate}
     if finetune.is_tuned(config)
     else rates
   )
@@ -92,7 +93,7 @@ def _kind_of(
     if name not in rates:
       raise UserError(
         f"no learning rate for the parameter partition {name!r}: set"
-        f" config.optim.lr_{name} (known partitions: {sorted(rates)})."
+        f" config.optim.learning_rate_{name} (known partitions: {sorted(rates)})."
       )
     return Kind(name, decays(names, leaf))
 
@@ -177,7 +178,7 @@ def build(
   """Builds the optimizer of a run, or of one stage of it.
 
   Args:
-    config: reads `optim` (name, lr_*, warmup, schedule, clip, weight_decay, ...).
+    config: reads `optim` (name, learning rates, schedule, clipping, weight decay, ...).
     partition: parameter path -> partition name.
     trainable: parameter path -> whether it is trained; the others stay as they are.
     branched: the trained parameters' first axis is that of independent branches, each
@@ -194,7 +195,7 @@ def build(
   """
   rates = learning_rates(config)
   rule, relative = _update_rule(config), schedule(config)
-  clip, decay = config.optim.clip, config.optim.weight_decay
+  clip, decay = config.optim.grad_clip_norm, config.optim.weight_decay
 
   def rules(kind_of: KindOf) -> optax.GradientTransformation:
     def each(entry):

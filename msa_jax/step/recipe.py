@@ -237,7 +237,7 @@ def stages_of(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
   """
   name = config.model.name
   stages = tuple(
-    stage._replace(tracks=dict(stage.tracks) or {"selected": config.train.select})
+    stage._replace(tracks=dict(stage.tracks) or {"selected": config.train.monitor})
     for stage in SYSTEMS[name].stages(config)
   )
   names = [stage.name for stage in stages]
@@ -268,9 +268,10 @@ def build(config: ml_collections.ConfigDict, stage: int = -1) -> Recipe:
 
   stages = stages_of(config)
   chosen = stages[stage]
-  if config.optim.average and len(stages) > 1:
+  if config.optim.ema_decay and len(stages) > 1:
     raise UserError(
-      f"config.optim.average={config.optim.average}: must be 0 for {config.model.name},"
+      f"config.optim.ema_decay={config.optim.ema_decay}: must be 0 for"
+      f" {config.model.name},"
       " which is trained in stages."
     )
   if chosen.epochs != config.optim.epochs:
@@ -283,8 +284,8 @@ def build(config: ml_collections.ConfigDict, stage: int = -1) -> Recipe:
   else:
     made = balance.balanced(config, stage=chosen)
   made = SYSTEMS[config.model.name].recipe(config, chosen, made)
-  n_batches = -(-config.spec.train_size // config.optim.batch)
+  n_batches = -(-config.spec.train_size // config.optim.batch_size)
   pattern = missing.parse(config.missing.train) if chosen.missing else missing.NONE
   made = with_missing(made, pattern, n_batches)
-  made = ema.with_averaging(made, config.optim.average)
+  made = ema.with_averaging(made, config.optim.ema_decay)
   return with_prior(made, config)

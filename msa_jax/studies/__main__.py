@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> None:
   if arguments[1:] == ["list"]:
     print(listing())
     return
-  compilation.settle()
+  compilation.configure_process()
   logging.set_verbosity(logging.WARNING)
   try:
     if len(arguments) != 2 or arguments[1] not in STUDIES:

@@ -33,7 +33,7 @@ WITH = {"balance.enabled": True}
 SGD = {
   "optim.name": "sgd",
   "optim.momentum": 0.9,
-  "optim.lr_new": 0.05,
+  "optim.learning_rate": 0.05,
   "optim.schedule": "cosine",
 }
 # Table -> name of a run -> what it changes in the config.
@@ -139,7 +139,7 @@ def attention_ratios(
     batches.whole(corpus.splits[name], corpus.tasks, lengths)
     for name in ("train", "test")
   )
-  labels = scoring.targets(corpus.splits["test"], corpus.tasks)
+  labels = scoring.label_arrays(corpus.splits["test"], corpus.tasks)
   fit, read = _attention_programs(config, made, params, collections, epochs)
   entries = []
   for seed in seeds:
@@ -165,7 +165,7 @@ def _attention_programs(config, made, params, collections, epochs):
     `fit(attention, data, seed)` -> trained attention, and `read(attention, data)` ->
     predictions and A-fusion's weights of a whole split.
   """
-  optimizer = optax.adam(config.optim.lr_new)
+  optimizer = optax.adam(config.optim.learning_rate)
 
   def predict(attention, data, rows):
     whole = {**params, "attention": attention}
@@ -186,7 +186,7 @@ def _attention_programs(config, made, params, collections, epochs):
 
     def epoch(carry, number):
       size = len(data.sample_mask)
-      order = batches.epoch_order(seed, number, size, config.optim.batch)
+      order = batches.epoch_order(seed, number, size, config.optim.batch_size)
       return jax.lax.scan(step, carry, order)[0], None
 
     carry = (attention, optimizer.init(attention))

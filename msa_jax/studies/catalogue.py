@@ -24,7 +24,7 @@ def low_resource(configs: Configs, files: Sequence[str] = ()) -> list[Cell]:
   return [
     Cell(
       f"{name}_{round(100 * share)}",
-      changed(config, {"data.train_share": share}),
+      changed(config, {"data.train_fraction": share}),
       group=name,
       axis="share of the training split",
       x=share,

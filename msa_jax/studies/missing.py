@@ -69,7 +69,9 @@ def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
   directory = RunDirectory(workdir).chosen()
   config = directory.config()
   corpus = prepare.reread(config, path)
-  labelled = [n for n, s in corpus.splits.items() if scoring.targets(s, corpus.tasks)]
+  labelled = [
+    n for n, s in corpus.splits.items() if scoring.label_arrays(s, corpus.tasks)
+  ]
   if not labelled:
     raise UserError(f"{path} has no labels to evaluate on; use --mode=predict.")
   # False sorts first: test, else valid, else whatever else there is, train last.
@@ -80,7 +82,7 @@ def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
     dataclasses.replace(corpus, splits={name: corpus.splits[name]}),
     name,
     preprocess.load(directory.path / "preprocessing.npz"),
-    feed_lib.Predictor(system, config.train.eval_batch),
+    feed_lib.Predictor(system, config.train.eval_batch_size),
     run.restore(directory, config),
   )
 
@@ -142,7 +144,7 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
 def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
   """One row of a grid, and the arrays to keep of it."""
   config, split = opened.config, opened.corpus.splits[opened.name]
-  masks = missing.draw(pattern, split, config.missing.seed, config.optim.batch)
+  masks = missing.draw(pattern, split, config.missing.seed, config.optim.batch_size)
   if masks.lost:
     feed = opened.feed(missing.apply(split, masks))
   else:
@@ -150,7 +152,7 @@ def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
   predictions = [
     _without_heads(opened.predictor(*seed, feed)) for seed in opened.selected
   ]
-  labels = scoring.targets(split, opened.corpus.tasks)
+  labels = scoring.label_arrays(split, opened.corpus.tasks)
   row = {
     "pattern": str(pattern),
     "protocol": pattern.protocol,
@@ -201,7 +203,7 @@ def _optimal(config: ml_collections.ConfigDict, name: str):
 
   Empty for corpora of files, and for tasks derived from the synthetic labels.
   """
-  derived = config.data.task != "regression" or config.data.unit == "dialogue"
+  derived = config.data.task != "regression" or config.data.sample_unit == "dialogue"
   if config.data.path or derived:
     return lambda masks: {}
   corpus = prepare.load(config)

@@ -171,8 +171,8 @@ def probe(
   for split in ("train", held_out):
     lengths = config.spec.lengths.to_dict()
     data[split] = batches.whole(corpus.splits[split], corpus.tasks, lengths)
-    features[split] = extract(data[split], config.train.eval_batch)
-  labels = scoring.targets(corpus.splits[held_out], corpus.tasks)[target.name]
+    features[split] = extract(data[split], config.train.eval_batch_size)
+  labels = scoring.label_arrays(corpus.splits[held_out], corpus.tasks)[target.name]
   report = {}
   for slot, name in enumerate(data["train"].order):
     label = data["train"].labels[target.name]
@@ -209,8 +209,8 @@ def zero_others(
   held_out = "test" if "test" in corpus.splits else "valid"
   split = corpus.splits[held_out]
   data = batches.whole(split, corpus.tasks, config.spec.lengths.to_dict())
-  labels = scoring.targets(split, corpus.tasks)[target.name]
-  size = min(config.train.eval_batch, len(split))
+  labels = scoring.label_arrays(split, corpus.tasks)[target.name]
+  size = min(config.train.eval_batch_size, len(split))
   order = batches.epoch_order(0, 0, len(split), size, shuffle=False)
 
   def one(params, collections, data, rows):

@@ -19,7 +19,7 @@ def defaults() -> dict[str, Any]:
     # none: its last states are features, made once; all, or top_<n>: trained along,
     # whole or the n upper layers.
     "finetune": "none",
-    "lr": 2e-5,  # of the encoder
+    "learning_rate": 2e-5,  # of the encoder
     "remat": False,  # less memory: layers are computed again in the backward pass
     "linguistic": False,  # SentiLARE's inputs: part of speech and polarities
     "max_length": 0,  # tokens kept; 0 = as long as the corpus and the encoder allow
@@ -57,8 +57,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f"config.text.finetune={text.finetune!r} must be none, all or top_<n>."
     )
-  if text.lr <= 0:
-    raise UserError(f"config.text.lr={text.lr} must be positive.")
+  if text.learning_rate <= 0:
+    raise UserError(f"config.text.learning_rate={text.learning_rate} must be positive.")
   if text.max_length and text.max_length < 3:
     raise UserError(
       f"config.text.max_length={text.max_length} must be 0 (as long as the corpus), or"

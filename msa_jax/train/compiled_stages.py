@@ -1,7 +1,7 @@
 """The compiled pieces of a training run, by stage: what the loop calls.
 
-A `Programs` trains one seed at a time. `train.vmapped_stages` has the same face for
-several at once; the loop does not know the difference.
+A `CompiledStages` trains one seed at a time. `train.vmapped_stages` has the same face
+for several at once; the loop does not know the difference.
 """
 
 import functools
@@ -59,7 +59,7 @@ def enter(
   return state, snapshots(stage, state)
 
 
-class Programs:
+class CompiledStages:
   """Programs of all stages; each compiles at its first call.
 
   Attributes:
@@ -73,14 +73,15 @@ class Programs:
     self.config = config
     self.stages = recipe_lib.stages_of(config)
     indices = range(len(self.stages))
-    self.mesh = sharding.mesh_of(config)
+    self.mesh = sharding.make_mesh(config)
     self.recipes = tuple(self._build(config, index) for index in indices)
-    per_epoch = -(-config.spec.train_size // config.optim.batch)
+    per_epoch = -(-config.spec.train_size // config.optim.batch_size)
     capacity = min(config.train.steps_per_call, per_epoch)
     mesh = self.mesh
     self.steps = tuple(Steps(recipe, capacity, mesh=mesh) for recipe in self.recipes)
     self.predictors = tuple(
-      Predictor(recipe, config.train.eval_batch, mesh=mesh) for recipe in self.recipes
+      Predictor(recipe, config.train.eval_batch_size, mesh=mesh)
+      for recipe in self.recipes
     )
     self._jit = functools.partial(
       jax.jit, compiler_options=compilation.options(once=True)
@@ -91,7 +92,7 @@ class Programs:
     self._enter = tuple(self._jit(self._entering(index)) for index in indices[1:])
 
   def _build(self, config, index):
-    return sharding.over(recipe_lib.build(config, index), self.mesh)
+    return sharding.shard_recipe(recipe_lib.build(config, index), self.mesh)
 
   def _first(self, seed):
     state = self.recipes[0].init(seed)
@@ -112,11 +113,11 @@ class Programs:
     state, best = jax.eval_shape(self._first, seed)
     for later in range(1, index + 1):
       state, best = jax.eval_shape(self._entering(later), best, state)
-    return sharding.described((state, best), self.mesh)
+    return sharding.abstract_state((state, best), self.mesh)
 
   def final_shapes(self) -> tuple[Params, Collections]:
     """Shapes of the parameters and collections that a seed's training selects."""
-    state, best = Programs.shapes(self, len(self.stages) - 1, (0,))
+    state, best = CompiledStages.shapes(self, len(self.stages) - 1, (0,))
     return jax.eval_shape(functools.partial(composed, self.stages[-1]), best, state)
 
   def advance(

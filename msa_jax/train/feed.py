@@ -83,7 +83,7 @@ def make_feed(
   utterances = dialogues.real(split)
   resident = None
   if batches.fits(split, budget_bytes):
-    resident = sharding.replicated(batches.whole(split, tasks, lengths), mesh)
+    resident = sharding.replicate(batches.whole(split, tasks, lengths), mesh)
   stream = functools.partial(batches.stream, split, tasks, lengths=lengths)
   chosen = None
   if utterances is None:
@@ -144,7 +144,7 @@ class Steps:
     jit = functools.partial(
       jax.jit,
       donate_argnums=0,
-      out_shardings=(None, sharding.everywhere(mesh)),
+      out_shardings=(None, sharding.replicated_sharding(mesh)),
       compiler_options=compilation.options(),
     )
     self._step = jit(recipe.step)
@@ -204,9 +204,9 @@ def _from_host(
   """Batches of a streamed split; each process reads the rows of its own devices."""
   size = order.shape[-1]
   levels, lengths = feed.levels(order)[first:], feed.lengths
-  own = order[..., sharding.own_rows(mesh, size)]
+  own = order[..., sharding.local_rows(mesh, size)]
   for batch, level in zip(feed.stream(own, first), levels, strict=True):
-    yield sharding.split(_cut(batch, lengths[level]), mesh, size, order.ndim - 2)
+    yield sharding.shard_batch(_cut(batch, lengths[level]), mesh, size, order.ndim - 2)
 
 
 def _run_resident(
@@ -288,7 +288,7 @@ class Predictor:
     predict = functools.partial(_predict_batch, recipe)
     self._predict = jax.jit(
       jax.vmap(predict, (0, 0, None)) if lanes else predict,
-      out_shardings=sharding.everywhere(mesh),
+      out_shardings=sharding.replicated_sharding(mesh),
       compiler_options=compilation.options(),
     )
 

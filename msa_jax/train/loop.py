@@ -15,7 +15,7 @@ from msa_jax.errors import UserError
 from msa_jax.metrics.routing import routing_metrics
 from msa_jax.train import scoring, selection
 from msa_jax.train.checkpoint import ResumePoint, save_best
-from msa_jax.train.compiled_stages import Programs, Snapshots
+from msa_jax.train.compiled_stages import CompiledStages, Snapshots
 from msa_jax.train.feed import Feed
 from msa_jax.train.progress import TrainingProgress
 from msa_jax.train.run_directory import RunDirectory
@@ -31,7 +31,7 @@ class Diverged(UserError):
 
 
 @dataclasses.dataclass
-class Course:
+class SeedProgress:
   """How far one seed has come.
 
   Attributes:
@@ -63,7 +63,7 @@ class Course:
 
 
 @dataclasses.dataclass
-class Position:
+class LoopState:
   """Where training stands; everything the loop knows besides arrays.
 
   Seeds that are trained at once go through stages and steps together.
@@ -77,7 +77,7 @@ class Position:
     finished: nothing left to do.
   """
 
-  courses: list[Course]
+  courses: list[SeedProgress]
   stage: int = 0
   epoch: int = 0
   step: int = 0
@@ -87,11 +87,11 @@ class Position:
   @classmethod
   def read(cls, saved: Mapping[str, Any]) -> "Position":
     """The inverse of `dataclasses.asdict`."""
-    courses = [Course(**course) for course in saved["courses"]]
+    courses = [SeedProgress(**course) for course in saved["courses"]]
     return cls(**{**saved, "courses": courses})
 
 
-class Trained(NamedTuple):
+class TrainResult(NamedTuple):
   """What came of one seed.
 
   Attributes:
@@ -133,13 +133,13 @@ class Replica(NamedTuple):
 
 def fit(
   config: ml_collections.ConfigDict,
-  programs: Programs,
+  programs: CompiledStages,
   feeds: Mapping[str, Feed],
   labels: Mapping[str, Any],
   replicas: Sequence[Replica],
   saver: ResumePoint,
   stop_requested: Callable[[], bool] = lambda: False,
-) -> list[Trained]:
+) -> list[TrainResult]:
   """Trains seeds to their end, or resumes them.
 
   Args:
@@ -155,7 +155,7 @@ def fit(
     Interrupted: on request, after saving.
     Diverged: the loss is not finite.
   """
-  session = _Session(config, programs, feeds, labels, replicas, saver)
+  session = _TrainLoop(config, programs, feeds, labels, replicas, saver)
   try:
     state, best, position = session.start()
     for replica, course in zip(replicas, position.courses, strict=True):
@@ -171,7 +171,7 @@ def fit(
   ]
 
 
-def _finish(replica, course, chosen, track, position) -> Trained:
+def _finish(replica, course, chosen, track, position) -> TrainResult:
   """Saves what a seed's training came to."""
   chosen = processes.on_host(chosen)
   save_best(replica.run.best(replica.seed), *chosen)
@@ -183,15 +183,15 @@ def _finish(replica, course, chosen, track, position) -> Trained:
     "together": len(position.courses),
   }
   replica.run.write_json(replica.run.trained(replica.seed), facts)
-  return Trained(*chosen, **facts)
+  return TrainResult(*chosen, **facts)
 
 
 @dataclasses.dataclass
-class _Session:
+class _TrainLoop:
   """The parts of a training that do not change."""
 
   config: ml_collections.ConfigDict
-  programs: Programs
+  programs: CompiledStages
   feeds: Mapping[str, Feed]
   labels: Mapping[str, Any]
   replicas: Sequence[Replica]
@@ -205,12 +205,12 @@ class _Session:
     ]
     self.sources = tuple(self.config.spec.get("sources", ()))
     size = joint.epoch_size(self.feeds["train"].size, self.sources)
-    self.per_epoch = -(-size // self.config.optim.batch)
+    self.per_epoch = -(-size // self.config.optim.batch_size)
     few = self.replicas[:3]
     more = [f"{len(self.replicas) - 3} more"] if len(self.replicas) > 3 else []
     self.title = "; ".join([*map(str, few), *more])
 
-  def start(self) -> tuple[TrainState, Snapshots, Position]:
+  def start(self) -> tuple[TrainState, Snapshots, LoopState]:
     """The beginning, or where the last checkpoint was made."""
 
     def shapes(position):
@@ -219,10 +219,10 @@ class _Session:
 
     saved = self.saver.restore(shapes)
     if saved is None:
-      position = Position([Course() for _ in self.seeds])
+      position = LoopState([SeedProgress() for _ in self.seeds])
       return *self.programs.begin(self.seeds), position
     tree, position = saved
-    return tree["state"], tree["best"], Position.read(position)
+    return tree["state"], tree["best"], LoopState.read(position)
 
   def train(self, state, best, position, stop_requested):
     """Runs epochs until the last one or until validation stops improving."""
@@ -261,7 +261,7 @@ class _Session:
 
   def _advance(self, state, position):
     """Runs the next steps of the epoch."""
-    feed, batch = self.feeds["train"], self.config.optim.batch
+    feed, batch = self.feeds["train"], self.config.optim.batch_size
     orders = [
       feed.order(seed, course.epoch, batch, sources=self.sources)
       for seed, course in zip(self.seeds, position.courses, strict=True)
@@ -296,7 +296,8 @@ class _Session:
     raise Diverged(
       f"the loss or its gradient is not finite at step {bad + 1} of epoch"
       f" {course.epoch + 1} (seed {replica.seed}): lower the learning rate"
-      f" (config.optim.lr_*) or the clip norm ({self.config.optim.clip=})."
+      f" (config.optim.learning_rate) or the clip norm"
+      f" ({self.config.optim.grad_clip_norm=})."
     )
 
   def _close_epoch(self, state, best, position, figures):

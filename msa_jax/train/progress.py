@@ -34,7 +34,7 @@ class TrainingProgress:
       TimeRemainingColumn(),
       console=Console(file=file),
       # Nothing at all is drawn into log files and pipes.
-      disable=not (file.isatty() and processes.leads()),
+      disable=not (file.isatty() and processes.is_primary()),
     )
     self._task = self._bar.add_task(title, total=total, completed=done, figures="")
 

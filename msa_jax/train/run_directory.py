@@ -113,7 +113,7 @@ class RunDirectory:
 
   def write_text(self, name: str, text: str) -> None:
     """Replaces a file atomically: a reader never sees half of it."""
-    if not processes.leads():
+    if not processes.is_primary():
       return
     target = self.path / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ class RunDirectory:
     return records
 
   def append_metrics(self, record: dict[str, Any]) -> None:
-    if not processes.leads():
+    if not processes.is_primary():
       return
     with (self.path / "metrics.jsonl").open("a") as file:
       file.write(json.dumps(_plain(record)) + "\n")

@@ -14,14 +14,14 @@ from msa_jax.train.feed import Predictions
 from msa_jax.typing import Split, Task, task_name
 
 
-class Targets(NamedTuple):
+class LabelArrays(NamedTuple):
   """Labels of one task on the host: values [n ...] and who has one, [n]."""
 
   values: np.ndarray
   mask: np.ndarray
 
 
-def targets(split: Split, tasks: Mapping[str, Task]) -> dict[str, Targets]:
+def label_arrays(split: Split, tasks: Mapping[str, Task]) -> dict[str, LabelArrays]:
   """Reads a split's labels, of dialogues those of their utterances; samples without a
   label are masked."""
   split = dialogues.utterances(split)
@@ -31,14 +31,14 @@ def targets(split: Split, tasks: Mapping[str, Task]) -> dict[str, Targets]:
       values = np.asarray(split.labels[name])
       flat = values.reshape(len(values), -1)
       present = np.isfinite(flat) if values.dtype.kind == "f" else flat >= 0
-      found[name] = Targets(values, present.all(axis=1))
+      found[name] = LabelArrays(values, present.all(axis=1))
   return found
 
 
 def score(
   config: ml_collections.ConfigDict,
   outputs: Mapping[str, np.ndarray],
-  labels: Mapping[str, Targets],
+  labels: Mapping[str, LabelArrays],
 ) -> dict[str, dict[str, float]]:
   """Prediction name -> metric name -> value, computed once over all predictions.
 
@@ -57,7 +57,7 @@ def score(
 
 
 def without_content(
-  predictions: Predictions, labels: Mapping[str, Targets], split: str = ""
+  predictions: Predictions, labels: Mapping[str, LabelArrays], split: str = ""
 ) -> int:
   """How many labelled samples or utterances had nothing to be predicted from.
 

@@ -85,14 +85,14 @@ def criterion(
 
   Args:
     config: resolved config.
-    labels: validation labels by task (`scoring.targets`): `auto` leaves out tasks
+    labels: validation labels by task (`scoring.label_arrays`): `auto` leaves out tasks
       that validation has no label of; None = all count.
-    select: what to read; None = `config.train.select`.
+    select: what to read; None = `config.train.monitor`.
 
   Raises:
     UserError: an unknown task or metric, or one that validation cannot measure.
   """
-  select = config.train.select if select is None else select
+  select = config.train.monitor if select is None else select
   entries = [entry.strip() for entry in select.split(",")]
   if entries == ["auto"]:
     names = [target.name for target in targets(config)]
@@ -106,7 +106,7 @@ def criterion(
     task = task_name(prediction)
     if task not in predicted or not _measurable(task, labels):
       raise UserError(
-        f"config.train.select={select!r}: {task!r} must be predicted (the model"
+        f"config.train.monitor={select!r}: {task!r} must be predicted (the model"
         f" predicts {predicted}) and the validation split must have labels of it."
       )
   return Criterion(terms)
@@ -125,7 +125,7 @@ def _term(config: ml_collections.ConfigDict, entry: str) -> tuple[float, str, st
   task = task_name(prediction)
   if task not in tasks:
     raise UserError(
-      f"config.train.select={entry!r}: the corpus has no task {task!r} (it has"
+      f"config.train.monitor={entry!r}: the corpus has no task {task!r} (it has"
       f" {sorted(tasks)})."
     )
   family = _family(task_of(tasks[task]))
@@ -137,7 +137,7 @@ def _term(config: ml_collections.ConfigDict, entry: str) -> tuple[float, str, st
   if name == "auto":
     name = _HEADLINE[family]
   if name not in known:
-    raise UserError(f"config.train.select={entry!r} must be one of {known}, or auto.")
+    raise UserError(f"config.train.monitor={entry!r} must be one of {known}, or auto.")
   return weight, prediction, name
 
 
@@ -148,7 +148,7 @@ def _weight(text: str) -> float:
     weight = 0.0
   if not 0.0 < weight < math.inf:
     raise UserError(
-      f"config.train.select: the weight {text.strip()!r} must be a positive number"
+      f"config.train.monitor: the weight {text.strip()!r} must be a positive number"
       " (the sign is the metric's own)."
     )
   return weight

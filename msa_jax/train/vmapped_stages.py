@@ -21,7 +21,7 @@ from msa_jax.devices import processes, sharding
 from msa_jax.step import recipe as recipe_lib
 from msa_jax.step.recipe import Recipe
 from msa_jax.train.compiled_stages import (
-  Programs,
+  CompiledStages,
   Snapshots,
   composed,
   enter,
@@ -34,7 +34,7 @@ from msa_jax.typing import Batch, Collections, Metrics, Params, TrainState
 Values = Mapping[str, Any]
 
 
-class Lane(NamedTuple):
+class ReplicaInputs(NamedTuple):
   """What distinguishes a replica at a step; all of them have a leading axis here.
 
   Attributes:
@@ -48,8 +48,8 @@ class Lane(NamedTuple):
   values: Values
 
 
-class ReplicaPrograms(Programs):
-  """As `Programs`, for several replicas at once: everything has a leading axis.
+class VmappedStages(CompiledStages):
+  """As `CompiledStages`, for several replicas at once: everything has a leading axis.
 
   Attributes:
     values: swept options, dotted key -> value per replica.
@@ -66,7 +66,10 @@ class ReplicaPrograms(Programs):
     )
     self.predictors = tuple(
       Predictor(
-        _only(predict=self._predicting(i)), config.train.eval_batch, True, self.mesh
+        _only(predict=self._predicting(i)),
+        config.train.eval_batch_size,
+        True,
+        self.mesh,
       )
       for i in indices
     )
@@ -76,7 +79,7 @@ class ReplicaPrograms(Programs):
     self._select = jax.jit(jax.vmap(functools.partial(composed, self.stages[-1])))
 
   def lifted(self, index: int) -> Recipe:
-    """A stage's recipe for all replicas at once: the step, with `Lane` for seeds."""
+    """A stage's step for all replicas at once, with `ReplicaInputs` for seeds."""
     return _only(step=self._lift(self._stepping(index)))
 
   def _lift(self, function):
@@ -106,7 +109,9 @@ class ReplicaPrograms(Programs):
     return entering
 
   def _stepping(self, index):
-    def step(state: TrainState, batch: Batch, lane: Lane) -> tuple[TrainState, Metrics]:
+    def step(
+      state: TrainState, batch: Batch, lane: ReplicaInputs
+    ) -> tuple[TrainState, Metrics]:
       new, metrics = self._made(index, lane.values).step(state, batch, lane.seed)
       return _where(lane.active, new, state), metrics
 
@@ -136,11 +141,11 @@ class ReplicaPrograms(Programs):
     for later in range(1, index + 1):
       entering = jax.vmap(self._entering(later))
       state, best = jax.eval_shape(entering, best, state, self.values)
-    return sharding.described((state, best), self.mesh, lanes=True)
+    return sharding.abstract_state((state, best), self.mesh, lanes=True)
 
   def trace(self) -> None:
     """Traces every program without compiling any; raises what that raises."""
-    lane = Lane(np.zeros(1, int), np.ones(1, bool), self.values)
+    lane = ReplicaInputs(np.zeros(1, int), np.ones(1, bool), self.values)
     example = recipe_lib.example_batch(self.config.spec)
     stacked = jax.tree.map(lambda leaf: leaf[None], example)
     for index in range(len(self.stages)):
@@ -160,7 +165,7 @@ class ReplicaPrograms(Programs):
     seeds: Sequence[int],
     active: Sequence[bool],
   ) -> tuple[TrainState, list[Mapping[str, np.ndarray]]]:
-    lane = Lane(np.asarray(seeds), np.asarray(active), self.values)
+    lane = ReplicaInputs(np.asarray(seeds), np.asarray(active), self.values)
     feed = feed._replace(stream=functools.partial(_stacked, feed.stream))
     order = np.stack(orders, axis=1)  # [steps replicas b]
     state, figures = self.steps[index](state, feed, order, first, lane)

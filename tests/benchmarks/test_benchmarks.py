@@ -175,7 +175,9 @@ def test_every_number_of_devices_has_a_process(monkeypatch):
 
 
 def test_the_start_of_a_process_is_timed_to_its_first_step(tiny, monkeypatch, capsys):
-  monkeypatch.setattr(compilation, "settle", lambda: None)  # of the tests' process
+  monkeypatch.setattr(
+    compilation, "configure_process", lambda: None
+  )  # of the tests' process
   parts = ["import_jax", "import_training", "data", "init", "step"]
 
   def cold(arguments, environment):

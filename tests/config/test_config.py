@@ -46,14 +46,20 @@ def test_resolve_reads_shapes_and_tasks_off_the_corpus():
   ("sections", "message"),
   [
     ({"model": {"name": "hgme"}}, "config.model.name='hgme' must be one of"),
-    ({"optim": {"batch": 0}}, "config.optim.batch=0 must be positive"),
-    ({"optim": {"warmup": 1.5}}, "config.optim.warmup=1.5 must be in"),
-    ({"optim": {"clip": -1.0}}, "config.optim.clip=-1.0 must be 0"),
-    ({"optim": {"average": 1.0}}, r"config.optim.average=1.0 must be in \[0, 1\)"),
+    ({"optim": {"batch_size": 0}}, "config.optim.batch_size=0 must be positive"),
+    (
+      {"optim": {"warmup_fraction": 1.5}},
+      "config.optim.warmup_fraction=1.5 must be in",
+    ),
+    ({"optim": {"grad_clip_norm": -1.0}}, "config.optim.grad_clip_norm=-1.0 must be 0"),
+    ({"optim": {"ema_decay": 1.0}}, r"config.optim.ema_decay=1.0 must be in \[0, 1\)"),
     ({"text": {"input": "words"}}, "config.text.input='words' must be one of"),
     ({"text": {"encoder": "a/b"}}, "the input is 'features'"),
     ({"text": {"finetune": "top_0"}}, "finetune='top_0' must be none, all or top_<n>"),
-    ({"text": {"lr": 0.0}}, "config.text.lr=0.0 must be positive"),
+    (
+      {"text": {"learning_rate": 0.0}},
+      "config.text.learning_rate=0.0 must be positive",
+    ),
     ({"text": {"max_length": 2}}, "config.text.max_length=2 must be 0"),
     ({"text": {"linguistic": True}}, "config.text.linguistic=True needs"),
     ({"replicas": {"seeds": ()}}, "config.replicas.seeds"),
@@ -89,5 +95,5 @@ def test_unknown_variants_are_answered_with_the_known_ones():
 
 
 def test_differences_are_listed_by_dotted_key():
-  lines = config_lib.differences(_changed(optim={"batch": 64}), toy.config())
-  assert lines == ["optim.batch: 64 here, 8 there"]
+  lines = config_lib.differences(_changed(optim={"batch_size": 64}), toy.config())
+  assert lines == ["optim.batch_size: 64 here, 8 there"]

@@ -13,8 +13,8 @@ from msa_jax.errors import UserError
 from msa_jax.models.system import System
 from msa_jax.runs import prepare, run
 from msa_jax.train.checkpoint import ResumePoint
-from msa_jax.train.compiled_stages import Programs
-from msa_jax.train.vmapped_stages import ReplicaPrograms
+from msa_jax.train.compiled_stages import CompiledStages
+from msa_jax.train.vmapped_stages import VmappedStages
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def system(monkeypatch):
 
 def _config(corpus, **axes):
   config = toy.config(epochs=2).copy_and_resolve_references()
-  config.train.eval_batch = 8
+  config.train.eval_batch_size = 8
   config.sharding.update(axes)
   return config_lib.resolve(config.lock(), corpus)
 
@@ -35,7 +35,7 @@ def _trained(corpus, seeds=(0,), budget_mib=64, **axes):
   """(losses, state on the host, predictions, state) after an epoch."""
   config = _config(corpus, **axes).copy_and_resolve_references()
   config.data.device_budget_mib = budget_mib
-  programs = Programs(config) if len(seeds) == 1 else ReplicaPrograms(config)
+  programs = CompiledStages(config) if len(seeds) == 1 else VmappedStages(config)
   feeds = run.make_feeds(config, corpus, programs.mesh)
   state, _ = programs.begin(seeds)
   orders = [feeds["train"].order(seed, 0, 8) for seed in seeds]
@@ -92,7 +92,7 @@ def test_replicas_on_devices_of_their_own_give_the_numbers_of_one(single, budget
 
 def test_a_checkpoint_of_several_devices_is_read_back_onto_them(tmp_path):
   corpus = toy.corpus()
-  programs = Programs(_config(corpus, expert=4))
+  programs = CompiledStages(_config(corpus, expert=4))
   state, best = programs.begin((0,))
   saver = ResumePoint(tmp_path / "last")
   saver.save(1, {"state": state, "best": best}, {"stage": 0})
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_several_devices_is_read_back_onto_them(tmp_path):
 
 def test_a_run_on_several_devices_ends_as_one_and_is_read_on_one(tmp_path, monkeypatch):
   config = toy.config(epochs=1).copy_and_resolve_references()
-  config.train.eval_batch = 8
+  config.train.eval_batch_size = 8
   one = run.train(config.lock(), tmp_path / "one")
   config = config.copy_and_resolve_references()
   config.sharding.data = 4
@@ -129,10 +129,12 @@ def test_a_run_on_several_devices_ends_as_one_and_is_read_on_one(tmp_path, monke
 def test_what_does_not_fit_the_devices_is_refused():
   corpus = toy.corpus()
   with pytest.raises(UserError, match="data=8, replica=1, expert=1.*needs 8 devices"):
-    sharding.mesh_of(_config(corpus, data=8))
-  with pytest.raises(UserError, match="config.optim.batch=8 must be a multiple of"):
-    sharding.mesh_of(_config(corpus, data=3))
-  programs = ReplicaPrograms(_config(corpus, replica=2))
+    sharding.make_mesh(_config(corpus, data=8))
+  with pytest.raises(
+    UserError, match="config.optim.batch_size=8 must be a multiple of"
+  ):
+    sharding.make_mesh(_config(corpus, data=3))
+  programs = VmappedStages(_config(corpus, replica=2))
   with pytest.raises(UserError, match="sharding.replica=2 must divide .* once, 3"):
     programs.begin((0, 1, 2))
   bad = _config(corpus).copy_and_resolve_references()

@@ -20,7 +20,7 @@ from msa_jax.runs.summary import over_seeds, parameter_hash
 from msa_jax.step import recipe
 from msa_jax.train import loop, run_directory, scoring, selection
 from msa_jax.train.checkpoint import ResumePoint
-from msa_jax.train.compiled_stages import Programs
+from msa_jax.train.compiled_stages import CompiledStages
 from msa_jax.train.feed import Steps
 
 
@@ -43,11 +43,11 @@ def _fit(config, folder, stop=lambda: False, corpus=None):
   corpus = toy.corpus() if corpus is None else corpus
   config = prepare.config_lib.resolve(config, corpus)
   feeds = run.make_feeds(config, corpus)
-  labels = scoring.targets(corpus.splits["valid"], corpus.tasks)
+  labels = scoring.label_arrays(corpus.splits["valid"], corpus.tasks)
   directory = run_directory.RunDirectory(folder)
   (trained,) = loop.fit(
     config,
-    Programs(config),
+    CompiledStages(config),
     feeds,
     labels,
     [loop.Replica(0, directory)],
@@ -64,7 +64,7 @@ def _stop_after(calls):
 
 
 def test_a_run_learns_and_leaves_a_complete_directory(tmp_path):
-  config = _config(replicas={"seeds": (0, 1)}, optim={"lr_new": 0.2})
+  config = _config(replicas={"seeds": (0, 1)}, optim={"learning_rate": 0.2})
   summary = run.train(config, tmp_path)
   names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
   assert {
@@ -196,7 +196,9 @@ def test_a_termination_signal_saves_and_the_same_command_goes_on(tmp_path, monke
 
 
 def test_early_stopping_counts_epochs_without_improvement(tmp_path):
-  config = _config(optim={"epochs": 30, "patience": 2, "lr_new": 0.0, "lr_gate": 0.0})
+  config = _config(
+    optim={"epochs": 30, "patience": 2, "learning_rate": 0.0, "learning_rate_gate": 0.0}
+  )
   _, position = _fit(config, tmp_path)
   # Nothing ever changes: epoch 1 is the best, epochs 2 and 3 are stale.
   assert (position.best_epoch, position.epoch) == (1, 3)
@@ -216,7 +218,7 @@ def test_selection_never_sees_the_test_split(tmp_path):
 def test_the_best_validation_epoch_is_kept_not_the_last(tmp_path):
   # A learning rate that overshoots: validation is not monotone.
   config = _config(
-    optim={"epochs": 12, "lr_new": 1.5, "schedule": "constant", "patience": 0}
+    optim={"epochs": 12, "learning_rate": 1.5, "schedule": "constant", "patience": 0}
   )
   run.train(config, tmp_path)
   records = run_directory.RunDirectory(tmp_path).metrics()
@@ -341,13 +343,13 @@ def test_an_unwritable_output_is_named(tmp_path):
   ],
 )
 def test_selection_is_chosen_by_name(select, expected):
-  config = prepare.config_lib.resolve(_config(train={"select": select}), toy.corpus())
+  config = prepare.config_lib.resolve(_config(train={"monitor": select}), toy.corpus())
   assert selection.criterion(config).terms == ((1.0, *expected),)
 
 
 @pytest.mark.parametrize("select", ["mea", "emotion/wa", "wa"])
 def test_unknown_selection_is_answered_with_the_choices(select):
-  config = prepare.config_lib.resolve(_config(train={"select": select}), toy.corpus())
+  config = prepare.config_lib.resolve(_config(train={"monitor": select}), toy.corpus())
   with pytest.raises(UserError, match="must be one of|no task"):
     selection.criterion(config)
 

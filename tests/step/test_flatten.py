@@ -31,7 +31,7 @@ def small(monkeypatch):
 
 
 def _config(**options):
-  config = toy.config(warmup=0.0, schedule="constant", **options)
+  config = toy.config(warmup_fraction=0.0, schedule="constant", **options)
   return config.copy_and_resolve_references()
 
 
@@ -41,7 +41,7 @@ def _partition(path):
 
 def _rates(config, params):
   def rate(path, _):
-    return -config.optim[f"lr_{_partition(flatten.names_of(path))}"]
+    return -optim.learning_rates(config)[_partition(flatten.names_of(path))]
 
   return jax.tree_util.tree_map_with_path(rate, params)
 
@@ -55,12 +55,14 @@ def _by_array(config, params, decay, mask):
   decayed = optax.add_decayed_weights(decay, mask)
   rule = optax.scale_by_adam()
   parts = (rule, decayed) if config.optim.name == "adamw" else (decayed, rule)
-  return optax.chain(optax.clip_by_global_norm(config.optim.clip), *parts, scaled)
+  return optax.chain(
+    optax.clip_by_global_norm(config.optim.grad_clip_norm), *parts, scaled
+  )
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_updates_are_those_of_single_arrays(small, getkey, name):
-  config = _config(name=name, clip=0.5, weight_decay=0.1)
+  config = _config(name=name, grad_clip_norm=0.5, weight_decay=0.1)
   params = _params(getkey)
   matrices = jax.tree.map(lambda leaf: leaf.ndim > 1, params)
   matrices["bank"]["experts"]["bias"] = False  # one bias per expert
@@ -99,7 +101,7 @@ def test_small_arrays_are_one_vector_per_kind_and_the_others_stay_apart(small, g
 
 def test_arrays_of_other_types_are_not_mixed_into_the_vector(getkey):
   params = {"head": {"kernel": jnp.ones((2, 2)), "half": jnp.ones(3, jnp.bfloat16)}}
-  optimizer = optim.build(_config(name="sgd", clip=0.0), _partition)
+  optimizer = optim.build(_config(name="sgd", grad_clip_norm=0.0), _partition)
   updates, _ = optimizer.update(params, optimizer.init(params), params)
   assert updates["head"]["half"].dtype == jnp.bfloat16
   assert updates["head"]["kernel"].dtype == jnp.float32

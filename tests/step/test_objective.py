@@ -96,7 +96,7 @@ def trained(tmp_path_factory):
   with config.unlocked():
     config.model.update({**tiny.TINY, "n_blocks": 1, "fusion": "gate_only"})
     config.data.synthetic = {"preset": "tiny", "tasks": ("sentiment", "emotion")}
-    config.optim.update({"epochs": 2, "batch": 12})
+    config.optim.update({"epochs": 2, "batch_size": 12})
     config.train.task_cosine = True
   return folder, run.train(config.lock(), folder)
 

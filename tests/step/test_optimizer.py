@@ -10,7 +10,7 @@ from msa_jax.step import optimizer as optim
 
 
 def _config(**options):
-  config = toy.config(batch=10, epochs=5, **options).copy_and_resolve_references()
+  config = toy.config(batch_size=10, epochs=5, **options).copy_and_resolve_references()
   config.unlock()
   config.spec.train_size = 40  # 4 batches per epoch, 20 steps
   return config
@@ -23,7 +23,7 @@ def test_total_steps_counts_the_padded_last_batch():
 
 
 def test_linear_schedule_warms_up_over_its_share_and_ends_at_zero():
-  rate = optim.schedule(_config(warmup=0.2, schedule="linear"))
+  rate = optim.schedule(_config(warmup_fraction=0.2, schedule="linear"))
   # 4 warm-up steps: 1/4, 2/4, 3/4, 1; then 1 down to 0 over 16 steps.
   values = [float(rate(step)) for step in range(21)]
   np.testing.assert_allclose(values[:5], [0.25, 0.5, 0.75, 1.0, 1.0], atol=1e-6)
@@ -32,17 +32,17 @@ def test_linear_schedule_warms_up_over_its_share_and_ends_at_zero():
 
 
 def test_constant_schedule_without_warm_up_is_one():
-  rate = optim.schedule(_config(warmup=0.0, schedule="constant"))
+  rate = optim.schedule(_config(warmup_fraction=0.0, schedule="constant"))
   assert [float(rate(step)) for step in (0, 7, 19)] == [1.0, 1.0, 1.0]
 
 
 def test_cosine_schedule_is_half_way_in_the_middle():
-  rate = optim.schedule(_config(warmup=0.0, schedule="cosine"))
+  rate = optim.schedule(_config(warmup_fraction=0.0, schedule="cosine"))
   np.testing.assert_allclose(float(rate(10)), 0.5, atol=1e-6)
 
 
 def test_first_adam_update_is_each_partitions_learning_rate():
-  config = _config(warmup=0.0, schedule="constant", clip=0.0)
+  config = _config(warmup_fraction=0.0, schedule="constant", grad_clip_norm=0.0)
   optimizer = optim.build(config, toy.SYSTEM.partition)
   params = {"gate": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 1))}}
   gradients = {
@@ -56,7 +56,9 @@ def test_first_adam_update_is_each_partitions_learning_rate():
 
 
 def test_clipping_bounds_the_norm_over_all_partitions():
-  config = _config(name="sgd", warmup=0.0, schedule="constant", clip=1.0)
+  config = _config(
+    name="sgd", warmup_fraction=0.0, schedule="constant", grad_clip_norm=1.0
+  )
   optimizer = optim.build(config, toy.SYSTEM.partition)
   params = {
     "gate": {"kernel": jnp.zeros((1, 1))},
@@ -74,7 +76,11 @@ def test_clipping_bounds_the_norm_over_all_partitions():
 
 def test_adamw_decays_matrices_and_spares_vectors():
   config = _config(
-    name="adamw", warmup=0.0, schedule="constant", weight_decay=0.1, clip=0.0
+    name="adamw",
+    warmup_fraction=0.0,
+    schedule="constant",
+    weight_decay=0.1,
+    grad_clip_norm=0.0,
   )
   optimizer = optim.build(config, toy.SYSTEM.partition)
   params = {"head": {"kernel": jnp.full((2, 1), 2.0), "bias": jnp.full((1,), 2.0)}}
@@ -95,5 +101,5 @@ def test_unknown_names_are_answered_with_the_choices(options, message):
 
 def test_a_partition_without_learning_rate_is_named():
   optimizer = optim.build(_config(), lambda path: "backbone")
-  with pytest.raises(UserError, match="lr_backbone"):
+  with pytest.raises(UserError, match="learning_rate_backbone"):
     optimizer.init({"kernel": jnp.ones((1, 1))})

@@ -22,7 +22,7 @@ def awf(**sections):
   """An unresolved config of a tiny AWF for the toy corpus."""
   made = tiny_fusion.config("awf", model={"d": 4, "post": 4})
   made = made.copy_and_resolve_references().unlock()
-  made.optim.update({"epochs": 2, "batch": 8, "lr_new": 1e-2})
+  made.optim.update({"epochs": 2, "batch_size": 8, "learning_rate": 1e-2})
   for section, values in sections.items():
     made[section].update(values)
   return finish(made)

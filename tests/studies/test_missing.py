@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
     )
     config.data.synthetic.absent = (0.1, 0.1, 0.1)
     config.optim.epochs = 1
-    config.train.eval_batch = 16
+    config.train.eval_batch_size = 16
     config.replicas.seeds = (0, 1)
   folder = tmp_path_factory.mktemp("run")
   return folder, run.train(config, folder)

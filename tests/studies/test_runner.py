@@ -97,9 +97,12 @@ def test_questions_and_missing_labels_are_strata_of_their_own():
 
 def test_shares_of_dialogues_and_joined_files_are_refused(toys):
   config = toy.config()
-  for key, value in (("unit", "dialogue"), ("joint", ("other.npz",))):
+  for key, value in (
+    ("sample_unit", "dialogue"),
+    ("extra_train_paths", ("other.npz",)),
+  ):
     with config.copy_and_resolve_references().unlocked() as changed:
-      changed.data.update({"train_share": 0.5, key: value})
+      changed.data.update({"train_fraction": 0.5, key: value})
       with pytest.raises(UserError, match="train_share=0.5 shrinks one file"):
         prepare.prepare(changed)
 

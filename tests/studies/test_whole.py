@@ -41,8 +41,8 @@ def tiny(module, seeds=(0,)):
   config.data.modalities = ("text", "audio")
   config.data.max_steps = 4
   config.data.align = "pool"
-  config.optim.update({"epochs": 1, "batch": 8})
-  config.train.eval_batch = 12
+  config.optim.update({"epochs": 1, "batch_size": 8})
+  config.train.eval_batch_size = 12
   config.replicas.seeds = seeds
   return finish(config)
 

@@ -23,6 +23,6 @@ def with_spec(config, variant):
       "ids": {"text": (), "audio": (), "vision": ()},
       "tasks": dict([task]),
       "train_size": 64,
-      "utterances": 6 if config.data.unit == "dialogue" else 0,
+      "utterances": 6 if config.data.sample_unit == "dialogue" else 0,
     }
   return config.lock()

@@ -39,7 +39,7 @@ def resolved(
     config.model.update(model)
     # The network and its loss alone: no modality is lost, nothing is averaged.
     config.missing.train = "none"
-    config.optim.average = 0.0
+    config.optim.ema_decay = 0.0
     config.spec = {
       "widths": {name: widths[name] for name in names},
       "lengths": dict(zip(NAMES, steps, strict=True)),

@@ -8,7 +8,7 @@ from msa_jax import config as config_lib
 from msa_jax.models import SYSTEMS
 from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, tfn
 from msa_jax.step.balance.omega import omega_gradient
-from msa_jax.step.balance.split_model import Host
+from msa_jax.step.balance.split_model import SplitModel
 from msa_jax.typing import Batch, Label, Modality, modality_order
 
 WIDTHS = {"text": 5, "audio": 4, "vision": 3}
@@ -58,7 +58,9 @@ def config(name="awf", widths=None, tasks=None, model=(), balance=(), **sections
     node[key] = value
   made.balance.enabled = True
   made.balance.update(dict(balance))
-  made.optim.update({"warmup": 0.0, "schedule": "constant", "clip": 0.0})
+  made.optim.update(
+    {"warmup_fraction": 0.0, "schedule": "constant", "grad_clip_norm": 0.0}
+  )
   for section, values in sections.items():
     made[section].update(values)
   made.spec = {
@@ -150,7 +152,7 @@ class Double:
     self.config = made
     data = batch(widths=made.spec.widths.to_dict()) if data is None else data
     with jax.enable_x64(False):  # the encoders compute in float32
-      self.host = Host(made, SYSTEMS[made.model.name])
+      self.host = SplitModel(made, SYSTEMS[made.model.name])
       shapes = jax.eval_shape(self.host.init, jax.random.key(0))
       features, _ = jax.eval_shape(self.host.encode, shapes, data, {})
     self.variables, self.batch = random_like(shapes), float64(data)

@@ -55,7 +55,7 @@ def config(name):
       "priors": {"sentiment": (0.625,)},
       "train_size": 8,
       # Samples are what the system is made for: steps may be utterances of dialogues.
-      "utterances": 5 if config.data.unit == "dialogue" else 0,
+      "utterances": 5 if config.data.sample_unit == "dialogue" else 0,
     }
   return config.lock()
 
@@ -74,13 +74,15 @@ def encoding(name, folder):
   made = config(name).copy_and_resolve_references()
   with made.unlocked():
     _change(made.model, LITTLE.get(name, {}))
-    made.data.unit, made.spec.utterances = "utterance", 0
+    made.data.sample_unit, made.spec.utterances = "utterance", 0
     made.text.update({"input": "encoder", "encoder": folder, "finetune": "all"})
     # Small programs: text and audio, no moments, no clipping.
     for part in (made.spec.widths, made.spec.lengths, made.spec.ids):
       del part["vision"]
-    made.optim.update({"name": "sgd", "lr_new": 0.1, "clip": 0.0, "weight_decay": 0.0})
-    made.text.lr = 0.1
+    made.optim.update(
+      {"name": "sgd", "learning_rate": 0.1, "grad_clip_norm": 0.0, "weight_decay": 0.0}
+    )
+    made.text.learning_rate = 0.1
     made.spec.ids["text"] = ("tokens",)
     made.spec.encoder = finetune.encoder_spec(made)
     made.spec.widths["text"] = made.spec.encoder.width

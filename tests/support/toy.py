@@ -76,7 +76,15 @@ def config(**optim):
   model = ml_collections.ConfigDict({"name": "toy", "task": "auto", "dropout": 0.1})
   made = config_lib.base(model)
   made.loss.size = 0.01
-  made.optim.update({"lr_new": 0.05, "lr_gate": 0.01, "epochs": 4, "batch": 8, **optim})
+  made.optim.update(
+    {
+      "learning_rate": 0.05,
+      "learning_rate_gate": 0.01,
+      "epochs": 4,
+      "batch_size": 8,
+      **optim,
+    }
+  )
   return config_lib.finish(made)
 
 

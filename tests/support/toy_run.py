@@ -25,7 +25,7 @@ def get_config(feed="resident"):
   if feed == "streamed":
     batches._rows = _told(batches._rows)
   made = toy.config(epochs=3).copy_and_resolve_references()
-  made.train.update({"eval_batch": 8, "steps_per_call": 2})
+  made.train.update({"eval_batch_size": 8, "steps_per_call": 2})
   made.train.checkpoint_every_seconds = 1e-6
   made.data.device_budget_mib = 0 if feed == "streamed" else 64
   made.sharding.data = 4

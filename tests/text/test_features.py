@@ -192,7 +192,7 @@ def test_an_encoder_for_a_run_without_text_is_refused(path, table):
 
 def test_joined_corpora_have_one_width_and_length(path, table):
   config = run_config(path, table)
-  config.data.joint = (str(table),)
+  config.data.extra_train_paths = (str(table),)
   joined = prepare.load(config).splits["train"]
   assert joined.modalities["text"].features.shape == (8, 12, 8)
   first, second = np.split(joined.modalities["text"].features, 2)

@@ -42,9 +42,11 @@ def config(folder, finetune="all", **optim_options):
     made.model.update({"text_out": 4, "post": 4})
     made.data.update({"modalities": ("text", "audio"), "align": "none"})
     made.data.standardize = ("audio",)
-    made.optim.update({"epochs": 1, "batch": 8, "weight_decay": 0.1, **optim_options})
+    made.optim.update(
+      {"epochs": 1, "batch_size": 8, "weight_decay": 0.1, **optim_options}
+    )
     made.text.update({"input": "encoder", "encoder": folder, "finetune": finetune})
-    made.text.lr = 1e-2
+    made.text.learning_rate = 1e-2
   return made
 
 
@@ -107,7 +109,9 @@ def test_norms_and_biases_of_stacked_layers_are_not_decayed():
   }
   decayed = {"kernel", "word"}
   for name in ("adamw", "adam"):
-    made = toy.config(name=name, weight_decay=0.5, warmup=0.0, schedule="constant")
+    made = toy.config(
+      name=name, weight_decay=0.5, warmup_fraction=0.0, schedule="constant"
+    )
     optimizer = optim.build(made, lambda path: "new")
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
@@ -120,7 +124,7 @@ def test_norms_and_biases_of_stacked_layers_are_not_decayed():
 
 def test_the_encoder_has_a_learning_rate_of_its_own_and_is_the_text_s_network(folder):
   made = tiny_systems.encoding("awf", folder)
-  assert optim.learning_rates(made)["text_encoder"] == made.text.lr
+  assert optim.learning_rates(made)["text_encoder"] == made.text.learning_rate
   path = ("text_encoder", "layers", "query", "kernel")
   from msa_jax.models import SYSTEMS
 
@@ -143,7 +147,7 @@ def linguistic(corpus):
 def test_linguistic_tables_start_at_zero_and_are_trained(folder, monkeypatch):
   corpus = linguistic(tiny_encoder.corpus())
   monkeypatch.setattr(prepare, "load", lambda config: corpus)
-  made = config(folder, weight_decay=0.0, warmup=0.0)
+  made = config(folder, weight_decay=0.0, warmup_fraction=0.0)
   with made.unlocked():
     made.text.linguistic = True
   made, corpus = train_state.prepare(made)
@@ -175,7 +179,7 @@ def test_what_contradicts_the_encoder_or_the_corpus_is_one_line(folder, reading)
   dialogues = made.copy_and_resolve_references()
   with dialogues.unlocked():
     dialogues.spec.utterances = 4
-  with pytest.raises(UserError, match="config.data.unit='dialogue'"):
+  with pytest.raises(UserError, match="config.data.sample_unit='dialogue'"):
     recipe.build(dialogues)
   tiny_encoder.folder(tiny_encoder.pathlib.Path(folder), n_layers=1)
   with pytest.raises(UserError, match="holds another encoder"):

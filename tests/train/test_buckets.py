@@ -59,7 +59,7 @@ def test_an_epoch_in_buckets_trains_as_one_at_full_length(resolved, budget, loop
   config, corpus = resolved
   feed = make_feed(corpus.splits["train"], corpus.tasks, STEPS, budget, 3)
   assert len(feed.lengths) > 1
-  order = feed.order(0, 0, config.optim.batch)
+  order = feed.order(0, 0, config.optim.batch_size)
   assert len(order) == 5
   assert len(set(feed.levels(order).tolist())) > 1
   system = recipe.build(config)
@@ -116,7 +116,7 @@ def _tiny(module, **options):
   with config.unlocked():
     for key, value in options.items():
       config.model[key] = value
-    config.optim.average = 0.0  # of parameters, which predictions would read
+    config.optim.ema_decay = 0.0  # of parameters, which predictions would read
     widths = {"text": 6, "audio": 3, "vision": 4}
     sentiment = {"kind": "regression", "low": -3.0, "high": 3.0, "classes": ()}
     config.spec.update(

@@ -20,7 +20,7 @@ NOBODY = Targets(np.zeros(3), np.zeros(3, bool))
 
 
 def _criterion(select, labels=None):
-  return selection.criterion(tiny.config(train={"select": select}), labels)
+  return selection.criterion(tiny.config(train={"monitor": select}), labels)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,6 @@ def test_bad_terms_are_answered_with_the_rule(select, message):
 def test_a_task_that_is_not_predicted_cannot_select():
   config = ml_collections.ConfigDict(tiny.config().to_dict())
   config.model.tasks = ("sentiment",)
-  config.train.select = "emotion/f1"
+  config.train.monitor = "emotion/f1"
   with pytest.raises(UserError, match=r"model predicts \['sentiment'\]"):
     selection.criterion(config)

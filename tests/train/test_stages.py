@@ -16,7 +16,7 @@ from msa_jax.runs import prepare, run
 from msa_jax.runs.summary import parameter_hash
 from msa_jax.step import objective, recipe
 from msa_jax.train import loop, run_directory, scoring
-from msa_jax.train.compiled_stages import Programs
+from msa_jax.train.compiled_stages import CompiledStages
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def _config(**sections):
   config = toy.config(name="adamw", weight_decay=0.1, schedule="constant")
   config = config.copy_and_resolve_references()
   with config.unlocked():
-    config.optim.warmup = 0.0
+    config.optim.warmup_fraction = 0.0
     for section, values in sections.items():
       config[section].update(values)
   return config
@@ -56,7 +56,7 @@ def test_the_second_stage_starts_from_each_tracks_own_best_epoch(tmp_path, syste
   # The text's head climbs its loss, the audio's descends it.
   climbing = {"partition": lambda path: "gate" if path[0] == "head_text" else "new"}
   system(*BOTH, **climbing)
-  rates = {"optim": {"lr_gate": -0.05}}
+  rates = {"optim": {"learning_rate_gate": -0.05}}
   params, records = _train(tmp_path / "both", **rates)
   assert [(r["stage"], r["epoch"]) for r in records] == [
     *(("heads", e) for e in (1, 2, 3, 4)),
@@ -79,7 +79,7 @@ def test_the_second_stage_starts_from_each_tracks_own_best_epoch(tmp_path, syste
 def test_parameters_outside_a_stage_neither_move_nor_decay(tmp_path, system):
   system(*BOTH)
   config, corpus = train_state.prepare(_config())
-  programs = Programs(config)
+  programs = CompiledStages(config)
   feed = run.make_feeds(config, corpus)["train"]
   order = np.asarray([np.arange(8), np.arange(8, 16)])
   state, best = programs.begin([0])
@@ -100,7 +100,7 @@ def test_parameters_outside_a_stage_neither_move_nor_decay(tmp_path, system):
 def test_the_optimizer_starts_afresh_unless_it_is_carried(system, carry):
   system(FIRST, SECOND._replace(carry_opt_state=carry))
   config, corpus = train_state.prepare(_config())
-  programs = Programs(config)
+  programs = CompiledStages(config)
   feed = run.make_feeds(config, corpus)["train"]
   state, best = programs.begin([0])
   order = np.asarray([np.arange(8)])
@@ -146,7 +146,7 @@ def test_a_stage_ends_when_all_its_tracks_are_stale(tmp_path, system):
     ),
     SECOND,
   )
-  _, records = _train(tmp_path, optim={"lr_new": 0.05})
+  _, records = _train(tmp_path, optim={"learning_rate": 0.05})
   first = [r["improved"] for r in records if r["stage"] == "heads"]
   assert first[0] == list(HEADS)
   last = max(epoch for epoch, names in enumerate(first) if "audio" in names)
@@ -160,7 +160,7 @@ def test_heads_of_one_task_share_its_labels_in_loss_score_and_tables(tmp_path, s
   state = train_state.create(config)
   output = train_state.predict(config, state, batch)
   losses = objective.task_losses(config, output, batch)
-  labels = scoring.targets(corpus.splits["valid"], corpus.tasks)
+  labels = scoring.label_arrays(corpus.splits["valid"], corpus.tasks)
   predictions = jax.device_get(dict(output.predictions))
   scores = scoring.score(config, predictions, labels)
   assert set(scores) == set(losses) == {"sentiment@text", "sentiment@audio"}
@@ -266,6 +266,6 @@ def test_b_fusion_refuses_stages_that_change_the_call(system):
 
 def test_running_means_of_parameters_are_for_training_in_one_stage(system):
   system(*BOTH)
-  config, _ = train_state.prepare(_config(optim={"average": 0.5}))
+  config, _ = train_state.prepare(_config(optim={"ema_decay": 0.5}))
   with pytest.raises(UserError, match="average=0.5: must be 0 for toy"):
     recipe.build(config)

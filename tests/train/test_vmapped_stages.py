@@ -23,7 +23,7 @@ from msa_jax.runs import prepare, run
 from msa_jax.runs import schedule as groups
 from msa_jax.train import loop, run_directory
 from msa_jax.train.feed import Steps
-from msa_jax.train.vmapped_stages import Lane, ReplicaPrograms
+from msa_jax.train.vmapped_stages import ReplicaInputs, VmappedStages
 from msa_jax.typing import ModelOutput
 
 SEEDS = (0, 3, 5)
@@ -65,7 +65,7 @@ def toy_system(monkeypatch):
 def _config(mode="vmap", seeds=SEEDS, **sections):
   # Steps that overshoot, so that seeds stop at different epochs.
   config = toy.config(
-    epochs=8, patience=2, lr_new=0.4, lr_gate=0.4, schedule="constant"
+    epochs=8, patience=2, learning_rate=0.4, learning_rate_gate=0.4, schedule="constant"
   )
   config = config.copy_and_resolve_references()
   with config.unlocked():
@@ -178,11 +178,11 @@ def test_replicas_streamed_from_the_host_are_the_same(tmp_path):
 def test_a_loop_on_the_device_gives_the_same_replicas():
   corpus = toy.corpus()
   config = config_lib.resolve(_config(), corpus)
-  programs = ReplicaPrograms(config)
+  programs = VmappedStages(config)
   feed = run.make_feeds(config, corpus)["train"]
   orders = [np.asarray(batches.epoch_order(s, 0, feed.size, 8)) for s in SEEDS]
   order = np.stack(orders, axis=1)
-  lane = Lane(np.asarray(SEEDS), np.asarray([True, False, True]), {})
+  lane = ReplicaInputs(np.asarray(SEEDS), np.asarray([True, False, True]), {})
   results = []
   for looped in (True, False):
     take = jax.vmap(batches.take, (None, 0))
@@ -206,7 +206,7 @@ def test_a_loop_on_the_device_gives_the_same_replicas():
 def test_every_system_can_be_replicated(name):
   module = importlib.import_module(f"configs.{name}")
   config = with_spec(module.get_config(), "")
-  programs = ReplicaPrograms(config)
+  programs = VmappedStages(config)
   programs.trace()
   state, best = programs.shapes(len(programs.stages) - 1, (0, 1))
   assert {leaf.shape[0] for leaf in jax.tree.leaves((state, best))} == {2}
@@ -227,8 +227,14 @@ def test_a_step_of_overhead_alone_is_shared_on_a_cpu(monkeypatch):
   [
     ({"mode": "parallel"}, "replicas.mode='parallel' must be one of"),
     ({"most_at_once": -1}, "replicas.most_at_once=-1 must be 0"),
-    ({"sweep": {"optim": {"lr_new": (0.1, 0.1)}}}, "must be distinct finite numbers"),
-    ({"sweep": {"optim": {"lr_new": ("a",)}}}, "sweep.optim.lr_new=.* distinct finite"),
+    (
+      {"sweep": {"optim": {"learning_rate": (0.1, 0.1)}}},
+      "must be distinct finite numbers",
+    ),
+    (
+      {"sweep": {"optim": {"learning_rate": ("a",)}}},
+      "sweep.optim.learning_rate=.* distinct finite",
+    ),
   ],
 )
 def test_bad_options_are_named(replicas, message):
@@ -249,7 +255,7 @@ def _sweep(**values):
 def test_a_sweep_trains_ranks_and_predicts_with_the_best(tmp_path, monkeypatch):
   rates, dropouts = (0.4, 0.01), (0.0, 0.3)
   summary = run.train(
-    _sweep(optim__lr_new=rates, model__dropout=dropouts), tmp_path / "sweep"
+    _sweep(optim__learning_rate=rates, model__dropout=dropouts), tmp_path / "sweep"
   )
   # The rate may differ within a program, this model's dropout (Flax's) may not.
   assert summary["trained_together"] == [4, 4]
@@ -263,7 +269,7 @@ def test_a_sweep_trains_ranks_and_predicts_with_the_best(tmp_path, monkeypatch):
       _config(
         "sequential",
         seeds=(0, 3),
-        optim={"lr_new": values["optim.lr_new"]},
+        optim={"learning_rate": values["optim.learning_rate"]},
         model={"dropout": values["model.dropout"]},
       ),
       tmp_path / row["name"],
@@ -285,14 +291,14 @@ def test_a_sweep_trains_ranks_and_predicts_with_the_best(tmp_path, monkeypatch):
 
 def test_options_that_decide_while_the_program_is_made_are_told_apart():
   config = config_lib.resolve(_config(), toy.corpus())
-  keys = ("loss.size", "optim.lr_new", "optim.clip", "model.dropout")
-  assert groups.traceable(config, keys) == ("loss.size", "optim.lr_new")
+  keys = ("loss.size", "optim.learning_rate", "optim.grad_clip_norm", "model.dropout")
+  assert groups.traceable(config, keys) == ("loss.size", "optim.learning_rate")
 
 
 def test_a_setting_that_diverges_comes_last_and_stops_no_other(tmp_path):
-  summary = run.train(_sweep(optim__lr_new=(1e30, 0.4)), tmp_path)
+  summary = run.train(_sweep(optim__learning_rate=(1e30, 0.4)), tmp_path)
   rows = summary["sweep"]["settings"]
-  assert [row["values"]["optim.lr_new"] for row in rows] == [0.4, 1e30]
+  assert [row["values"]["optim.learning_rate"] for row in rows] == [0.4, 1e30]
   assert rows[1]["valid"] is None
   records = run_directory.RunDirectory(tmp_path / "sweep" / rows[1]["name"]).metrics()
   assert len(records) < 8
@@ -304,11 +310,11 @@ def test_a_sweep_where_all_diverges_or_nothing_validates_is_refused(
   tmp_path, monkeypatch
 ):
   with pytest.raises(UserError, match="infinite or NaN in every setting"):
-    run.train(_sweep(optim__lr_new=(1e30, 1e31)), tmp_path / "a")
-  with pytest.raises(UserError, match="optim.average=1.0 must be in"):
+    run.train(_sweep(optim__learning_rate=(1e30, 1e31)), tmp_path / "a")
+  with pytest.raises(UserError, match="optim.ema_decay=1.0 must be in"):
     run.train(_sweep(optim__average=(0.5, 1.0)), tmp_path / "b")
   corpus = toy.corpus()
   del corpus.splits["valid"]
   monkeypatch.setattr(prepare, "load", lambda config: corpus)
   with pytest.raises(UserError, match="has no split 'valid'"):
-    run.train(_sweep(optim__lr_new=(0.1, 0.2)), tmp_path / "c")
+    run.train(_sweep(optim__learning_rate=(0.1, 0.2)), tmp_path / "c")

@@ -20,7 +20,7 @@ from msa_jax.typing import Corpus, Sequences, Split, modality_order
 # Name of the `extras` entry [n t] that holds the utterances' ids ("" = padding): what
 # makes a split one of dialogues.
 UTTERANCE = "utterance"
-UNITS = ("utterance", "dialogue")  # what a sample may be, `config.data.unit`
+UNITS = ("utterance", "dialogue")  # what a sample may be, `config.data.sample_unit`
 _TEXT = "utterance_text"
 _MULTIPLE = 8  # steps are padded to a multiple of it
 _CLIP = re.compile(r"(?:\$_\$|\[|_)(\d+)\]?$")
@@ -90,7 +90,8 @@ def _rows(name: str, split: Split) -> tuple[list[str], list[np.ndarray]]:
   """Names of the dialogues, and the rows of each in order."""
   if split.groups is None:
     raise UserError(
-      "config.data.unit='dialogue' needs to know the samples' videos or dialogues:"
+      "config.data.sample_unit='dialogue' needs to know the samples' videos or"
+      " dialogues:"
       f" split {name!r} has neither groups nor ids such as 'video$_$clip'. Choose"
       " 'utterance'."
     )

@@ -84,11 +84,11 @@ def fit(corpus: Corpus, options: ml_collections.ConfigDict) -> Preprocessor:
     ),
     anchor_steps=_anchor_steps(modalities, options.max_steps),
   )
-  if not options.codes:
+  if not options.num_frame_clusters:
     return fitted
   train, _ = _split(fitted, corpus.splits["train"])
   centroids = {
-    name: _centroids(sequences, options.codes)
+    name: _centroids(sequences, options.num_frame_clusters)
     for name, sequences in train.modalities.items()
     if name != _ANCHOR and visible_steps(sequences).any()
   }

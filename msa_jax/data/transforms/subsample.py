@@ -28,7 +28,7 @@ def shrink(corpus: Corpus, share: float) -> Corpus:
     UserError: a share outside (0, 1].
   """
   if not 0.0 < share <= 1.0:
-    raise UserError(f"config.data.train_share={share} must be in (0, 1].")
+    raise UserError(f"config.data.train_fraction={share} must be in (0, 1].")
   if share == 1.0:
     return corpus
   train = corpus.splits["train"]

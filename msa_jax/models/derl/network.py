@@ -36,7 +36,7 @@ Streams = Mapping[str, Array]
 _NEARLY_EQUAL = 4 / 3
 
 
-class Targets(NamedTuple):
+class EncodedStreams(NamedTuple):
   """Which modalities each encoder encodes."""
 
   cross: tuple[str, ...]
@@ -48,8 +48,8 @@ def expected_modalities(modalities: tuple[str, ...]) -> tuple[str, ...]:
   return modality_order({*MODALITIES, *modalities})
 
 
-def targets_of(variant: str, modalities: tuple[str, ...]) -> Targets | None:
-  """Targets of a variant (Table 4 of the paper), or None if it is unknown.
+def encoded_streams(variant: str, modalities: tuple[str, ...]) -> EncodedStreams | None:
+  """EncodedStreams of a variant (Table 4 of the paper), or None if it is unknown.
 
   `full`; `ie_` with the initials of the modalities encoded (`ie_t`, `ie_tav`);
   `cie_all`, or `cie_` with the order of one target and its sources (`cie_tav`,
@@ -57,15 +57,15 @@ def targets_of(variant: str, modalities: tuple[str, ...]) -> Targets | None:
   """
   text, audio, vision = MODALITIES
   return {
-    "full": Targets(modalities, modalities),
-    "ie_t": Targets((), (text,)),
-    "ie_a": Targets((), (audio,)),
-    "ie_v": Targets((), (vision,)),
-    "ie_tav": Targets((), modalities),
-    "cie_tav": Targets((text,), ()),
-    "cie_atv": Targets((audio,), ()),
-    "cie_vta": Targets((vision,), ()),
-    "cie_all": Targets(modalities, ()),
+    "full": EncodedStreams(modalities, modalities),
+    "ie_t": EncodedStreams((), (text,)),
+    "ie_a": EncodedStreams((), (audio,)),
+    "ie_v": EncodedStreams((), (vision,)),
+    "ie_tav": EncodedStreams((), modalities),
+    "cie_tav": EncodedStreams((text,), ()),
+    "cie_atv": EncodedStreams((audio,), ()),
+    "cie_vta": EncodedStreams((vision,), ()),
+    "cie_all": EncodedStreams(modalities, ()),
   }.get(variant)
 
 
@@ -186,7 +186,7 @@ class DERL(nn.Module):
     All streams of a layer read those of the layer before.
     """
     options = self.options
-    targets = targets_of(options.variant, self.modalities)
+    targets = encoded_streams(options.variant, self.modalities)
     common = dict(embedded)  # S: what the cross-modal encoder reads
     private = dict(embedded)  # R: what the intra-modal encoder reads
     units = {}

@@ -9,7 +9,7 @@ import ml_collections
 
 from msa_jax.errors import UserError
 from msa_jax.losses.consistency import DISTANCES
-from msa_jax.models.derl.network import DERL, expected_modalities, targets_of
+from msa_jax.models.derl.network import DERL, encoded_streams, expected_modalities
 from msa_jax.models.system import System, predicted
 from msa_jax.typing import modality_order
 
@@ -110,7 +110,7 @@ def _check_corpus(
     raise UserError(
       f"model.kernels={model.kernels}: give one positive size for each of {expected}"
     )
-  targets = targets_of(model.variant, modalities)
+  targets = encoded_streams(model.variant, modalities)
   lacking = sorted({*targets.cross, *targets.intra} - set(modalities))
   if lacking:
     raise UserError(

@@ -252,7 +252,7 @@ def build(config: ml_collections.ConfigDict) -> MoMKE:
   if grouped != (model.level == "utterance"):
     unit = {"utterance": "dialogue", "frame": "utterance"}[model.level]
     raise UserError(
-      f"config.model.level={model.level!r} needs config.data.unit={unit!r}."
+      f"config.model.level={model.level!r} needs config.data.sample_unit={unit!r}."
     )
   modalities = modality_order(config.spec.widths)
   if model.condition != "all":

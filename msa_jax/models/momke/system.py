@@ -63,9 +63,9 @@ def _check(options: ml_collections.ConfigDict, total: int) -> None:
 
 
 def _select(config: ml_collections.ConfigDict, *heads: str) -> str:
-  """`config.train.select` asked of these heads: the mean over them."""
+  """`config.train.monitor` asked of these heads: the mean over them."""
   task, entries = predicted(config).name, []
-  for entry in config.train.select.split(","):
+  for entry in config.train.monitor.split(","):
     factor, star, rest = entry.strip().rpartition("*")
     metric = rest.rpartition("/")[2]
     entries += [f"{factor}{star}{task}@{head}/{metric}" for head in heads]

@@ -71,7 +71,7 @@ def omega_learning_rate(config: ml_collections.ConfigDict) -> float:
   """
   text = str(config.balance.omega_lr)
   number, slash, unit = text.partition("/")
-  per_epoch = -(-config.spec.train_size // config.optim.batch)
+  per_epoch = -(-config.spec.train_size // config.optim.batch_size)
   try:
     rate = float(number)
   except ValueError:

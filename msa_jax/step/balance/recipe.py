@@ -52,7 +52,7 @@ from msa_jax.step.balance.omega import (
   scale_by_omega,
   scales_updates,
 )
-from msa_jax.step.balance.split_model import Host, last_kernel, seen_modalities
+from msa_jax.step.balance.split_model import SplitModel, last_kernel, seen_modalities
 from msa_jax.step.objective import objective
 from msa_jax.step.recipe import Recipe, Seed
 from msa_jax.typing import Batch, Collections, Metrics, ModelOutput, Params, TrainState
@@ -98,7 +98,7 @@ def balanced(
     )
   system = SYSTEMS[config.model.name] if system is None else system
   check_options(config.balance)
-  host = Host(config, system, kernel)
+  host = SplitModel(config, system, kernel)
   network = optimizer.build(config, system.partition, stage.trainable)
   if scales_updates(config):
     network = optax.chain(network, scale_by_omega(host.modalities, owner))
@@ -125,7 +125,7 @@ class _Parts(NamedTuple):
   """What a step is made of: the optimizer of the network and that of omega."""
 
   config: ml_collections.ConfigDict
-  host: Host
+  host: SplitModel
   network: optax.GradientTransformationExtraArgs
   weights: optax.GradientTransformation
 

@@ -55,7 +55,7 @@ def _put(tree: Any, path: Path, value: Any) -> Any:
   return {**tree, path[0]: _put(tree[path[0]], path[1:], value)}
 
 
-class Host:
+class SplitModel:
   """A model in two parts, and where its last linear layers are.
 
   Attributes:

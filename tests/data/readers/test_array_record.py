@@ -150,8 +150,8 @@ def test_only_the_rows_that_are_asked_for_are_read():
 @pytest.mark.parametrize(
   "options",
   [
-    {"align": "none", "max_steps": 3, "codes": 4},
-    {"align": "pool", "max_steps": 0, "codes": 0},
+    {"align": "none", "max_steps": 3, "num_frame_clusters": 4},
+    {"align": "pool", "max_steps": 0, "num_frame_clusters": 0},
   ],
 )
 def test_preprocessing_on_disk_gives_the_numbers_of_memory(folder, options):

@@ -147,7 +147,9 @@ def test_missing_utterances_do_not_count_in_the_statistics():
 
 def test_samples_without_groups_cannot_become_dialogues():
   split = dataclasses.replace(_split(GROUPS), groups=None)
-  with pytest.raises(UserError, match=r"data.unit='dialogue' needs .* split 'train'"):
+  with pytest.raises(
+    UserError, match=r"data.sample_unit='dialogue' needs .* split 'train'"
+  ):
     dialogues.group(Corpus("c", {"train": split}, TASKS))
 
 

@@ -169,7 +169,7 @@ def test_a_run_reads_further_files_and_counts_its_steps(tmp_path, monkeypatch):
   config = toy.config().copy_and_resolve_references()
   with config.unlocked():
     config.data.path = str(tmp_path / "first.npz")
-    config.data.joint = (str(tmp_path / "second.npz"),)
+    config.data.extra_train_paths = (str(tmp_path / "second.npz"),)
   found, corpus, preprocessor, description, _ = prepare.prepare(config.lock())
   assert found.spec.sources == (37, 10) and found.spec.train_size == 74
   assert set(found.spec.tasks) == {"sentiment", "emotion"}

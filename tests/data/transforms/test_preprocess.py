@@ -14,7 +14,7 @@ OPTIONS = {
   "align": "none",
   "max_steps": 0,
   "standardize": ("audio", "vision"),
-  "codes": 0,
+  "num_frame_clusters": 0,
 }
 SENTIMENT = {"sentiment": Task("regression", low=-3.0, high=3.0)}
 

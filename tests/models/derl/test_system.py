@@ -127,19 +127,23 @@ def test_every_variant_of_the_config_has_the_papers_settings():
     settings[name] = (
       config.model.n_layers,
       config.loss.dis,
-      config.optim.lr_new,
+      config.optim.learning_rate,
       config.loss.task,
     )
-    assert (config.model.d, config.model.n_heads, config.optim.batch) == (50, 10, 48)
+    assert (config.model.d, config.model.n_heads, config.optim.batch_size) == (
+      50,
+      10,
+      48,
+    )
   assert settings["mosi"] == (2, 0.005, 5e-5, "mse")
   assert settings["mosei"] == (5, 0.5, 2e-5, "mse")
   assert settings["sims"] == (2, 0.005, 5e-5, "l1")
   assert settings["iemocap"] == (2, 0.005, 5e-5, "default")
-  assert derl_config.get_config("mosei,tuned").optim.lr_new == 1e-3
+  assert derl_config.get_config("mosei,tuned").optim.learning_rate == 1e-3
   minimal = derl_config.get_config("mosi,paper_min")
   rates = minimal.model.dropout.to_dict()
   assert rates == {"eu": 0.1, "attn": 0.0, "res": 0.0, "ffn": 0.0, "text": 0.0}
-  assert minimal.optim.warmup == minimal.optim.clip == 0.0
+  assert minimal.optim.warmup_fraction == minimal.optim.grad_clip_norm == 0.0
 
 
 def test_an_unknown_variant_of_the_config_is_refused():

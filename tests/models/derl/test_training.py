@@ -83,7 +83,14 @@ def test_beta_zero_removes_every_path_of_the_distance():
   config = resolved()
   with config.unlocked():
     config.loss.dis = 0.0
-    config.optim.update({"name": "sgd", "lr_new": 1.0, "clip": 0.0, "warmup": 0.0})
+    config.optim.update(
+      {
+        "name": "sgd",
+        "learning_rate": 1.0,
+        "grad_clip_norm": 0.0,
+        "warmup_fraction": 0.0,
+      }
+    )
   before, after, _ = step_of(config)
   model = derl.build(config)
   batch = make_batch()

@@ -66,10 +66,14 @@ def test_options_out_of_range_are_refused(options, message):
 def test_the_level_must_be_that_of_the_samples():
   config = tiny_momke.config(level="frame")
   config.spec.utterances = 4
-  with pytest.raises(UserError, match="'frame' needs config.data.unit='utterance'"):
+  with pytest.raises(
+    UserError, match="'frame' needs config.data.sample_unit='utterance'"
+  ):
     momke.build(config)
   config.model.level, config.spec.utterances = "utterance", 0
-  with pytest.raises(UserError, match="'utterance' needs config.data.unit='dialogue'"):
+  with pytest.raises(
+    UserError, match="'utterance' needs config.data.sample_unit='dialogue'"
+  ):
     momke.build(config)
 
 

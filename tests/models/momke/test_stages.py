@@ -28,7 +28,7 @@ NAMES = ("text", "audio", "vision")
 def _config(total=5, first=2, **options):
   config = tiny_momke.config(stage1_epochs=first, **options)
   config.optim = {"epochs": total, "patience": 3}
-  config.train = {"select": "auto"}
+  config.train = {"monitor": "auto"}
   return config
 
 
@@ -147,7 +147,9 @@ def test_branches_start_from_the_same_experts_and_end_at_their_own_best_epochs()
 
 
 def test_branches_are_clipped_each_by_its_own_norm():
-  config = toy.config(name="sgd", warmup=0.0, schedule="constant", clip=1.0)
+  config = toy.config(
+    name="sgd", warmup_fraction=0.0, schedule="constant", grad_clip_norm=1.0
+  )
   gradients = {"a": jnp.asarray([[3.0, 0.0], [0.1, 0.2]]), "b": jnp.asarray([4.0, 0.2])}
   optimizer = optim.build(config, lambda path: "new", branched=True)
   updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
@@ -157,7 +159,9 @@ def test_branches_are_clipped_each_by_its_own_norm():
 
 
 def test_weight_decay_of_adam_is_a_part_of_the_gradient_of_every_parameter():
-  config = toy.config(name="sgd", warmup=0.0, schedule="constant", clip=0.0)
+  config = toy.config(
+    name="sgd", warmup_fraction=0.0, schedule="constant", grad_clip_norm=0.0
+  )
   config = config.copy_and_resolve_references()
   config.unlock()
   config.optim.weight_decay = 0.5
@@ -193,8 +197,10 @@ def _options(path, **optim):
   config.unlock()
   config.data.path = str(path)
   config.model.update({"D": 4, "depth": 1, "n_heads": 1, "stage1_epochs": 2})
-  config.optim.update({"epochs": 4, "batch": 3, "lr_new": 0.01, "patience": 0, **optim})
-  config.train.eval_batch = 4
+  config.optim.update(
+    {"epochs": 4, "batch_size": 3, "learning_rate": 0.01, "patience": 0, **optim}
+  )
+  config.train.eval_batch_size = 4
   return config.lock()
 
 
@@ -273,12 +279,12 @@ def test_official_selection_is_on_the_test_split_and_says_so(trained, caplog):
   folder, _, config, _ = trained
   config = config.copy_and_resolve_references()
   config.unlock()
-  config.train.selection = "official"
+  config.train.selection_split = "official"
   prepared = prepare.prepare(config.lock())
   assert prepared.corpus.splits["valid"].ids.tolist() == ["test0", "test1", "test2"]
   assert prepared.corpus.notes["selected_on"] == "test"
   assert "selects epochs on the test split" in caplog.text
-  config.train.selection = "test"
+  config.train.selection_split = "test"
   with pytest.raises(
     UserError, match="train.selection='test' must be val, or official"
   ):
@@ -292,15 +298,17 @@ def test_systems_of_single_utterances_refuse_dialogues_and_the_other_way(trained
   config.model.name = "lf_dnn"
   with pytest.raises(UserError, match="unit='dialogue': lf_dnn reads samples that are"):
     prepare.prepare(config)
-  config.model.name, config.data.unit = "momke", "clip"
-  with pytest.raises(UserError, match="data.unit='clip' must be one of"):
+  config.model.name, config.data.sample_unit = "momke", "clip"
+  with pytest.raises(UserError, match="data.sample_unit='clip' must be one of"):
     prepare.prepare(config)
-  config.data.unit, config.data.align = "dialogue", "pool"
+  config.data.sample_unit, config.data.align = "dialogue", "pool"
   with pytest.raises(UserError, match="data.align='pool' must be 'none'"):
     prepare.prepare(config)
-  config.data.unit = "utterance"
+  config.data.sample_unit = "utterance"
   resolved = prepare.prepare(config).config
-  with pytest.raises(UserError, match="level='utterance' needs config.data.unit"):
+  with pytest.raises(
+    UserError, match="level='utterance' needs config.data.sample_unit"
+  ):
     recipe.build(resolved)
 
 

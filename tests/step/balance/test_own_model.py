@@ -36,7 +36,7 @@ def example():
   config = awf.get_config().copy_and_resolve_references()
   with config.unlocked():
     config.data.synthetic.update(dataclasses.asdict(TINY))
-    config.optim.batch = 8
+    config.optim.batch_size = 8
   blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
   block = next(block for block in blocks if "balanced(" in block)
   names: dict = {}
@@ -116,7 +116,7 @@ def test_other_names_of_layers_are_given_by_functions(example):
   assert np.all(np.asarray(metrics["g"]) > 0.0)
   assert np.all(np.asarray(after.collections["balance"]["omega"]) != memory["omega"])
   # Adam's first update is the learning rate times the owner's weight.
-  rate = config.optim.lr_new
+  rate = config.optim.learning_rate
   for layer, weight in (("words", 2.0), ("sound", 1.0), ("encoder_text", 2.0)):
     before = state.params[layer]["kernel"]
     moved = np.abs(after.params[layer]["kernel"] - before).max()

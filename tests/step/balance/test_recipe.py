@@ -10,7 +10,7 @@ from msa_jax.models import SYSTEMS
 from msa_jax.step import recipe
 from msa_jax.step.balance import recipe as balance
 from msa_jax.step.balance.recipe import balanced
-from msa_jax.step.balance.split_model import Host, seen_modalities
+from msa_jax.step.balance.split_model import SplitModel, seen_modalities
 
 HOSTS = ("awf", "lf_dnn", "lf_lstm", "tfn")
 
@@ -87,7 +87,7 @@ def test_measured_sizes_are_those_of_the_gradient_of_the_whole_model():
   batch = tiny_fusion.batch()
   state = with_omega(start(config, made), [0.7, 1.2, 1.0])
   _, metrics = step(state, batch, 1)
-  host = Host(config, SYSTEMS["awf"])
+  host = SplitModel(config, SYSTEMS["awf"])
   streams = recipe.rngs.streams(1, ("dropout", "noise"), 0)
 
   def loss(params):
@@ -122,7 +122,7 @@ def test_the_weights_loss_never_moves_the_network_nor_the_task_the_weights():
     moved["0.1"] - moved["0"], 2 * (moved["0.05"] - moved["0"]), atol=1e-6
   )
   config = tiny_fusion.config("awf")
-  host, state = Host(config, SYSTEMS["awf"]), start(config)
+  host, state = SplitModel(config, SYSTEMS["awf"]), start(config)
   variables = {"params": state.params}
   features, _ = host.encode(variables, batch, {})
   report = tiny_fusion.quick_jit(
@@ -161,7 +161,7 @@ def test_adam_updates_of_a_network_are_its_weight_times_the_plain_ones():
 
 def test_one_strong_and_two_weak_gradients_are_drawn_together():
   config = tiny_fusion.config(
-    "awf", balance={"omega_lr": "0.0025"}, optim={"name": "sgd", "lr_new": 0.0}
+    "awf", balance={"omega_lr": "0.0025"}, optim={"name": "sgd", "learning_rate": 0.0}
   )
   made, step = step_of(config)
   # Labels far away: no sample's error changes its sign.
@@ -184,7 +184,7 @@ def test_one_strong_and_two_weak_gradients_are_drawn_together():
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_unavailable_modalities_and_single_samples_stay_finite(name):
-  config = tiny_fusion.config(name, optim={"lr_new": 1e-2})
+  config = tiny_fusion.config(name, optim={"learning_rate": 1e-2})
   _, step = step_of(config)
   state = start(config)
   batch = tiny_fusion.batch(1)
@@ -298,7 +298,11 @@ def test_metrics_have_a_scalar_for_every_modality():
 
 def test_gradients_of_the_last_layers_need_the_tail_alone():
   config = tiny_fusion.config("awf", model={"dropout": 0.4})
-  host, state, batch = Host(config, SYSTEMS["awf"]), start(config), tiny_fusion.batch()
+  host, state, batch = (
+    SplitModel(config, SYSTEMS["awf"]),
+    start(config),
+    tiny_fusion.batch(),
+  )
   streams = recipe.rngs.streams(1, ("dropout", "noise"), 0)
   omega = jnp.array([0.7, 1.2, 1.0])
   label = batch.labels["sentiment"].value
