@@ -106,7 +106,7 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
   """A tree on the device, or whole on every device of the mesh."""
   if mesh is None:
     return jax.device_put(tree)
-  place = everywhere(mesh)
+  place = replicated_sharding(mesh)
   if jax.process_count() == 1:
     return jax.device_put(tree, place)
   return jax.tree.map(lambda leaf: _placed(leaf, place), tree)
@@ -130,7 +130,7 @@ def shard_batch(batch: Batch, mesh: Mesh | None, size: int, lead: int = 0) -> Ba
   """A batch over the devices of the mesh, from the rows that this process has read.
 
   Args:
-    batch: host arrays of the rows `own_rows(mesh, size)`.
+    batch: host arrays of the rows `local_rows(mesh, size)`.
     mesh: None = the batch as it is.
     size: rows of the whole batch.
     lead: axes before that of rows.
