@@ -85,7 +85,7 @@ class LoopState:
   finished: bool = False
 
   @classmethod
-  def read(cls, saved: Mapping[str, Any]) -> "Position":
+  def read(cls, saved: Mapping[str, Any]) -> "LoopState":
     """The inverse of `dataclasses.asdict`."""
     courses = [SeedProgress(**course) for course in saved["courses"]]
     return cls(**{**saved, "courses": courses})
