@@ -73,12 +73,14 @@ def _check() -> tuple[list[int], list[int]]:
 def _measure(seeds: list[int], devices: list[int]) -> dict[str, Any]:
   # Imported here: a wrong flag is answered before JAX starts.
   from benchmarks import compare_torch, dispatch, measure, subprocesses, systems
+  from msa_jax.config.experiment import experiment
   from msa_jax.devices import compilation
 
   compilation.configure_process()
   logging.set_verbosity(logging.WARNING)
   figures: dict[str, Any] = {"repeats": _REPEATS.value}
-  shape = (_CONFIG.value, _SHAPE.value, _ROWS.value)
+  chosen = None if _CONFIG.value is None else experiment(_CONFIG.value)
+  shape = (chosen, _SHAPE.value, _ROWS.value)
   if devices:
     figures["scaling"] = subprocesses.scaling(*shape, devices, _REPEATS.value)
   if _STARTUP.value:

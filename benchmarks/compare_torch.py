@@ -11,18 +11,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from benchmarks import measure, torch_steps
 from msa_jax import config as config_lib
+from msa_jax.config.experiment import Experiment, experiment
 from msa_jax.devices import compilation
 from msa_jax.errors import UserError
 from msa_jax.layers.attention import TransformerBlock
 from msa_jax.layers.recurrent import LSTM
 from msa_jax.models.late_fusion import lf_dnn, tfn
-from msa_jax.step import recipe, rngs
+from msa_jax.step import compose, recipe, rngs
 from msa_jax.text.bert import EncoderConfig, TextEncoder
+from msa_jax.typing import Spec, Task
 
 _OPTIONS = {"tfn": tfn.options, "lf_dnn": lf_dnn.options}
 
@@ -83,35 +84,28 @@ def _layer_step(name: str) -> tuple[Callable, Any, tuple]:
   return step, (params, optimizer.init(params)), (values, mask)
 
 
-def config_of(name: str) -> ml_collections.ConfigDict:
-  """A resolved config of a late-fusion system with the comparison's sizes."""
+def config_of(name: str) -> Experiment:
+  """A resolved experiment of a late-fusion system with the comparison's sizes."""
   case = torch_steps.CASES[name]
-  options = _OPTIONS[name]()
+  options = _OPTIONS[name]().to_dict()
   hidden = {"text": torch_steps.HIDDEN, "audio": case["audio"]}
-  options.hidden.update({**hidden, "vision": torch_steps.HIDDEN})
-  options.update({"text_out": case["text_out"], "post": case["post"]})
-  options.dropout.update(dict.fromkeys(options.dropout, torch_steps.DROPOUT))
-  config = config_lib.base(options)
-  config.optim.update(
-    {"grad_clip_norm": 0.0, "schedule": "constant", "batch_size": case["batch"]}
+  options["hidden"] |= {**hidden, "vision": torch_steps.HIDDEN}
+  options |= {"text_out": case["text_out"], "post": case["post"]}
+  options["dropout"] = dict.fromkeys(options["dropout"], torch_steps.DROPOUT)
+  made = experiment(config_lib.base(options))
+  made = made.replace(
+    "optim", grad_clip_norm=0.0, schedule="constant", batch_size=case["batch"]
   )
-  task = {"kind": "regression", "low": -3.0, "high": 3.0}
-  config.spec.update(
-    {
-      "widths": torch_steps.WIDTHS,
-      "lengths": dict.fromkeys(torch_steps.WIDTHS, case["steps"]),
-      "ids": dict.fromkeys(torch_steps.WIDTHS, ()),
-      "tasks": {"sentiment": {**task, "classes": (), "protocol": "mosi"}},
-      "train_size": 1284,
-    }
-  )
-  return config_lib.finish(config)
+  lengths = dict.fromkeys(torch_steps.WIDTHS, case["steps"])
+  tasks = {"sentiment": Task("regression", -3.0, 3.0)}
+  spec = Spec(torch_steps.WIDTHS, lengths, tasks, train_size=1284)
+  return made.replace(spec=spec)
 
 
 def _system_step(name: str) -> tuple[Callable, Any, tuple]:
   config = config_of(name)
-  made = recipe.build(config)
-  batch = recipe.example_batch(config.spec, torch_steps.CASES[name]["batch"])
+  made = compose.build(config)
+  batch = recipe.example_batch(config.corpus_spec, torch_steps.CASES[name]["batch"])
 
   def step(state, batch):
     state, metrics = made.step(state, batch, 0)

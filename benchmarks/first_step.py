@@ -30,16 +30,16 @@ def main(path: str, shape: str, rows: str) -> None:
 
   laps.end("import_jax")
   from benchmarks import shapes
-  from msa_jax import config as config_lib
+  from msa_jax.config.experiment import from_json
   from msa_jax.devices import compilation
   from msa_jax.runs import prepare, run
   from msa_jax.train.compiled_stages import CompiledStages
 
   compilation.configure_process()
   laps.end("import_training")
-  config = config_lib.from_json(pathlib.Path(path).read_text())
+  config = from_json(pathlib.Path(path).read_text())
   prepared = prepare.prepare(shapes.apply(config, shape, int(rows)))
-  feed = run.make_feeds(prepared.config, prepared.corpus)["train"]
+  feed = run.feeds_of(prepared.config, prepared.corpus)["train"]
   jax.block_until_ready(feed.resident)
   laps.end("data")
   programs = CompiledStages(prepared.config)

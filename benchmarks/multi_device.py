@@ -1,6 +1,6 @@
 """A step over several devices, in a process that has them; a script of its own.
 
-`python -m benchmarks.over_devices CONFIG.json SHAPE ROWS DEVICES REPEATS` prints its
+`python -m benchmarks.multi_device CONFIG.json SHAPE ROWS DEVICES REPEATS` prints its
 seconds.
 """
 
@@ -11,7 +11,7 @@ import sys
 import jax
 
 from benchmarks import systems
-from msa_jax import config as config_lib
+from msa_jax.config.experiment import from_json
 from msa_jax.devices import compilation
 
 
@@ -19,7 +19,7 @@ def main(path: str, shape: str, rows: str, devices: str, repeats: str) -> None:
   """Measures it; a CPU becomes as many devices."""
   jax.config.update("jax_num_cpu_devices", int(devices))
   compilation.configure_process()
-  config = config_lib.from_json(pathlib.Path(path).read_text())
+  config = from_json(pathlib.Path(path).read_text())
   seconds = systems.step_seconds(config, shape, int(rows), int(devices), int(repeats))
   print(json.dumps(seconds))
 

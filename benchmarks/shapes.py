@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-import ml_collections
-
+from msa_jax.config.experiment import Experiment
 from msa_jax.data.synthetic.generator import SyntheticOptions
 from msa_jax.errors import UserError
 
@@ -54,9 +53,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
 )
 
 
-def apply(
-  config: ml_collections.ConfigDict, name: str, rows: int = 0
-) -> ml_collections.ConfigDict:
+def apply(config: Experiment, name: str, rows: int = 0) -> Experiment:
   """A config that trains on a shape's corpus.
 
   Args:
@@ -72,15 +69,11 @@ def apply(
   if rows < 0:
     raise UserError(f"--rows={rows} must be 0 (all) or positive.")
   shape = SHAPES[name]
-  options = dataclasses.asdict(shape.corpus)
+  corpus = shape.corpus
   if rows:
-    options["sizes"] = tuple(min(rows, size) for size in shape.corpus.sizes)
-    options["videos"] = tuple(
-      min(size, videos)
-      for size, videos in zip(options["sizes"], shape.corpus.videos, strict=True)
-    )
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.data.update({"path": "", "align": shape.align, "max_steps": shape.max_steps})
-    config.data.synthetic.update(options)
-  return config.lock()
+    sizes = tuple(min(rows, size) for size in corpus.sizes)
+    videos = tuple(min(pair) for pair in zip(sizes, corpus.videos, strict=True))
+    corpus = dataclasses.replace(corpus, sizes=sizes, videos=videos)
+  return config.replace(
+    "data", path="", align=shape.align, max_steps=shape.max_steps, synthetic=corpus
+  )

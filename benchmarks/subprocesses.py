@@ -13,14 +13,12 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import ml_collections
-
-from msa_jax import config as config_lib
+from msa_jax.config.experiment import Experiment, to_json
 from msa_jax.errors import UserError
 
 
 def startup(
-  config: ml_collections.ConfigDict, shape: str, rows: int, repeats: int
+  config: Experiment, shape: str, rows: int, repeats: int
 ) -> dict[str, dict[str, float]]:
   """Seconds of imports, data, initialisation and the first step.
 
@@ -43,7 +41,7 @@ def startup(
 
 
 def scaling(
-  config: ml_collections.ConfigDict,
+  config: Experiment,
   shape: str,
   rows: int,
   counts: Sequence[int],
@@ -61,7 +59,7 @@ def scaling(
   figures: list[dict[str, Any]] = []
   for count in counts:
     arguments = (shape, rows, count, repeats)
-    seconds = _said("over_devices", config, arguments, dict(os.environ))
+    seconds = _said("multi_device", config, arguments, dict(os.environ))
     first = figures[0]["step_seconds"] if figures else seconds
     figures.append(
       {"devices": count, "step_seconds": seconds, "faster": first / seconds}
@@ -71,7 +69,7 @@ def scaling(
 
 def _said(
   script: str,
-  config: ml_collections.ConfigDict,
+  config: Experiment,
   arguments: Sequence[Any],
   environment: dict[str, str],
 ) -> Any:
@@ -82,7 +80,7 @@ def _said(
   """
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "config.json"
-    path.write_text(config_lib.to_json(config))
+    path.write_text(to_json(config))
     command = [sys.executable, "-m", f"benchmarks.{script}", str(path)]
     command += map(str, arguments)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -9,22 +9,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from benchmarks import measure, shapes
+from msa_jax.config.experiment import Experiment
 from msa_jax.data.batching import batches
 from msa_jax.devices import compilation, sharding
 from msa_jax.devices.flops import matmul_flops
 from msa_jax.runs import prepare, run, schedule
-from msa_jax.step import recipe
+from msa_jax.step import compose, recipe
+from msa_jax.train.compiled_stages import mesh_of
 from msa_jax.train.run_directory import RunDirectory
 from msa_jax.typing import Batch
 
 
-def system(
-  config: ml_collections.ConfigDict, shape: str, rows: int, repeats: int
-) -> dict[str, Any]:
+def system(config: Experiment, shape: str, rows: int, repeats: int) -> dict[str, Any]:
   """Measures the training step, on a batch of the shape's training split.
 
   Args:
@@ -38,9 +37,9 @@ def system(
   """
   config, batch = _first_batch(config, shape, rows)
   size = len(batch.index)
-  made = recipe.build(config)
+  made = compose.build(config)
   state = jax.jit(made.init)(0)
-  figures = {"system": config.model.name, "shape": shape, "batch": size}
+  figures = {"system": config.system, "shape": shape, "batch": size}
   figures |= step_cost(made, state, jax.device_put(batch), repeats)
   figures["samples_per_second"] = size / figures["step_seconds"]
   figures["padding"] = {
@@ -50,7 +49,7 @@ def system(
 
 
 def step_seconds(
-  config: ml_collections.ConfigDict, shape: str, rows: int, devices: int, repeats: int
+  config: Experiment, shape: str, rows: int, devices: int, repeats: int
 ) -> float:
   """Seconds of a step whose batch is split over devices (`config.sharding.data`).
 
@@ -63,11 +62,9 @@ def step_seconds(
   """
   config, batch = _first_batch(config, shape, rows)
   size = len(batch.index)
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.sharding.data, config.optim.batch_size = devices, size
-  mesh = sharding.make_mesh(config)
-  made = sharding.shard_recipe(recipe.build(config), mesh)
+  config = config.replace("sharding", data=devices).replace("optim", batch_size=size)
+  mesh = mesh_of(config)
+  made = sharding.shard_recipe(compose.build(config), mesh)
   step = jax.jit(
     made.step,
     donate_argnums=0,
@@ -79,15 +76,13 @@ def step_seconds(
   return measure.median_seconds(call, repeats, measure.calls_per_timing())
 
 
-def _first_batch(
-  config: ml_collections.ConfigDict, shape: str, rows: int
-) -> tuple[ml_collections.ConfigDict, Batch]:
+def _first_batch(config: Experiment, shape: str, rows: int) -> tuple[Experiment, Batch]:
   """The resolved config and, on the host, a batch of the training split."""
   prepared = prepare.prepare(shapes.apply(config, shape, rows))
   config, corpus = prepared.config, prepared.corpus
-  size = min(config.optim.batch_size, config.spec.train_size)
-  order = np.asarray(batches.epoch_order(0, 0, config.spec.train_size, size))
-  lengths = config.spec.lengths.to_dict()
+  size = min(config.optim.batch_size, config.corpus_spec.train_size)
+  order = np.asarray(batches.epoch_order(0, 0, config.corpus_spec.train_size, size))
+  lengths = dict(config.corpus_spec.lengths)
   stream = batches.stream(corpus.splits["train"], corpus.tasks, order[:1], 0, lengths)
   return config, next(stream)
 
@@ -127,7 +122,7 @@ def step_cost(
 
 
 def epochs(
-  config: ml_collections.ConfigDict,
+  config: Experiment,
   shape: str,
   rows: int,
   seeds: Sequence[int],
@@ -143,14 +138,12 @@ def epochs(
     seeds: trained in one run.
     count: epochs to train, at least 2.
   """
-  config = shapes.apply(config, shape, rows).copy_and_resolve_references()
-  with config.unlocked():
-    config.optim.update({"epochs": count, "patience": 0})
-    config.replicas.seeds = tuple(seeds)
+  config = shapes.apply(config, shape, rows).replace("optim", epochs=count, patience=0)
+  config = config.replace("replicas", seeds=tuple(seeds))
   with tempfile.TemporaryDirectory() as folder:
-    run.train(config.lock(), folder)
+    run.train(config, folder)
     lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
-    resolved = RunDirectory(folder).config()
+    resolved = RunDirectory(folder).experiment()
   ends: dict[int, dict[int, float]] = {seed: {} for seed in seeds}
   for line in map(json.loads, lines):
     ends[line["seed"]][line["epoch"]] = line["seconds"]

@@ -26,8 +26,7 @@ from msa_jax.models import mmolre
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
   chosen = config_lib.parse_variants(variants, VARIANTS)
-  config = config_lib.base(mmolre.options())
-  config.loss.update(mmolre.losses())
+  config = config_lib.base(mmolre.options(), loss=mmolre.losses())
   config.data.synthetic.tasks = ("sentiment", "emotion")
   config.text.learning_rate = 1e-5
   config.optim.update(

@@ -33,6 +33,7 @@ _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes
 def main(_) -> None:
   # Imported here: a wrong flag is answered before JAX starts.
   from msa_jax.devices import compilation, processes
+  from msa_jax.config.experiment import experiment
   from msa_jax.report import terminal
   from msa_jax.report.missing import print_grids
   from msa_jax.runs import run
@@ -51,8 +52,9 @@ def main(_) -> None:
         raise UserError("--mode=train needs --config=configs/<system>.py[:variant].")
       if _COORDINATOR.value and not _WORKDIR.value:
         raise UserError("several processes need --workdir, a folder they all share.")
-      workdir = _WORKDIR.value or run.default_workdir(_CONFIG.value)
-      summary = run.train(_CONFIG.value, workdir)
+      config = experiment(_CONFIG.value)
+      workdir = _WORKDIR.value or run.default_workdir(config)
+      summary = run.train(config, workdir)
       say(terminal.training(summary, workdir))
       return
     if _WORKDIR.value is None:

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from msa_jax import models
+from msa_jax.config.experiment import Experiment
 from msa_jax.data.batching import batches
-from msa_jax.models import SYSTEMS
-from msa_jax.runs import prepare as inputs
+from msa_jax.runs import prepare as prepare_lib
 from msa_jax.runs import run as run_lib
-from msa_jax.step import ema, objective, recipe
+from msa_jax.step import compose, ema, objective, recipe
 from msa_jax.text import finetune
 from msa_jax.train.run_directory import RunDirectory
 from msa_jax.typing import Batch, Corpus, Metrics, ModelOutput, TrainState
@@ -36,28 +37,29 @@ __all__ = [
 
 
 def prepare(
-  config: ml_collections.ConfigDict,
-) -> tuple[ml_collections.ConfigDict, Corpus]:
+  config: ml_collections.ConfigDict | Experiment, corpus: Corpus | None = None
+) -> tuple[Experiment, Corpus]:
   """Reads and preprocesses the config's corpus and resolves the config against it.
 
   Args:
     config: what `get_config` of a file in `configs/` returns.
+    corpus: in memory, in place of the file that the config names.
 
   Returns:
     The resolved config, which every other function takes, and the corpus.
   """
-  prepared = inputs.prepare(config)
+  prepared = prepare_lib.prepare(config, corpus)
   return prepared.config, prepared.corpus
 
 
-def whole_split(config: ml_collections.ConfigDict, corpus: Corpus, split: str) -> Batch:
+def whole_split(config: Experiment, corpus: Corpus, split: str) -> Batch:
   """A whole split on the device as one batch; `batches.take` picks rows of it."""
-  lengths = config.spec.lengths.to_dict()
+  lengths = dict(config.corpus_spec.lengths)
   data = batches.whole(corpus.splits[split], corpus.tasks, lengths)
   return jax.device_put(data)
 
 
-def create(config: ml_collections.ConfigDict, seed: recipe.Seed = 0) -> TrainState:
+def create(config: Experiment, seed: recipe.Seed = 0) -> TrainState:
   """Initialises a training state.
 
   Args:
@@ -65,11 +67,11 @@ def create(config: ml_collections.ConfigDict, seed: recipe.Seed = 0) -> TrainSta
     seed: may be traced; `jax.vmap` over seeds stacks states.
   """
   # Compiled as a whole: hundreds of small initialisers one by one take far longer.
-  return jax.jit(recipe.build(config).init)(seed)
+  return jax.jit(compose.build(config).init)(seed)
 
 
 def train_step(
-  config: ml_collections.ConfigDict,
+  config: Experiment,
   state: TrainState,
   batch: Batch,
   seed: recipe.Seed = 0,
@@ -86,33 +88,28 @@ def train_step(
     The next state; scalars `loss`, `loss/<task>`, `aux/<name>`, `weighted/<name>`,
     `gradient_norm`.
   """
-  return recipe.build(config).step(state, batch, seed)
+  return compose.build(config).step(state, batch, seed)
 
 
-def predict(
-  config: ml_collections.ConfigDict, state: TrainState, batch: Batch
-) -> ModelOutput:
+def predict(config: Experiment, state: TrainState, batch: Batch) -> ModelOutput:
   """Predicts a batch, labelled or not, without dropout."""
-  return recipe.build(config).predict(state.params, state.collections, batch)
+  return compose.build(config).predict(state.params, state.collections, batch)
 
 
-def eval_step(
-  config: ml_collections.ConfigDict, state: TrainState, batch: Batch
-) -> Metrics:
+def eval_step(config: Experiment, state: TrainState, batch: Batch) -> Metrics:
   """Task losses of a labelled batch, without dropout.
 
   Returns:
     `loss/<task>`: mean over the real samples that carry the label.
   """
   output = predict(config, state, batch)
-  terms = SYSTEMS[config.model.name].terms(config)
-  losses = objective.task_losses(config, output, batch, terms)
+  spec = config.corpus_spec
+  terms = models.get(config.system).terms(config.loss, spec)
+  losses = objective.task_losses(spec.tasks, terms, output, batch)
   return {f"loss/{name}": value for name, value in losses.items()}
 
 
-def load(
-  workdir: str, seed: int | None = None
-) -> tuple[ml_collections.ConfigDict, TrainState]:
+def load(workdir: str, seed: int | None = None) -> tuple[Experiment, TrainState]:
   """Loads a trained run to predict with.
 
   Args:
@@ -123,14 +120,12 @@ def load(
     The resolved config, and a state with the selected parameters (its optimizer
     state and step are those of a fresh one).
   """
-  run = RunDirectory(workdir).chosen()
-  config = run.config()
+  run = RunDirectory(workdir)
+  config = run.experiment()
   seed = config.replicas.seeds[0] if seed is None else seed
-  one = config.copy_and_resolve_references()
-  with one.unlocked():
-    one.replicas.seeds = (seed,)
+  one = config.replace("replicas", seeds=(seed,))
   params, collections = run_lib.restore(run, one)[0]
-  start = recipe.build(config).start
+  start = compose.build(config).start
   return config, start(params, collections, jnp.zeros((), jnp.int32))
 
 
@@ -149,4 +144,4 @@ def export_encoder(workdir: str, folder: str, seed: int | None = None) -> None:
   config, state = load(workdir, seed)
   # Where a mean of the parameters is kept, it is what predicts.
   params = state.collections.get(ema.AVERAGE, state.params)
-  finetune.export(config, params, folder)
+  finetune.export(config.text, config.corpus_spec.encoder, params, folder)

@@ -123,11 +123,13 @@ class Routing:
     combine: [n e] weights given to the experts' outputs, exactly zero where an
       expert is not selected.
     logits: [n e] raw scores (float32).
+    experts: names of the experts; () = numbered.
   """
 
   probs: Leaf
   combine: Leaf
   logits: Leaf
+  experts: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
 
 @flax.struct.dataclass
@@ -145,9 +147,9 @@ class ModelOutput:
   """
 
   predictions: Mapping[str, Leaf]
-  features: Mapping[str, Leaf]
-  routing: Mapping[str, Routing]
-  losses: Mapping[str, Leaf]
+  features: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
+  routing: Mapping[str, Routing] = dataclasses.field(default_factory=dict)
+  losses: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -256,3 +258,42 @@ class Corpus:
   splits: Mapping[str, Split]
   tasks: Mapping[str, Task]
   notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """Shapes and meanings of a preprocessed corpus: all that building a model needs.
+
+  Attributes:
+    widths: modality -> features per step.
+    lengths: modality -> steps of the longest sequence of any split.
+    ids: modality -> names of its integer inputs.
+    tasks: task name -> `Task`.
+    priors: task name -> best constant prediction, of the training labels.
+    train_size: samples of an epoch.
+    sources: samples of each corpus that trains, where there are several.
+    utterances: of the longest dialogue; 0 = samples are utterances.
+    encoder: sizes of the text encoder inside the model (`text.bert.EncoderConfig`), or
+      None.
+    text_sha256: hash of the encoder that made the text features, "" if none did.
+  """
+
+  widths: Mapping[str, int]
+  lengths: Mapping[str, int]
+  tasks: Mapping[str, Task]
+  ids: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  priors: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+  train_size: int = 0
+  sources: tuple[int, ...] = ()
+  utterances: int = 0
+  encoder: Any = None
+  text_sha256: str = ""
+
+  @property
+  def modalities(self) -> tuple[str, ...]:
+    """Names of the modalities in canonical order."""
+    return modality_order(self.widths)
+
+  def steps_per_epoch(self, batch_size: int) -> int:
+    """Batches of an epoch, the last one partly filled."""
+    return -(-self.train_size // batch_size)

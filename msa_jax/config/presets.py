@@ -18,7 +18,7 @@ def late_fusion(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   Args:
     model: options of the system.
   """
-  config = config_lib.base(model)
+  config = config_lib.base(model, balance=True)
   config.data.update({"align": "pool", "max_steps": 50, "buckets": 4})
   config.optim.update({"name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-3})
   config.optim.update(

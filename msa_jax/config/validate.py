@@ -1,11 +1,10 @@
 """What a config may say: the rules that types cannot hold, checked before a run."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import ml_collections
-
-from msa_jax import config as config_lib
+from msa_jax import models
+from msa_jax.config.experiment import Experiment
+from msa_jax.config.options import DataConfig, MissingConfig
 from msa_jax.data import missing
 from msa_jax.data.transforms import dialogues
 from msa_jax.errors import UserError
@@ -39,32 +38,30 @@ _RANGES = {
 }
 
 
-def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> None:
+def validate(config: Experiment) -> None:
   """Checks what types cannot: ranges, names and contradictions.
 
   Args:
-    config: config of a run, resolved or not.
-    systems: the known systems by name.
+    config: of a run, resolved or not.
 
   Raises:
     UserError: naming the value, the rule and the choices.
   """
-  if config.model.name not in systems:
-    raise UserError(
-      f"config.model.name={config.model.name!r} must be one of {sorted(systems)}."
-    )
-  _check_unit(config, systems[config.model.name].units)
-  text_options.check(config)
+  system = models.get(config.system)
+  _check_unit(config.system, config.data, system.units)
+  text_options.check(config.text)
   for path, (fits, rule) in _RANGES.items():
-    if not fits(value := config_lib.get(config, path)):
+    section, _, name = path.partition(".")
+    group = getattr(config, section)
+    value = group.get(name, 0.0) if section == "loss" else getattr(group, name)
+    if not fits(value):
       raise UserError(f"config.{path}={value} must be {rule}.")
   for key in ("train", "eval"):
-    missing_pattern(config, key)
+    missing_pattern(config.missing, key)
   if config.replicas.mode not in REPLICA_MODES:
     raise UserError(
       f"config.replicas.mode={config.replicas.mode!r} must be one of {REPLICA_MODES}."
     )
-  config_lib.sweep(config)
   seeds = config.replicas.seeds
   if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
     raise UserError(
@@ -74,14 +71,14 @@ def validate(config: ml_collections.ConfigDict, systems: Mapping[str, Any]) -> N
 
 
 def missing_pattern(
-  config: ml_collections.ConfigDict,
+  options: MissingConfig,
   key: str,
   modalities: Sequence[str] | None = None,
 ) -> missing.Pattern:
   """Reads `config.missing.train` or `config.missing.eval`.
 
   Args:
-    config: any config.
+    options: of a run.
     key: `train` or `eval`.
     modalities: those of the corpus, if it is known yet.
 
@@ -89,13 +86,12 @@ def missing_pattern(
     UserError: not a pattern, or one that does not fit the corpus.
   """
   try:
-    return missing.parse(config.missing[key], modalities)
+    return missing.parse(getattr(options, key), modalities)
   except UserError as error:
     raise UserError(f"config.missing.{key}: {error}") from None
 
 
-def _check_unit(config: ml_collections.ConfigDict, units: tuple[str, ...]) -> None:
-  data = config.data
+def _check_unit(system: str, data: DataConfig, units: tuple[str, ...]) -> None:
   if data.sample_unit not in dialogues.UNITS:
     raise UserError(
       f"config.data.sample_unit={data.sample_unit!r} must be one of {dialogues.UNITS}."
@@ -110,7 +106,7 @@ def _check_unit(config: ml_collections.ConfigDict, units: tuple[str, ...]) -> No
     )
   if data.sample_unit not in units:
     raise UserError(
-      f"config.data.sample_unit={data.sample_unit!r}: {config.model.name} reads"
+      f"config.data.sample_unit={data.sample_unit!r}: {system} reads"
       f" samples that are one"
       f" {' or one '.join(units)} each."
     )

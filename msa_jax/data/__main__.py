@@ -102,24 +102,20 @@ def _convert(options: argparse.Namespace, features: dict[str, str]) -> None:
 
 def _text_features(options: argparse.Namespace, features: dict[str, str]) -> None:
   # Imported here: the other commands need neither JAX nor an encoder.
-  import ml_collections
-
+  from msa_jax.config.options import TextConfig
   from msa_jax.text import options as text_options
   from msa_jax.text.features import with_text
 
   output = _writable(options)
-  chosen = ml_collections.ConfigDict({"text": text_options.defaults()})
-  chosen.text.update(
-    {
-      "input": "encoder",
-      "encoder": options.encoder,
-      "max_length": options.max_length,
-      "cache": options.cache,
-    }
+  chosen = TextConfig(
+    input="encoder",
+    encoder=options.encoder,
+    max_length=options.max_length,
+    cache=options.cache,
   )
   text_options.check(chosen)
   corpus = read(options.file, options.format, features, bare_text=True)
-  _save(with_text([corpus], chosen.text)[0], output)
+  _save(with_text([corpus], chosen)[0], output)
 
 
 def _writable(options: argparse.Namespace) -> Path:

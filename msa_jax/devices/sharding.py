@@ -7,14 +7,15 @@ the whole batch, and the numbers are those of one device, to rounding.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from msa_jax.config.options import ShardingConfig
 from msa_jax.errors import UserError
 from msa_jax.layers import moe
 from msa_jax.step.recipe import Recipe
@@ -23,15 +24,19 @@ from msa_jax.typing import Batch
 DATA, REPLICA, EXPERT = AXES = ("data", "replica", "expert")
 
 
-def make_mesh(config: ml_collections.ConfigDict) -> Mesh | None:
+def make_mesh(
+  options: ShardingConfig, batch_sizes: Mapping[str, int] | None = None
+) -> Mesh | None:
   """The mesh that `config.sharding` asks for; None = one device, no mesh.
+
+  Args:
+    options: devices per axis.
+    batch_sizes: config key -> size of the batches that are split over `data`.
 
   Raises:
     UserError: not that many devices, or batches that cannot be split evenly.
   """
-  # A config written by an older version has no such section.
-  options = config.get("sharding", {})
-  sizes = tuple(options.get(axis, 1) for axis in AXES)
+  sizes = tuple(getattr(options, axis) for axis in AXES)
   if math.prod(sizes) == 1:
     return None
   n_devices = jax.device_count()
@@ -41,12 +46,10 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh | None:
       f"config.sharding ({asked}) needs {math.prod(sizes)} devices; there are"
       f" {n_devices}."
     )
-  for key in ("optim.batch_size", "train.eval_batch_size"):
-    section, name = key.split(".")
-    if config[section][name] % sizes[0]:
+  for key, size in (batch_sizes or {}).items():
+    if size % sizes[0]:
       raise UserError(
-        f"config.{key}={config[section][name]} must be a multiple of"
-        f" config.sharding.data={sizes[0]}."
+        f"config.{key}={size} must be a multiple of config.sharding.data={sizes[0]}."
       )
   # Linen's dropout, recurrence and embedding fail under Explicit axes, the default.
   return jax.make_mesh(
@@ -55,14 +58,6 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh | None:
     axis_types=(AxisType.Auto,) * len(AXES),
     devices=jax.devices()[: math.prod(sizes)],
   )
-
-
-def on_one_device(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A config for what needs no more than one device, such as reading a run."""
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.sharding = dict.fromkeys(AXES, 1)
-  return config.lock()
 
 
 def check_processes(mesh: Mesh | None) -> None:
@@ -211,7 +206,7 @@ def shard_recipe(recipe: Recipe, mesh: Mesh | None) -> Recipe:
     new, metrics = recipe.step(state_of(state), batch_of(batch), seed)
     return state_of(new), metrics
 
-  return Recipe(
+  return recipe._replace(
     init=lambda seed: state_of(recipe.init(seed)),
     step=step,
     predict=lambda params, collections, batch: recipe.predict(

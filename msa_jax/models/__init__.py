@@ -1,11 +1,11 @@
 """The table of systems. Adding one touches its file, one line here and its config."""
 
+from msa_jax.errors import UserError
 from msa_jax.models import derl, hgem, mmolre, momke
 from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, tfn
 from msa_jax.models.system import System
-from msa_jax.models.with_text_encoder import with_encoder
 
-_ROWS: dict[str, System] = {
+SYSTEMS: dict[str, System] = {
   "awf": awf.SYSTEM,
   "derl": derl.SYSTEM,
   "hgem": hgem.SYSTEM,
@@ -16,5 +16,13 @@ _ROWS: dict[str, System] = {
   "tfn": tfn.SYSTEM,
 }
 
-# Any of them may have a text encoder inside.
-SYSTEMS = {name: with_encoder(system) for name, system in _ROWS.items()}
+
+def get(name: str) -> System:
+  """The system of a name.
+
+  Raises:
+    UserError: there is none.
+  """
+  if name not in SYSTEMS:
+    raise UserError(f"config.model.name={name!r} must be one of {sorted(SYSTEMS)}.")
+  return SYSTEMS[name]

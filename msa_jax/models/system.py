@@ -6,21 +6,24 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import ml_collections
 from jaxtyping import Array, Float
 
-from msa_jax.errors import UserError
-from msa_jax.typing import Batch, ModelOutput, Params
+from msa_jax.config.options import OptimConfig
+from msa_jax.typing import Batch, ModelOutput, Params, Spec
+
+# Options of a system (`config.model` without its name) or of its objective: plain,
+# nested mappings.
+Options = Mapping[str, Any]
 
 
 def no_auxiliary(
-  config: ml_collections.ConfigDict,
+  model: nn.Module,
   output: ModelOutput,
   batch: Batch,
   progress: Float[Array, ""],
 ) -> Mapping[str, jax.Array]:
   """Auxiliary losses of a system that has none beyond `output.losses`."""
-  del config, batch, progress
+  del model, batch, progress
   return output.losses
 
 
@@ -91,14 +94,17 @@ class Stage(NamedTuple):
   branched: bool = False
 
 
-def one_stage(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
+def one_stage(
+  options: Options, spec: Spec, optim: OptimConfig, monitor: str
+) -> tuple[Stage, ...]:
   """The whole training in one stage, by `config.optim` and `config.train.monitor`."""
-  return (Stage("train", config.optim.epochs, config.optim.patience),)
+  del options, spec, monitor
+  return (Stage("train", optim.epochs, optim.patience),)
 
 
-def default_recipe(config: ml_collections.ConfigDict, stage: Stage, recipe: Any) -> Any:
+def default_recipe(model: nn.Module, stage: Stage, recipe: Any) -> Any:
   """A stage that trains as every other."""
-  del config, stage
+  del model, stage
   return recipe
 
 
@@ -117,9 +123,9 @@ class TaskTerm(NamedTuple):
   positive_weight: tuple[float, ...] = ()
 
 
-def one_loss(config: ml_collections.ConfigDict) -> Mapping[str, TaskTerm]:
+def one_loss(loss: Options, spec: Spec) -> Mapping[str, TaskTerm]:
   """Every task has the loss that `config.loss.task` names, with weight one."""
-  return {name: TaskTerm(config.loss.task) for name in config.spec.tasks}
+  return {name: TaskTerm(loss.get("task", "default")) for name in spec.tasks}
 
 
 def nothing_shared(path: tuple[str, ...]) -> str:
@@ -129,126 +135,35 @@ def nothing_shared(path: tuple[str, ...]) -> str:
 
 
 class System(NamedTuple):
-  """One row of the table in `models/__init__.py`.
+  """A system: how its network is built, and what of its training is special.
 
   Attributes:
-    build: config -> Flax module with `__call__(batch, *, train) -> ModelOutput`.
-      Reads `config.model` (its own options) and `config.spec` (widths, lengths and
-      tasks of the corpus).
-    auxiliary: (config, output, batch, progress) -> raw auxiliary losses by name,
-      scalars averaged over the batch's real samples; weights are applied by the
-      trainer (`config.loss.<name>`). `progress` is the share of all steps done, for
+    build: (options, spec) -> Flax module with `__call__(batch, *, train=False) ->
+      ModelOutput`. Options are those of `config.model`, nested; the spec has widths,
+      lengths and tasks of the corpus.
+    auxiliary: (model, output, batch, progress) -> raw auxiliary losses by name,
+      scalars averaged over the batch's real samples; the objective multiplies them
+      with `config.loss.<name>`. `progress` is the share of all steps done, for
       schedules.
-    partition: parameter path -> name of its optimizer partition
-      (`config.optim.learning_rate` for `new`, `learning_rate_<name>` for others).
-    stages: config -> stages of the training, in order.
-    recipe: (config, stage, default recipe) -> `step.recipe.Recipe` of a stage, for a
-      system that trains in a way of its own. The config is that of the stage.
-    terms: config -> how each task enters the objective.
+    partition: parameter path -> name of its optimizer partition: `new`
+      (`config.optim.learning_rate`) or a key of `config.optim.learning_rates`.
+    stages: (options, spec, optim, monitor) -> stages of the training, in order.
+    recipe: (model, stage, default recipe) -> `step.recipe.Recipe` of a stage, for a
+      system that trains differently.
+    terms: (loss options, spec) -> how each task enters the objective.
     shared: parameter path -> name of a group of parameters that the tasks share, for
       `config.train.task_cosine`; "" = none.
     units: what one sample may be, of `utterance` and `dialogue` (`data.sample_unit`).
+    sees_dropped: whether the network reads steps whose content was lost; other systems
+      get batches in which such steps are hidden.
   """
 
-  build: Callable[[ml_collections.ConfigDict], nn.Module]
+  build: Callable[[Options, Spec], nn.Module]
   auxiliary: Callable[..., Mapping[str, jax.Array]] = no_auxiliary
   partition: Callable[[tuple[str, ...]], str] = one_partition
-  stages: Callable[[ml_collections.ConfigDict], tuple[Stage, ...]] = one_stage
-  recipe: Callable[[ml_collections.ConfigDict, Stage, Any], Any] = default_recipe
-  terms: Callable[[ml_collections.ConfigDict], Mapping[str, TaskTerm]] = one_loss
+  stages: Callable[[Options, Spec, OptimConfig, str], tuple[Stage, ...]] = one_stage
+  recipe: Callable[[nn.Module, Stage, Any], Any] = default_recipe
+  terms: Callable[[Options, Spec], Mapping[str, TaskTerm]] = one_loss
   shared: Callable[[tuple[str, ...]], str] = nothing_shared
   units: tuple[str, ...] = ("utterance",)
-
-
-class Target(NamedTuple):
-  """The task a system predicts.
-
-  Attributes:
-    name: of the task.
-    kind: `regression`, `classes` or `binary`.
-    n_outputs: units of the last layer.
-    low, high: range of a regression label.
-    classes: names of the classes or questions.
-  """
-
-  name: str
-  kind: str
-  n_outputs: int
-  low: float
-  high: float
-  classes: tuple[str, ...]
-
-
-USUAL_TASKS = ("sentiment", "emotion")
-
-
-def targets(config: ml_collections.ConfigDict) -> tuple[Target, ...]:
-  """The tasks a system predicts, the one it is named after first.
-
-  A system of several tasks has `config.model.tasks`: names, or () for those of
-  sentiment and emotion that the corpus has. Any other has `config.model.task`.
-
-  Raises:
-    UserError: the corpus has no such task.
-  """
-  if "tasks" not in config.model:
-    return (predicted(config),)
-  # `--config.model.tasks=sentiment,emotion` arrives as one string.
-  names = [name for entry in config.model.tasks for name in entry.split(",")]
-  names = names or [name for name in USUAL_TASKS if name in config.spec.tasks]
-  if len(set(names)) != len(names) or not names:
-    raise UserError(
-      f"model.tasks={tuple(names)}: name each task once, at least one of those of the"
-      f" corpus, {sorted(config.spec.tasks)}"
-    )
-  return tuple(_target(config, name, "tasks") for name in names)
-
-
-def predicted(config: ml_collections.ConfigDict) -> Target:
-  """The task that `config.model.task` names; `auto` = sentiment, else emotion.
-
-  Of a system of several tasks, the first.
-
-  Raises:
-    UserError: the corpus has no such task.
-  """
-  if "tasks" in config.model:
-    return targets(config)[0]
-  tasks = config.spec.tasks
-  name = config.model.task
-  if name == "auto":
-    name = next(n for n in (*USUAL_TASKS, *sorted(tasks)) if n in tasks)
-  return _target(config, name, "task")
-
-
-def _target(config: ml_collections.ConfigDict, name: str, option: str) -> Target:
-  tasks = config.spec.tasks
-  if name not in tasks:
-    auto = "'auto'" if option == "task" else "() for the usual ones"
-    raise UserError(
-      f"model.{option}={name!r}: the corpus has {sorted(tasks)}, or {auto}"
-    )
-  task = tasks[name]
-  units = {"regression": 1, "classes": len(task.classes)}
-  return Target(
-    name=name,
-    kind=task.kind,
-    n_outputs=units.get(task.kind, 2 * len(task.classes)),
-    low=float(task.low),
-    high=float(task.high),
-    classes=tuple(task.classes),
-  )
-
-
-def shape_predictions(
-  target: Target, values: Float[Array, "... c"]
-) -> Float[Array, "..."]:
-  """[b 1] -> [b] for regression, [b c] for classes, [b 2c] -> [b c 2] for questions.
-
-  With any leading axes, e.g. [b t] of dialogues.
-  """
-  if target.kind == "regression":
-    return values[..., 0]
-  if target.kind == "classes":
-    return values
-  return values.reshape(*values.shape[:-1], -1, 2)
+  sees_dropped: bool = False

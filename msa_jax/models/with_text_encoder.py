@@ -6,21 +6,21 @@ of the table of systems.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Float
 
+from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
 from msa_jax.layers.masking import hide_unavailable
-from msa_jax.models.system import Stage, System, nothing_shared
 from msa_jax.text import finetune
 from msa_jax.text.bert import EncoderConfig, TextEncoder
-from msa_jax.typing import Batch, ModelOutput, TrainState
+from msa_jax.text.finetune import PARAMETERS
+from msa_jax.typing import Batch, ModelOutput, Spec, TrainState
 
 
 class WithEncoder(nn.Module):
@@ -32,6 +32,7 @@ class WithEncoder(nn.Module):
     encoder: sizes.
     trained: how many of the upper layers are trained, -1 = all of it.
     remat, dtype: see `TextEncoder`.
+    sees_dropped: whether the system's module reads steps whose content was lost.
   """
 
   inner: nn.Module
@@ -39,6 +40,7 @@ class WithEncoder(nn.Module):
   trained: int = -1
   remat: bool = False
   dtype: Any = jnp.float32
+  sees_dropped: bool = False
 
   def setup(self):
     nn.share_scope(self, self.inner)
@@ -54,7 +56,8 @@ class WithEncoder(nn.Module):
     Tokens that are padding, lost, unavailable or of filler rows are attended to by
     none, and have features of zero.
     """
-    text = hide_unavailable(batch, keep_lost=True).modalities["text"]
+    batch = hide_unavailable(batch, keep_lost=True)
+    text = batch.modalities["text"]
     visible = text.mask & ~text.lost
     pad = self.encoder.pad
     # RoBERTa counts its positions over all but padding, so what stands for a lost
@@ -71,14 +74,15 @@ class WithEncoder(nn.Module):
       deterministic=not train,
       dtype=self.dtype,
       remat=self.remat,
-      name=finetune.PARAMETERS,
+      name=PARAMETERS,
     )
     last = encode(tokens, visible, None, extras)[-1].astype(jnp.float32)
     features = jnp.where(visible[..., None], last, 0.0)
     own = {"tokens", *extras}
     kept = {k: v for k, v in text.ids.items() if k not in own}
     text = batch.modalities["text"].replace(features=features, ids=kept)
-    return batch.replace(modalities={**batch.modalities, "text": text})
+    encoded = batch.replace(modalities={**batch.modalities, "text": text})
+    return hide_unavailable(encoded, keep_lost=self.sees_dropped)
 
 
 class WithEncoderInTwoParts(WithEncoder):
@@ -93,71 +97,68 @@ class WithEncoderInTwoParts(WithEncoder):
     return self.inner.tail(*arguments, train=train)
 
 
-def with_encoder(system: System) -> System:
-  """The same system, with an encoder inside where `config.text` trains one."""
-  return system._replace(
-    build=functools.partial(_build, system),
-    partition=functools.partial(_in_encoder_or, system.partition),
-    recipe=functools.partial(_recipe, system),
-    shared=(
-      system.shared
-      if system.shared is nothing_shared
-      else functools.partial(_in_encoder_or, system.shared)
-    ),
-  )
+def with_encoder(
+  inner: nn.Module,
+  text: TextConfig,
+  spec: Spec,
+  narrow: bool = False,
+  sees_dropped: bool = False,
+) -> nn.Module:
+  """A system's network with the text encoder of `config.text` in front of it.
 
+  Args:
+    inner: the network.
+    text: which of the encoder's layers are trained.
+    spec: of the corpus; has the encoder's sizes.
+    narrow: compute in bfloat16.
+    sees_dropped: whether the network reads steps whose content was lost.
 
-def _build(system: System, config: ml_collections.ConfigDict) -> nn.Module:
-  inner = system.build(config)
-  if not finetune.is_tuned(config):
-    return inner
-  if config.spec.utterances:
+  Raises:
+    UserError: samples are dialogues, or more layers than there are.
+  """
+  if spec.utterances:
     raise UserError(
-      f"config.text.finetune={config.text.finetune!r} with"
-      f" config.data.sample_unit='dialogue':"
-      " a dialogue's utterances are one step each; choose 'none' (frozen features), or"
-      " unit 'utterance'."
+      f"config.text.finetune={text.finetune!r} with"
+      " config.data.sample_unit='dialogue': a dialogue's utterances are one step each;"
+      " choose 'none' (frozen features), or unit 'utterance'."
     )
-  encoder = finetune.encoder_config(config)
   parts = hasattr(inner, "encode") and hasattr(inner, "tail")
   made = WithEncoderInTwoParts if parts else WithEncoder
-  narrow = config.model.get("dtype", "float32") == "bfloat16"
   return made(
     inner=inner,
-    encoder=encoder,
-    trained=finetune.trained_layers(config.text.finetune, encoder.n_layers),
-    remat=config.text.remat,
+    encoder=spec.encoder,
+    trained=finetune.trained_layers(text.finetune, spec.encoder.n_layers),
+    remat=text.remat,
     dtype=jnp.bfloat16 if narrow else jnp.float32,
+    sees_dropped=sees_dropped,
   )
 
 
-def _in_encoder_or(otherwise, path: tuple[str, ...]) -> str:
-  """Partition, or group of shared parameters: the encoder is one of its own."""
-  return finetune.PARAMETERS if path[0] == finetune.PARAMETERS else otherwise(path)
+def in_encoder_or(
+  otherwise: Callable[[tuple[str, ...]], str], path: tuple[str, ...]
+) -> str:
+  """Partition, or group of shared parameters: the encoder is one by itself."""
+  return PARAMETERS if path[0] == PARAMETERS else otherwise(path)
 
 
-def _recipe(
-  system: System, config: ml_collections.ConfigDict, stage: Stage, recipe: Any
-) -> Any:
-  made = system.recipe(config, stage, recipe)
-  if not finetune.is_tuned(config):
-    return made
-  return made._replace(init=lambda seed: _start_pretrained(config, made.init(seed)))
-
-
-def _start_pretrained(
-  config: ml_collections.ConfigDict, state: TrainState
-) -> TrainState:
-  """The state with the checkpoint's values in the encoder.
+def with_pretrained(recipe: Any, text: TextConfig, encoder: EncoderConfig) -> Any:
+  """A recipe whose states start from the checkpoint's values in the encoder.
 
   They are asked for when the program runs: shapes alone (of a run that is restored,
   say) need no checkpoint, and programs do not contain one.
   """
-  shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-    state.params[finetune.PARAMETERS],
-  )
-  values = jax.pure_callback(
-    functools.partial(finetune.pretrained, config), shapes, vmap_method="broadcast_all"
-  )
-  return state.replace(params={**state.params, finetune.PARAMETERS: values})
+
+  def init(seed: Any) -> TrainState:
+    state = recipe.init(seed)
+    shapes = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+      state.params[PARAMETERS],
+    )
+    values = jax.pure_callback(
+      functools.partial(finetune.pretrained, text, encoder),
+      shapes,
+      vmap_method="broadcast_all",
+    )
+    return state.replace(params={**state.params, PARAMETERS: values})
+
+  return recipe._replace(init=init)

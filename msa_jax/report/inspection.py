@@ -14,15 +14,15 @@ from jaxtyping import Bool, Float
 from msa_jax.data.batching import batches
 from msa_jax.data.transforms import preprocess
 from msa_jax.errors import UserError
-from msa_jax.models import SYSTEMS
+from msa_jax.layers.masking import hide_unavailable
 from msa_jax.report import style
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run, at
 from msa_jax.runs import prepare
 from msa_jax.runs import run as run_lib
-from msa_jax.step import ema
+from msa_jax.step import compose, ema
 from msa_jax.train.run_directory import RunDirectory
-from msa_jax.typing import Batch, modality_order
+from msa_jax.typing import Batch
 
 
 class Attention(NamedTuple):
@@ -64,29 +64,29 @@ def attention(run: Run, sample: str = "") -> Attention:
     UserError: the run or its data cannot be read, there is no such sample, or the
       model's sparse expert is left out.
   """
-  directory = RunDirectory(run.path).chosen()
-  config = directory.config()
+  directory = RunDirectory(run.path)
+  config = directory.experiment()
   params, collections = ema.predicting(*run_lib.restore(directory, config)[0])
   preprocessor = preprocess.load(directory.path / "preprocessing.npz")
   corpus = prepare.reload(config, preprocessor, "")
   split = corpus.splits[run.split]
-  data = batches.whole(split, corpus.tasks, config.spec.lengths.to_dict())
+  data = batches.whole(split, corpus.tasks, dict(config.corpus_spec.lengths))
   row = _row(split.ids, data, sample)
-  model = SYSTEMS[config.model.name].build(config)
+  model = compose.networks(config).outer
 
   @jax.jit
   def looked_into(variables, batch):
     return model.apply(variables, batch, train=False, mutable=["intermediates"])[1]
 
-  batch = batches.take(data, jnp.asarray([row]))
+  batch = hide_unavailable(batches.take(data, jnp.asarray([row])), keep_lost=True)
   sown = looked_into({"params": params, **collections}, batch)
   found = _first_selection(sown.get("intermediates", {}))
   if found is None:
-    raise UserError(f"{config.model.name} has no top-k attention over all its steps.")
+    raise UserError(f"{config.system} has no top-k attention over all its steps.")
   before, after = found
   # A key that no query and no head gives any weight is padding.
   real = np.any(before > 0, axis=(0, 1))
-  order = modality_order(config.spec.widths)
+  order = config.corpus_spec.modalities
   steps, chosen = by_modality(real, order)
   index = np.ix_(chosen, chosen)
   return Attention(

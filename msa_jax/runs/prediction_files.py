@@ -5,16 +5,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from msa_jax.data.batching import batches
 from msa_jax.data.transforms import dialogues
 from msa_jax.errors import UserError
-from msa_jax.step.recipe import task_of
 from msa_jax.train.feed import Predictions
 from msa_jax.train.run_directory import RunDirectory
-from msa_jax.typing import Split, modality_order, task_name
+from msa_jax.typing import Split, Task, modality_order, task_name
 
 Columns = dict[str, Any]  # name -> sequence or array, all of one length
 
@@ -25,7 +23,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def prediction_columns(
-  config: ml_collections.ConfigDict,
+  tasks: Mapping[str, Task],
   per_seed: Sequence[Predictions],
   seeds: Sequence[int],
 ) -> Columns:
@@ -36,13 +34,13 @@ def prediction_columns(
   seeds). Binary: one probability per question.
 
   Args:
-    config: resolved config.
+    tasks: of the run.
     per_seed: predictions of each seed.
     seeds: the seeds, for the column names.
   """
   columns: Columns = {}
   for name in per_seed[0].outputs:
-    task = task_of(config.spec.tasks[task_name(name)])
+    task = tasks[task_name(name)]
     values = np.stack([p.outputs[name] for p in per_seed]).astype(np.float64)
     if task.kind == "regression":
       mean = values.mean(axis=0)
@@ -92,7 +90,8 @@ def _rounded(values: np.ndarray) -> list[str]:
 
 def write_predictions(
   run: RunDirectory,
-  config: ml_collections.ConfigDict,
+  tasks: Mapping[str, Task],
+  seeds: Sequence[int],
   split: str,
   data: Split,
   labels: Mapping[str, Any],
@@ -112,7 +111,7 @@ def write_predictions(
       columns[f"{name}_label{suffix}"] = [
         v if owned else "" for v, owned in zip(column, target.mask, strict=True)
       ]
-  columns |= prediction_columns(config, per_seed, config.replicas.seeds)
+  columns |= prediction_columns(tasks, per_seed, seeds)
   write_csv(run.path / "predictions" / f"{split}.csv", columns)
 
 

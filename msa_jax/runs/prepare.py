@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import ml_collections
 from absl import logging
 
-from msa_jax import config as config_lib
+from msa_jax import models
+from msa_jax.config import spec as spec_lib
 from msa_jax.config import validate
+from msa_jax.config.experiment import Experiment, experiment
 from msa_jax.data import missing, readers, synthetic
 from msa_jax.data.batching.batches import available_columns
 from msa_jax.data.transforms import (
@@ -20,12 +22,11 @@ from msa_jax.data.transforms import (
 )
 from msa_jax.data.transforms.relabel import relabel
 from msa_jax.errors import UserError
-from msa_jax.models import SYSTEMS
 from msa_jax.runs import pseudo_labels
-from msa_jax.step.recipe import task_of
 from msa_jax.text import features as text_features
-from msa_jax.text import finetune
 from msa_jax.typing import Corpus
+
+MEMORY = "memory"  # format of a corpus that is no file
 
 
 class Inputs(NamedTuple):
@@ -39,14 +40,14 @@ class Inputs(NamedTuple):
     masks: split -> what is missing there by `config.missing`, where anything is.
   """
 
-  config: ml_collections.ConfigDict
+  config: Experiment
   corpus: Corpus
   preprocessor: preprocess.Preprocessor
   description: dict[str, Any]
   masks: dict[str, missing.Masks]
 
 
-def load(config: ml_collections.ConfigDict) -> Corpus:
+def load(config: Experiment) -> Corpus:
   """Reads the corpus that `config.data` names, as it is on disk, with the training
   splits of `config.data.extra_train_paths` added and the text that `config.text` makes.
 
@@ -55,7 +56,11 @@ def load(config: ml_collections.ConfigDict) -> Corpus:
       such encoder.
   """
   options = config.data
-  encoded = text_features.is_on(config)
+  if options.format == MEMORY:
+    raise UserError(
+      "the run was trained on a corpus in memory: give the corpus again, or a file."
+    )
+  encoded = config.text.is_encoded
   if options.path:
     features = {name: path for name, path in options.features.items() if path}
     corpus = readers.read(options.path, options.format, features, bare_text=encoded)
@@ -63,63 +68,61 @@ def load(config: ml_collections.ConfigDict) -> Corpus:
     corpus = synthetic.synthetic(options.synthetic)
   if options.valence:
     corpus = ratings.valence_as_sentiment(corpus)
-  # `--config.data.extra_train_paths=a.npz,b.npz` arrives as one string.
-  paths = [path for entry in options.extra_train_paths for path in entry.split(",")]
-  if not paths:
+  if not options.extra_train_paths:
     return _with_text(config, [corpus])[0]
-  others = (readers.read(path, bare_text=encoded) for path in paths)
+  others = (readers.read(path, bare_text=encoded) for path in options.extra_train_paths)
   corpora = [
     folds.by_session(corpus, options.fold, options.iemocap_val),
     *(folds.by_session(other, 0, options.iemocap_val) for other in others),
   ]
   for each in corpora:
-    config_lib.check_trainable(each)
+    spec_lib.check_trainable(each)
   corpora = _with_text(config, corpora)
   chosen = [select_modalities(each, options.modalities) for each in corpora]
   return joint.join(chosen, options.extra_evaluation)
 
 
-def _with_text(
-  config: ml_collections.ConfigDict, corpora: list[Corpus]
-) -> list[Corpus]:
+def _with_text(config: Experiment, corpora: list[Corpus]) -> list[Corpus]:
   """The corpora with text made by the encoder of `config.text`, if there is one."""
-  if not text_features.is_on(config):
+  if not config.text.is_encoded:
     return corpora
-  names = [name for entry in config.data.modalities for name in entry.split(",")]
+  names = config.data.modalities
   if names and "text" not in names:
     raise UserError(
-      f"config.data.modalities={tuple(names)} leaves out the text that"
+      f"config.data.modalities={names} leaves out the text that"
       " config.text.input='encoder' makes; name text too, or choose 'features'."
     )
   return text_features.with_text(corpora, config.text, config.data.max_steps)
 
 
-def _with_length(
-  config: ml_collections.ConfigDict, corpus: Corpus
-) -> ml_collections.ConfigDict:
+def _with_length(config: Experiment, corpus: Corpus) -> Experiment:
   """The config with the length that the corpus's texts were cut to, for later files."""
-  if not (text_features.is_on(config) and "text" in corpus.notes):
+  if not (config.text.is_encoded and "text" in corpus.notes):
     return config
-  config = config.copy_and_resolve_references()
-  config.text.max_length = corpus.notes["text"]["max_length"]
-  return config
+  return config.replace("text", max_length=corpus.notes["text"]["max_length"])
 
 
-def prepare(config: ml_collections.ConfigDict) -> Inputs:
+def prepare(
+  config: ml_collections.ConfigDict | Experiment, corpus: Corpus | None = None
+) -> Inputs:
   """Loads, preprocesses (fitted on the training split) and resolves.
 
   Args:
-    config: an unresolved config.
+    config: not resolved.
+    corpus: in memory, in place of the one that `config.data` names.
 
   Raises:
     UserError: bad file, or a config that contradicts the corpus.
   """
-  validate.validate(config, SYSTEMS)
-  corpus = load(config)
+  config = experiment(config)
+  if corpus is not None:
+    config = config.replace("data", path="", format=MEMORY)
+  validate.validate(config)
+  corpus = load(config) if corpus is None else _in_memory(config, corpus)
   config = _with_length(config, corpus)
   corpus = select_modalities(cut(config, corpus), config.data.modalities)
   corpus = preprocess.derive_task(corpus, config.data.task)
-  config_lib.check_trainable(corpus)
+  spec_lib.check_trainable(corpus)
   corpus = subsample.shrink(corpus, config.data.train_fraction)
   if config.data.pseudo_label_run:
     corpus = pseudo_labels.fill(corpus, config.data.pseudo_label_run)
@@ -132,29 +135,27 @@ def prepare(config: ml_collections.ConfigDict) -> Inputs:
     name: {"pattern": str(drawn.pattern), "realised": dict(drawn.realised)}
     for name, drawn in masks.items()
   }
-  return Inputs(
-    config_lib.resolve(config, corpus, _losses),
-    corpus,
-    preprocessor,
-    description,
-    masks,
-  )
+  terms = models.get(config.system).terms(config.loss, spec_lib.spec_of(corpus))
+  losses = {name: terms[name].loss for name in corpus.tasks}
+  resolved = spec_lib.resolve(config, corpus, losses)
+  return Inputs(resolved, corpus, preprocessor, description, masks)
 
 
-def _losses(config: ml_collections.ConfigDict) -> dict[str, str]:
-  """Task -> name of its loss, as the system says."""
-  terms = SYSTEMS[config.model.name].terms(config)
-  return {name: terms[name].loss for name in config.spec.tasks}
+def _in_memory(config: Experiment, corpus: Corpus) -> Corpus:
+  """A corpus that was given as arrays, as `load` would have read it."""
+  if config.data.valence:
+    corpus = ratings.valence_as_sentiment(corpus)
+  return _with_text(config, [corpus])[0]
 
 
-def cut(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
+def cut(config: Experiment, corpus: Corpus) -> Corpus:
   """Cuts a corpus of sessions without splits into some; joined corpora have them."""
   if config.data.extra_train_paths:
     return corpus
   return folds.by_session(corpus, config.data.fold, config.data.iemocap_val)
 
 
-def selecting(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
+def selecting(config: Experiment, corpus: Corpus) -> Corpus:
   """The corpus with the split that selects epochs as `valid`.
 
   `config.train.selection_split` is `val`, or `official`: the test split, with a
@@ -182,13 +183,13 @@ def selecting(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
   return dataclasses.replace(corpus, splits=splits, notes=notes)
 
 
-def grouped(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
+def grouped(config: Experiment, corpus: Corpus) -> Corpus:
   """The corpus in the units of `config.data.sample_unit`: utterances or dialogues."""
   return dialogues.group(corpus) if config.data.sample_unit == "dialogue" else corpus
 
 
 def degrade(
-  config: ml_collections.ConfigDict, corpus: Corpus
+  config: Experiment, corpus: Corpus
 ) -> tuple[Corpus, dict[str, missing.Masks]]:
   """Applies what `config.missing` draws once: all of validation and test, and the
   lost steps of training.
@@ -201,15 +202,15 @@ def degrade(
     UserError: a pattern that does not fit the corpus.
   """
   known = _modalities(corpus)
-  held_out = validate.missing_pattern(config, "eval", known)
-  train = validate.missing_pattern(config, "train", known)
+  held_out = validate.missing_pattern(config.missing, "eval", known)
+  train = validate.missing_pattern(config.missing, "train", known)
   patterns = dict.fromkeys(corpus.splits, held_out)
   patterns["train"] = train if train.stepwise else missing.NONE
   return missing.degrade(corpus, patterns, config.missing.seed, config.optim.batch_size)
 
 
 def reload(
-  config: ml_collections.ConfigDict, preprocessor: preprocess.Preprocessor, path: str
+  config: Experiment, preprocessor: preprocess.Preprocessor, path: str
 ) -> Corpus:
   """Reads a corpus for a trained run: its own (`path` empty) or another file.
 
@@ -223,7 +224,7 @@ def reload(
   return preprocess.apply(preprocessor, corpus)
 
 
-def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
+def reread(config: Experiment, path: str) -> Corpus:
   """Reads a corpus for a trained run as it is on disk: its own or another file.
 
   Args:
@@ -235,13 +236,13 @@ def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
     preprocessed.
   """
   if path:
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-      config.data.update({"path": path, "format": "auto", "extra_train_paths": ()})
-      config.data.features = {name: "" for name in config.data.features}
+    nothing = dict.fromkeys(config.data.features, "")
+    config = config.replace(
+      "data", path=path, format="auto", extra_train_paths=(), features=nothing
+    )
   corpus = load(config) if path else cut(config, load(config))
   _check_encoder(config, corpus)
-  kept = [n for n in config.spec.widths if n in _modalities(corpus)]
+  kept = [n for n in config.corpus_spec.widths if n in _modalities(corpus)]
   corpus = select_modalities(corpus, kept)
   if path:
     corpus = _in_terms_of(config, corpus)
@@ -250,19 +251,19 @@ def reread(config: ml_collections.ConfigDict, path: str) -> Corpus:
   return grouped(config, corpus)
 
 
-def _check_encoder(config: ml_collections.ConfigDict, corpus: Corpus) -> None:
+def _check_encoder(config: Experiment, corpus: Corpus) -> None:
   """Checks that text features are of the encoder whose features the run learned."""
-  ours = config.spec.get("text_sha256", "")
+  ours = config.corpus_spec.text_sha256
   theirs = corpus.notes.get("text", {}).get("encoder", {}).get("sha256", "")
   # An encoder that was trained with the run is in its checkpoints.
-  if ours and theirs and ours != theirs and not finetune.is_tuned(config):
+  if ours and theirs and ours != theirs and not config.text.is_tuned:
     raise UserError(
       f"the text features of {corpus.name!r} are of another encoder (sha256"
       f" {theirs[:12]}) than those the run was trained on ({ours[:12]})."
     )
 
 
-def _in_terms_of(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
+def _in_terms_of(config: Experiment, corpus: Corpus) -> Corpus:
   """Another file with the tasks of a run; it need not have labels."""
   task = corpus.tasks.get("sentiment")
   if config.data.task != "regression" and task and task.kind == "regression":
@@ -270,8 +271,7 @@ def _in_terms_of(config: ml_collections.ConfigDict, corpus: Corpus) -> Corpus:
     ranged = dataclasses.replace(task, low=-3.0, high=3.0)
     corpus = dataclasses.replace(corpus, tasks={**corpus.tasks, "sentiment": ranged})
     corpus = preprocess.derive_task(corpus, config.data.task)
-  tasks = {name: task_of(entry) for name, entry in config.spec.tasks.items()}
-  return relabel(corpus, tasks)
+  return relabel(corpus, dict(config.corpus_spec.tasks))
 
 
 def _modalities(corpus: Corpus) -> list[str]:
@@ -285,8 +285,6 @@ def select_modalities(corpus: Corpus, names: tuple[str, ...] | list[str]) -> Cor
     UserError: the corpus has no such modality.
   """
   known = _modalities(corpus)
-  # `--config.data.modalities=text,audio` arrives as one string.
-  names = [name for entry in names for name in entry.split(",")]
   unknown = set(names) - set(known)
   if unknown:
     raise UserError(
@@ -306,7 +304,7 @@ def select_modalities(corpus: Corpus, names: tuple[str, ...] | list[str]) -> Cor
   return dataclasses.replace(corpus, splits=splits)
 
 
-def describe(config: ml_collections.ConfigDict, corpus: Corpus) -> dict[str, Any]:
+def describe(config: Experiment, corpus: Corpus) -> dict[str, Any]:
   """Contents of data.json: file hash, sizes, sign counts, what the reader noted."""
   description: dict[str, Any] = {"name": corpus.name, "notes": dict(corpus.notes)}
   if config.data.path:

@@ -3,14 +3,12 @@
 import dataclasses
 import os
 
-import ml_collections
 import numpy as np
 
+from msa_jax.config.experiment import Experiment
 from msa_jax.data.transforms import preprocess
-from msa_jax.devices import sharding
 from msa_jax.errors import UserError
-from msa_jax.step import recipe
-from msa_jax.text import finetune
+from msa_jax.step import compose
 from msa_jax.train import feed as feed_lib
 from msa_jax.train.checkpoint import load_best
 from msa_jax.train.compiled_stages import CompiledStages
@@ -33,9 +31,9 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
     UserError: no such run, one with an encoder inside, other features, or a task of
       another meaning.
   """
-  run = RunDirectory(workdir).chosen()
-  config = run.config()
-  if finetune.is_tuned(config):
+  run = RunDirectory(workdir)
+  config = run.experiment()
+  if config.text.is_tuned:
     raise UserError(
       f"config.data.pseudo_label_run={run.path}: the run reads token ids, for"
       f" an encoder of its"
@@ -43,7 +41,7 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
     )
   train = corpus.splits["train"]
   widths = {n: s.features.shape[-1] for n, s in train.modalities.items()}
-  wanted = config.spec.widths.to_dict()
+  wanted = dict(config.corpus_spec.widths)
   if {name: widths.get(name) for name in wanted} != wanted:
     raise UserError(
       f"config.data.pseudo_label_run={run.path}: the run reads features of"
@@ -52,7 +50,7 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
     )
   labels, tasks = dict(train.labels), dict(corpus.tasks)
   for name, values in _predictions(run, config, train).items():
-    task = recipe.task_of(config.spec.tasks[name])
+    task = config.corpus_spec.tasks[name]
     if tasks.setdefault(name, task) != task:
       raise UserError(
         f"config.data.pseudo_label_run={run.path}: {name!r} means another thing"
@@ -66,23 +64,23 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
 
 
 def _predictions(
-  run: RunDirectory, config: ml_collections.ConfigDict, split: Split
+  run: RunDirectory, config: Experiment, split: Split
 ) -> dict[str, np.ndarray]:
   """Task -> [seeds n ...] of every sample."""
-  known = {name: split.modalities[name] for name in config.spec.widths}
+  known = {name: split.modalities[name] for name in config.corpus_spec.widths}
   view = Corpus("", {"train": dataclasses.replace(split, modalities=known)}, {})
   preprocessor = preprocess.load(run.path / "preprocessing.npz")
   view = preprocess.apply(preprocessor, view)
   budget = config.data.device_budget_mib * 2**20
-  lengths = config.spec.lengths.to_dict()
+  lengths = dict(config.corpus_spec.lengths)
   feed = feed_lib.make_feed(view.splits["train"], {}, lengths, budget)
-  predictor = feed_lib.Predictor(recipe.build(config), config.train.eval_batch_size)
-  shapes = CompiledStages(sharding.on_one_device(config)).final_shapes()
+  predictor = feed_lib.Predictor(compose.build(config), config.train.eval_batch_size)
+  shapes = CompiledStages(config, on_one_device=True).final_shapes()
   outputs = [
     predictor(*load_best(run.best(seed), *shapes), feed).outputs
     for seed in config.replicas.seeds
   ]
-  names = [name for name in outputs[0] if name in config.spec.tasks]
+  names = [name for name in outputs[0] if name in config.corpus_spec.tasks]
   return {name: np.stack([each[name] for each in outputs]) for name in names}
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 
-from msa_jax import config as config_lib
+from msa_jax.config.experiment import Experiment
 from msa_jax.devices import processes
 from msa_jax.devices.flops import matmul_flops
-from msa_jax.step import recipe as recipe_lib
+from msa_jax.step import compose
+from msa_jax.step.recipe import example_batch
 from msa_jax.train import loop
 from msa_jax.train.checkpoint import ResumePoint, load_best
 from msa_jax.train.compiled_stages import CompiledStages
@@ -26,7 +26,7 @@ _MEMBERS = "members.json"
 
 
 def train(
-  config: ml_collections.ConfigDict,
+  config: Experiment,
   replicas: Sequence[Replica],
   feeds: Mapping[str, Feed],
   labels: Mapping[str, Any],
@@ -36,8 +36,8 @@ def train(
   """Trains every replica that is not trained yet, resuming what was begun.
 
   Args:
-    config: a resolved config.
-    replicas: all trainings of the run, with the same swept options.
+    config: resolved.
+    replicas: all trainings of the run.
     feeds, labels, stop_requested: as for `loop.fit`.
     root: the run's directory; checkpoints of groups are kept there.
 
@@ -52,14 +52,13 @@ def train(
     {_name(r, root): (_finished(r), r.run.last(r.seed).is_dir()) for r in replicas},
   )
   done = {_name(r, root): _read(config, r) for r in replicas}
-  traced = traceable(config, tuple(replicas[0].values))
-  cache: dict[Any, CompiledStages] = {}
-  parts = list(_parts(config, replicas, done, root, traced))
+  cache: dict[int, CompiledStages] = {}
+  parts = list(_parts(config, replicas, done, root))
   # Also waits: nothing may be written while another process looks what there is.
   names = [[_name(replica, root) for replica in part] for part in parts]
   processes.check_same("what is left to train.", names)
   for part in parts:
-    programs = _programs(config, part, traced, cache)
+    programs = _programs(config, len(part), cache)
     saver = ResumePoint(_checkpoint(part, root))
     trained = loop.fit(config, programs, feeds, labels, part, saver, stop_requested)
     done |= {_name(r, root): t for r, t in zip(part, trained, strict=True)}
@@ -75,7 +74,7 @@ def _finished(replica: Replica) -> bool:
   return (replica.run.path / replica.run.trained(replica.seed)).exists()
 
 
-def _read(config: ml_collections.ConfigDict, replica: Replica) -> TrainResult | None:
+def _read(config: Experiment, replica: Replica) -> TrainResult | None:
   """What an earlier call has left of a training that it finished."""
   if not _finished(replica):
     return None
@@ -87,7 +86,7 @@ def _read(config: ml_collections.ConfigDict, replica: Replica) -> TrainResult | 
   )
 
 
-def _parts(config, replicas, done, root, traced) -> Iterator[list[Replica]]:
+def _parts(config, replicas, done, root) -> Iterator[list[Replica]]:
   """What is to be trained, in turn; what runs in one program is one list."""
   known = {_name(r, root): r for r in replicas}
   todo = {name: r for name, r in known.items() if done[name] is None}
@@ -99,15 +98,10 @@ def _parts(config, replicas, done, root, traced) -> Iterator[list[Replica]]:
   for name, replica in list(todo.items()):
     if replica.run.last(replica.seed).is_dir():
       yield [todo.pop(name)]
-  alike: dict[Any, list[Replica]] = {}
-  for replica in todo.values():
-    fixed = tuple(v for key, v in replica.values.items() if key not in traced)
-    alike.setdefault(fixed, []).append(replica)
-  for part in alike.values():
-    size = 1
-    if len(part) > 1 and at_once(config):
-      size = config.replicas.most_at_once or len(part)
-    yield from (part[i : i + size] for i in range(0, len(part), size))
+  part, size = list(todo.values()), 1
+  if len(part) > 1 and at_once(config):
+    size = config.replicas.most_at_once or len(part)
+  yield from (part[i : i + size] for i in range(0, len(part), size))
 
 
 def _checkpoint(part: list[Replica], root: RunDirectory) -> pathlib.Path:
@@ -125,40 +119,16 @@ def _checkpoint(part: list[Replica], root: RunDirectory) -> pathlib.Path:
   return folder / f"group_{number}" / "last"
 
 
-def _programs(config, part, traced, cache) -> CompiledStages:
-  """Programs for some trainings; those that compile alike share them."""
-  values = {key: [r.values[key] for r in part] for key in traced}
-  fixed = {k: v for k, v in part[0].values.items() if k not in traced}
-  key = (len(part), tuple(fixed.items()))
-  if key not in cache:
-    bound = config_lib.bind(config, fixed) if fixed else config
-    several = len(part) > 1 or values
-    cache[key] = VmappedStages(bound, values) if several else CompiledStages(bound)
-  if values:
-    cache[key].give(values)
-  return cache[key]
+def _programs(
+  config: Experiment, count: int, cache: dict[int, CompiledStages]
+) -> CompiledStages:
+  """Programs for some trainings; as many trainings share them."""
+  if count not in cache:
+    cache[count] = VmappedStages(config) if count > 1 else CompiledStages(config)
+  return cache[count]
 
 
-def traceable(
-  config: ml_collections.ConfigDict, keys: tuple[str, ...]
-) -> tuple[str, ...]:
-  """Those of some options that may differ within one program.
-
-  The others decide something while the program is made: one is compiled for each of
-  their values.
-  """
-  found = []
-  for key in keys:
-    programs = VmappedStages(config, {key: [config_lib.get(config, key)]})
-    try:
-      programs.trace()
-    except (TypeError, ValueError):  # what JAX raises of an option that must be known
-      continue
-    found.append(key)
-  return tuple(found)
-
-
-def at_once(config: ml_collections.ConfigDict) -> bool:
+def at_once(config: Experiment) -> bool:
   """Whether several trainings run faster in one program than one after the other.
 
   Always on an accelerator, and where replicas have devices of their own. On a CPU only
@@ -167,14 +137,14 @@ def at_once(config: ml_collections.ConfigDict) -> bool:
   """
   if config.replicas.mode != "auto":
     return config.replicas.mode == "vmap"
-  if jax.default_backend() != "cpu" or config.get("sharding", {}).get("replica", 1) > 1:
+  if jax.default_backend() != "cpu" or config.sharding.replica > 1:
     return True
   return step_flops(config) < OVERHEAD_FLOPS
 
 
-def step_flops(config: ml_collections.ConfigDict) -> float:
+def step_flops(config: Experiment) -> float:
   """Floating-point operations of one step of the last stage; see `devices.flops`."""
-  made = recipe_lib.build(config)
-  batch = recipe_lib.example_batch(config.spec, config.optim.batch_size)
+  made = compose.build(config)
+  batch = example_batch(config.corpus_spec, config.optim.batch_size)
   state = jax.eval_shape(made.init, 0)
   return matmul_flops(made.step, state, batch, 0)

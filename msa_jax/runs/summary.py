@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
+from msa_jax.config.experiment import Experiment
 from msa_jax.devices import processes
 from msa_jax.metrics.bootstrap import mean_interval
 from msa_jax.metrics.routing import routing_metrics
+from msa_jax.models.outputs import output_specs
 from msa_jax.runs import prediction_files
-from msa_jax.step import recipe
+from msa_jax.step import compose
 from msa_jax.train import scoring, selection
 from msa_jax.train.feed import Predictions
 from msa_jax.train.loop import TrainResult
@@ -65,7 +66,7 @@ def parameter_count(params: Params) -> int:
 
 def write(
   run: RunDirectory,
-  config: ml_collections.ConfigDict,
+  config: Experiment,
   corpus: Corpus,
   predictions: Mapping[str, Sequence[Predictions]],
   trained: Sequence[TrainResult],
@@ -74,7 +75,7 @@ def write(
 
   Args:
     run: the run directory.
-    config: resolved config.
+    config: resolved.
     corpus: gives ids, labels and, where known, the Bayes-optimal figures.
     predictions: split name -> one `Predictions` per seed.
     trained: what came of each seed.
@@ -85,10 +86,13 @@ def write(
   seeds = list(config.replicas.seeds)
   valid = corpus.splits.get("valid")
   labelled = None if valid is None else scoring.label_arrays(valid, corpus.tasks)
-  tracks = selection.tracks(config, recipe.stages_of(config)[-1], labelled)
+  spec = config.corpus_spec
+  outputs = output_specs(config.model, spec)
+  last = compose.stages_of(config)[-1]
+  tracks = selection.tracks(last, spec.tasks, outputs, labelled)
   judge = corpus.notes.get("selected_on", "valid")
   summary: dict[str, Any] = {
-    "model": config.model.name,
+    "model": config.system,
     "seeds": seeds,
     "parameters": parameter_count(trained[0].params),
     "parameter_hash": [parameter_hash(one.params) for one in trained],
@@ -104,7 +108,7 @@ def write(
   for split, per_seed in predictions.items():
     data = corpus.splits[split]
     labels = scoring.label_arrays(data, corpus.tasks)
-    scores = [scoring.score(config, p.outputs, labels) for p in per_seed]
+    scores = [scoring.score(spec.tasks, p.outputs, labels) for p in per_seed]
     summary["splits"][split] = over_seeds(scores)
     summary["routing"][split] = over_seeds(
       [routing_metrics(p.routing) for p in per_seed]
@@ -113,7 +117,9 @@ def write(
       per_seed[0], labels, split
     )
     if processes.is_primary():
-      prediction_files.write_predictions(run, config, split, data, labels, per_seed)
+      prediction_files.write_predictions(
+        run, spec.tasks, seeds, split, data, labels, per_seed
+      )
       prediction_files.write_routing(run, split, data, per_seed, seeds)
   summary["bayes"] = _bayes(summary, corpus)
   run.write_json("summary.json", summary)

@@ -14,7 +14,7 @@ from msa_jax.typing import Batch, Collections, Metrics, ModelOutput, Params, Tra
 AVERAGE = "average"
 
 
-def with_averaging(recipe: Recipe, decay: float) -> Recipe:
+def with_ema(recipe: Recipe, decay: float) -> Recipe:
   """Keeps an exponential mean of the parameters and predicts with it.
 
   After step n (from 1) the mean moves by 1 - min(decay, n / (n + 9)) towards the
@@ -56,7 +56,7 @@ def with_averaging(recipe: Recipe, decay: float) -> Recipe:
     state = recipe.start(params, inner, at)
     return state.replace(collections={**state.collections, AVERAGE: average})
 
-  return Recipe(init, step, predict, start)
+  return recipe._replace(init=init, step=step, predict=predict, start=start)
 
 
 def _split(collections: Collections) -> tuple[Params, Collections]:

@@ -1,53 +1,90 @@
 """The training objective: the one place where losses are reduced, weighted, added."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Bool, Float, Int
 
 from msa_jax.losses.task import masked_average, task_loss
-from msa_jax.models.system import System, TaskTerm, one_loss
-from msa_jax.step import optimizer
-from msa_jax.typing import Batch, Metrics, ModelOutput, task_name
+from msa_jax.models.system import Options, System, TaskTerm
+from msa_jax.typing import Batch, Metrics, ModelOutput, Task, task_name
 
 
-def auxiliary_ramp(
-  config: ml_collections.ConfigDict, step: Int[Array, ""]
-) -> Float[Array, ""]:
-  """Weight of auxiliary losses in [0, 1]: linear over the first
-  `loss.aux_warmup_fraction` share of all steps."""
-  ramp_steps = config.loss.aux_warmup_fraction * optimizer.total_steps(config)
-  if ramp_steps < 1:
+class Objective(NamedTuple):
+  """What a step minimises.
+
+  Attributes:
+    tasks: task name -> `Task`.
+    terms: task name -> how it enters.
+    auxiliary: (output, batch, progress) -> raw auxiliary losses by name.
+    weights: name of an auxiliary loss -> its weight.
+    total_steps: optimizer updates of the whole run.
+    ramp_steps: updates over which auxiliary losses rise linearly to their weights.
+  """
+
+  tasks: Mapping[str, Task]
+  terms: Mapping[str, TaskTerm]
+  auxiliary: Callable[[ModelOutput, Batch, Float[Array, ""]], Mapping[str, jax.Array]]
+  weights: Mapping[str, float]
+  total_steps: int
+  ramp_steps: float = 0.0
+
+
+def make_objective(
+  system: System,
+  model: nn.Module,
+  loss: Options,
+  tasks: Mapping[str, Task],
+  terms: Mapping[str, TaskTerm],
+  total_steps: int,
+) -> Objective:
+  """The objective of a system.
+
+  Args:
+    system, model: whose auxiliary losses count.
+    loss: options of the objective, with the weights of the auxiliary losses and
+      `aux_warmup_fraction`.
+    tasks, terms, total_steps: see `Objective`.
+  """
+  return Objective(
+    tasks=tasks,
+    terms=terms,
+    auxiliary=functools.partial(system.auxiliary, model),
+    weights=loss,
+    total_steps=total_steps,
+    ramp_steps=loss.get("aux_warmup_fraction", 0.0) * total_steps,
+  )
+
+
+def auxiliary_ramp(objective: Objective, step: Int[Array, ""]) -> Float[Array, ""]:
+  """Weight of auxiliary losses in [0, 1], linear over the first `ramp_steps`."""
+  if objective.ramp_steps < 1:
     return jnp.ones(())
-  return jnp.minimum(1.0, (step + 1) / ramp_steps).astype(jnp.float32)
+  return jnp.minimum(1.0, (step + 1) / objective.ramp_steps).astype(jnp.float32)
 
 
 def task_losses(
-  config: ml_collections.ConfigDict,
+  tasks: Mapping[str, Task],
+  terms: Mapping[str, TaskTerm],
   output: ModelOutput,
   batch: Batch,
-  terms: Mapping[str, TaskTerm] | None = None,
 ) -> dict[str, jax.Array]:
   """Prediction name -> mean loss over the real samples that carry its task's label.
 
   Args:
-    config: resolved config.
+    tasks, terms: by task name; see `Objective`.
     output, batch: predictions and labels.
-    terms: the system's `terms(config)`; None = `config.loss.task` for every task.
   """
-  terms = one_loss(config) if terms is None else terms
   losses = {}
   for name, prediction in output.predictions.items():
     task = task_name(name)
     label, term = batch.labels[task], terms[task]
     per_example = task_loss(
-      config.spec.tasks[task].kind,
-      term.loss,
-      prediction,
-      label,
-      term.positive_weight,
+      tasks[task].kind, term.loss, prediction, label, term.positive_weight
     )
     losses[name] = masked_average(per_example, _owners(batch, name))
   return losses
@@ -60,8 +97,8 @@ def _owners(batch: Batch, name: str) -> Bool[Array, "b ..."]:
 
 
 def weighted_tasks(
-  config: ml_collections.ConfigDict,
-  system: System,
+  tasks: Mapping[str, Task],
+  terms: Mapping[str, TaskTerm],
   output: ModelOutput,
   batch: Batch,
 ) -> tuple[dict[str, jax.Array], Metrics]:
@@ -76,8 +113,7 @@ def weighted_tasks(
     The terms, and metrics: `loss/<task>` (L) and, with several tasks,
     `weighted/<task>`; `log_variance/<task>` where it is learned.
   """
-  terms = system.terms(config)
-  raw = task_losses(config, output, batch, terms)
+  raw = task_losses(tasks, terms, output, batch)
   weighted, metrics = {}, {f"loss/{name}": value for name, value in raw.items()}
   for name, value in raw.items():
     log_variance = output.losses.get(f"log_variance/{name}")
@@ -92,47 +128,28 @@ def weighted_tasks(
 
 
 def objective_terms(
-  config: ml_collections.ConfigDict,
-  system: System,
+  objective: Objective,
   output: ModelOutput,
   batch: Batch,
   step: Int[Array, ""],
 ) -> tuple[dict[str, jax.Array], Metrics]:
   """What adds up to the objective: one term per task, and `auxiliary` if there is any.
 
-  See `objective` for arguments and metrics (all but `loss`).
+  Args:
+    objective: see `Objective`.
+    output, batch: predictions and labels.
+    step: optimizer updates done.
+
+  Returns:
+    The terms, and metrics: `loss`, their sum; those of `weighted_tasks`; and
+    `aux/<name>` (raw) and `weighted/<name>` of each auxiliary loss.
   """
-  terms, metrics = weighted_tasks(config, system, output, batch)
-  ramp = auxiliary_ramp(config, step)
-  progress = jnp.minimum(1.0, step / optimizer.total_steps(config)).astype(jnp.float32)
-  for name, raw in system.auxiliary(config, output, batch, progress).items():
-    weighted = ramp * config.loss[name] * raw
+  terms, metrics = weighted_tasks(objective.tasks, objective.terms, output, batch)
+  ramp = auxiliary_ramp(objective, step)
+  progress = jnp.minimum(1.0, step / objective.total_steps).astype(jnp.float32)
+  for name, raw in objective.auxiliary(output, batch, progress).items():
+    weighted = ramp * objective.weights[name] * raw
     terms["auxiliary"] = terms.get("auxiliary", 0.0) + weighted
     metrics[f"aux/{name}"] = raw
     metrics[f"weighted/{name}"] = weighted
-  return terms, metrics
-
-
-def objective(
-  config: ml_collections.ConfigDict,
-  system: System,
-  output: ModelOutput,
-  batch: Batch,
-  step: Int[Array, ""],
-) -> tuple[Float[Array, ""], Metrics]:
-  """Adds task losses and weighted auxiliary losses.
-
-  Args:
-    config: `loss.task` names the regression loss, `loss.<name>` weighs the auxiliary
-      loss `<name>`, `loss.aux_warmup_fraction` its ramp.
-    system: gives the raw auxiliary losses and says how tasks enter.
-    output, batch: predictions and labels.
-    step: optimizer step, for the ramp and for schedules of auxiliary losses.
-
-  Returns:
-    The scalar to differentiate, and metrics: `loss`, `loss/<task>`, raw `aux/<name>`
-    and weighted `weighted/<name>` (comparable across runs and to the total).
-  """
-  terms, metrics = objective_terms(config, system, output, batch, step)
-  total = sum(terms.values(), start=jnp.zeros(()))
-  return total, {"loss": total, **metrics}
+  return terms, {"loss": sum(terms.values(), start=jnp.zeros(())), **metrics}

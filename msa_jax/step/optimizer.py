@@ -1,47 +1,46 @@
 """Optimizers: one schedule shape, one learning rate per parameter partition."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
+from msa_jax.config.options import OptimConfig
 from msa_jax.errors import UserError
 from msa_jax.models.system import everything
 from msa_jax.step.flatten import Kind, KindOf, Names, names_of, packed
 from msa_jax.text import finetune
+from msa_jax.typing import Spec
 
 SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
-def total_steps(config: ml_collections.ConfigDict) -> int:
+def total_steps(spec: Spec, optim: OptimConfig) -> int:
   """Optimizer updates of a whole run: epochs times batches of the training split."""
-  per_epoch = -(-config.spec.train_size // config.optim.batch_size)
-  return max(1, per_epoch * config.optim.epochs)
+  return max(1, spec.steps_per_epoch(optim.batch_size) * optim.epochs)
 
 
-def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+def schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
   """Relative learning rate in [0, 1]: linear warm-up, then the named decay.
 
   Args:
-    config: `optim.warmup_fraction` is a share of all steps, `optim.schedule` one of
-      `SCHEDULES`, `optim.epochs` and `optim.batch_size` give the number of steps.
+    optim: reads `warmup_fraction` and `schedule`, one of `SCHEDULES`.
+    steps: of the whole run.
   """
-  steps = total_steps(config)
-  warmup = round(config.optim.warmup_fraction * steps)
+  warmup = round(optim.warmup_fraction * steps)
   decay = {
     "constant": lambda: optax.constant_schedule(1.0),
     "linear": lambda: optax.linear_schedule(1.0, 0.0, max(1, steps - warmup)),
     "cosine": lambda: optax.cosine_decay_schedule(1.0, max(1, steps - warmup)),
   }
-  if config.optim.schedule not in decay:
+  if optim.schedule not in decay:
     raise UserError(
-      f"config.optim.schedule={config.optim.schedule!r} must be one of {SCHEDULES}."
+      f"config.optim.schedule={optim.schedule!r} must be one of {SCHEDULES}."
     )
-  after = decay[config.optim.schedule]()
+  after = decay[optim.schedule]()
   if warmup == 0:
     return after
   # The first update already moves: warm-up goes through 1/warmup, 2/warmup, ...
@@ -49,32 +48,16 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
   return optax.join_schedules([ramp, after], [warmup])
 
 
-def learning_rates(config: ml_collections.ConfigDict) -> dict[str, float]:
-  """Partition name -> learning rate, from `optim.learning_rate` (partition `new`)
-  and `optim.learning_rate_<partition>`; that of a
-  text encoder is `text.learning_rate`."""
-  rates = {
-    key.removeprefix("learning_rate").removeprefix("_") or "new": value
-    for key, value in config.optim.items()
-    if key.startswith("learning_rate")
-  }
-  return (
-    {**rates, finetune.PARAMETERS: config.text.learning_rate}
-    if finetune.is_tuned(config)
-    else rates
-  )
-
-
 _PLAIN = ("bias", "scale")
 
 
-def _decays(config: ml_collections.ConfigDict) -> Callable[[Names, Any], bool]:
+def _decays(optim: OptimConfig) -> Callable[[Names, Any], bool]:
   """Which parameters `optim.weight_decay` applies to, by path and array."""
-  if config.optim.name == "adamw":
+  if optim.name == "adamw":
     # Biases, norm scales and other vectors are not decayed. Those of stacked layers and
     # experts are matrices, known by their names.
     return lambda names, leaf: leaf.ndim > 1 and names[-1] not in _PLAIN
-  if not config.optim.weight_decay:
+  if not optim.weight_decay:
     return lambda names, leaf: False
   # Published for systems from scratch, where everything decays; a pretrained encoder's
   # norms and biases stay near what they are.
@@ -82,18 +65,16 @@ def _decays(config: ml_collections.ConfigDict) -> Callable[[Names, Any], bool]:
 
 
 def _kind_of(
-  config: ml_collections.ConfigDict,
-  partition: Callable[[Names], str],
-  rates: dict[str, float],
+  optim: OptimConfig, partition: Callable[[Names], str], rates: Mapping[str, float]
 ) -> KindOf:
-  decays = _decays(config)
+  decays = _decays(optim)
 
   def kind_of(names, leaf):
     name = partition(names)
     if name not in rates:
       raise UserError(
         f"no learning rate for the parameter partition {name!r}: set"
-        f" config.optim.learning_rate_{name} (known partitions: {sorted(rates)})."
+        f" config.optim.learning_rates.{name} (known partitions: {sorted(rates)})."
       )
     return Kind(name, decays(names, leaf))
 
@@ -114,12 +95,11 @@ def _all_but(
   )
 
 
-def _update_rule(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-  options = config.optim
-  if options.name == "sgd":
-    return optax.trace(decay=options.momentum)
-  if options.name not in OPTIMIZERS:
-    raise UserError(f"config.optim.name={options.name!r} must be one of {OPTIMIZERS}.")
+def _update_rule(optim: OptimConfig) -> optax.GradientTransformation:
+  if optim.name == "sgd":
+    return optax.trace(decay=optim.momentum)
+  if optim.name not in OPTIMIZERS:
+    raise UserError(f"config.optim.name={optim.name!r} must be one of {OPTIMIZERS}.")
   return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
@@ -170,19 +150,26 @@ def _clip_branches(
 
 
 def build(
-  config: ml_collections.ConfigDict,
+  optim: OptimConfig,
+  steps: int,
   partition: Callable[[tuple[str, ...]], str],
   trainable: Callable[[tuple[str, ...]], bool] = everything,
   branched: bool = False,
+  rates: Mapping[str, float] | None = None,
+  frozen: Callable[[tuple[str, ...]], bool] | None = None,
 ) -> optax.GradientTransformation:
   """Builds the optimizer of a run, or of one stage of it.
 
   Args:
-    config: reads `optim` (name, learning rates, schedule, clipping, weight decay, ...).
+    optim: rule, schedule, clipping, weight decay.
+    steps: updates of the whole run.
     partition: parameter path -> partition name.
     trainable: parameter path -> whether it is trained; the others stay as they are.
     branched: the trained parameters' first axis is that of independent branches, each
       of which is clipped by its own norm.
+    rates: partition name -> learning rate; None = `optim.rates`.
+    frozen: parameter path -> whether no stage trains it, so that it gets no state;
+      None = none.
 
   Returns:
     Clip by global norm over all partitions, then weight decay as a part of the gradient
@@ -193,9 +180,9 @@ def build(
   Raises:
     UserError: unknown optimizer or schedule, or a partition without learning rate.
   """
-  rates = learning_rates(config)
-  rule, relative = _update_rule(config), schedule(config)
-  clip, decay = config.optim.grad_clip_norm, config.optim.weight_decay
+  rates = optim.rates if rates is None else rates
+  rule, relative = _update_rule(optim), schedule(optim, steps)
+  clip, decay = optim.grad_clip_norm, optim.weight_decay
 
   def rules(kind_of: KindOf) -> optax.GradientTransformation:
     def each(entry):
@@ -208,7 +195,7 @@ def build(
 
     parts = [] if branched or not clip else [optax.clip_by_global_norm(clip)]
     decayed = optax.add_decayed_weights(decay, mask=each("decays"))
-    if config.optim.name == "adamw":
+    if optim.name == "adamw":
       parts += [rule, decayed]
     else:
       parts += [decayed, rule] if decay else [rule]
@@ -217,9 +204,9 @@ def build(
     parts.append(optax.scale_by_schedule(relative))
     return optax.chain(*parts)
 
-  optimizer = packed(_kind_of(config, partition, rates), rules)
+  optimizer = packed(_kind_of(optim, partition, rates), rules)
   if branched and clip:
     optimizer = optax.chain(_clip_branches(clip, trainable), optimizer)
-  if finetune.freezes(config):
-    optimizer = _all_but(finetune.is_frozen, optimizer)
+  if frozen is not None:
+    optimizer = _all_but(frozen, optimizer)
   return optimizer if trainable is everything else _only(trainable, optimizer)

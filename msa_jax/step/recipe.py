@@ -1,28 +1,25 @@
-"""How a system trains: three pure functions that survive `jit` and `vmap`.
+"""How a system trains: pure functions that survive `jit` and `vmap`.
 
 The default supervises one model. Behaviours (missing modalities, priors) wrap a
-recipe and keep its signature; they are not flags inside the step.
+recipe and keep its signature; they are not flags inside the step. `step.compose` puts
+them together.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from jaxtyping import Array, Bool, Int
 
 from msa_jax.data import missing
-from msa_jax.errors import UserError
 from msa_jax.layers.masking import hide_unavailable
-from msa_jax.models import SYSTEMS
-from msa_jax.models.system import Stage, one_stage
-from msa_jax.step import flatten, rngs, task_gradients
-from msa_jax.step import optimizer as optim
-from msa_jax.step.objective import objective_terms
+from msa_jax.step import flatten, rngs
+from msa_jax.step.objective import Objective, objective_terms
 from msa_jax.typing import (
   Batch,
   Collections,
@@ -31,9 +28,8 @@ from msa_jax.typing import (
   Modality,
   ModelOutput,
   Params,
-  Task,
+  Spec,
   TrainState,
-  modality_order,
   task_name,
 )
 
@@ -49,29 +45,26 @@ class Recipe(NamedTuple):
     predict: (params, collections, batch) -> `ModelOutput`, without dropout.
     start: (params, collections, step) -> `TrainState` that goes on from there with a
       fresh optimizer; how a stage starts from what the one before it left.
+    end_epoch: state -> state, after the last step of an epoch: class centres, phases
+      of several optimizers; None = nothing happens.
   """
 
   init: Callable[[Seed], TrainState]
   step: Callable[[TrainState, Batch, Seed], tuple[TrainState, Metrics]]
   predict: Callable[[Params, Collections, Batch], ModelOutput]
   start: Callable[[Params, Collections, Int[Array, ""]], TrainState]
+  end_epoch: Callable[[TrainState], TrainState] | None = None
 
 
-def task_of(options: ml_collections.ConfigDict) -> Task:
-  """Turns one entry of `config.spec.tasks` back into a `Task`."""
-  return Task(**{**options.to_dict(), "classes": tuple(options.classes)})
-
-
-def example_batch(spec: ml_collections.ConfigDict, size: int = 2) -> Batch:
+def example_batch(spec: Spec, size: int = 2) -> Batch:
   """A batch of zeros with the corpus's shapes, for shape inference and init.
 
   Args:
-    spec: `config.spec` of a resolved config.
+    spec: of a corpus.
     size: rows.
   """
-  order = modality_order(spec.widths)
-  utterances = spec.get("utterances", 0)
-  rows = (size, utterances) if utterances else (size,)
+  order = spec.modalities
+  rows = (size, spec.utterances) if spec.utterances else (size,)
   modalities = {}
   for name in order:
     length = spec.lengths[name]
@@ -82,8 +75,7 @@ def example_batch(spec: ml_collections.ConfigDict, size: int = 2) -> Batch:
       ids={key: jnp.zeros((size, length), jnp.int32) for key in spec.ids.get(name, ())},
     )
   labels = {}
-  for name, options in spec.tasks.items():
-    task = task_of(options)
+  for name, task in spec.tasks.items():
     shape = (*rows, len(task.classes)) if task.kind == "binary" else rows
     dtype = jnp.float32 if task.kind == "regression" else jnp.int32
     labels[name] = Label(jnp.zeros(shape, dtype), jnp.ones(rows, bool))
@@ -96,82 +88,126 @@ def example_batch(spec: ml_collections.ConfigDict, size: int = 2) -> Batch:
   )
 
 
-def supervised(config: ml_collections.ConfigDict, stage: Stage | None = None) -> Recipe:
-  """The default recipe: task loss plus auxiliary losses of one model.
+class Supervised(NamedTuple):
+  """What the default recipe is made of.
 
-  Args:
-    config: a resolved config (`config.spec` filled in).
-    stage: what to call the module with and which parameters to train; None = no
-      arguments, and all.
+  Attributes:
+    model: Flax module.
+    example: a batch of the corpus's shapes.
+    objective: what is minimised.
+    optimizer: of the parameters.
+    gradient: (terms and their metrics of params and more arguments) -> function of the
+      same arguments that gives the gradient of the terms' sum, what came with the
+      terms, and further metrics.
+    call: keyword arguments of the module.
   """
-  stage = one_stage(config)[0] if stage is None else stage
-  system = SYSTEMS[config.model.name]
-  model = system.build(config)
-  optimizer = optim.build(config, system.partition, stage.trainable, stage.branched)
 
-  def start(params, collections, step) -> TrainState:
-    return TrainState(step, params, collections, optimizer.init(params))
+  model: nn.Module
+  example: Batch
+  objective: Objective
+  optimizer: optax.GradientTransformation
+  gradient: Callable[..., Any]
+  call: Mapping[str, Any]
 
-  def init(seed: Seed) -> TrainState:
-    keys = rngs.streams(seed, ("params",), 0)
-    example = example_batch(config.spec)
-    variables = model.init(keys, example, train=False, **stage.call)
-    collections, params = flax.core.pop(variables, "params")
-    if config.train.task_cosine:
-      task_gradients.check(params, system.shared, config.model.name)
-    return start(params, collections, jnp.zeros((), jnp.int32))
 
-  def terms_and_aux(params, state, batch, seed):
-    output, collections = model.apply(
-      {"params": params, **state.collections},
-      batch,
-      train=True,
-      rngs=rngs.streams(seed, ("dropout", "noise"), state.step),
-      mutable=list(state.collections),
-      **stage.call,
-    )
-    terms, metrics = objective_terms(config, system, output, batch, state.step)
-    metrics = {"loss": sum(terms.values(), start=jnp.zeros(())), **metrics}
-    return terms, (collections, metrics)
+def gradient_of_sum(terms: Callable[..., tuple[Mapping[str, jax.Array], Any]]) -> Any:
+  """Differentiates the sum of several terms, which `terms` gives as metric `loss`."""
 
-  def loss_and_aux(params, state, batch, seed):
-    _, (collections, metrics) = terms_and_aux(params, state, batch, seed)
+  def total(params, *arguments):
+    _, (collections, metrics) = terms(params, *arguments)
     return metrics["loss"], (collections, metrics)
 
   def gradient(*arguments):
-    if config.train.task_cosine:
-      by_task = task_gradients.gradient_by_task(terms_and_aux, system.shared)
-      gradients, (collections, metrics), cosines = by_task(*arguments)
-      return gradients, collections, {**metrics, **cosines}
-    differentiate = jax.value_and_grad(loss_and_aux, has_aux=True)
-    (_, (collections, metrics)), gradients = differentiate(*arguments)
-    return gradients, collections, metrics
+    differentiate = jax.value_and_grad(total, has_aux=True)
+    (_, rest), gradients = differentiate(*arguments)
+    return gradients, rest, {}
+
+  return gradient
+
+
+def supervised(parts: Supervised) -> Recipe:
+  """The default recipe: task loss plus auxiliary losses of one model."""
+  return Recipe(
+    init=functools.partial(_init, parts),
+    step=functools.partial(_step, parts),
+    predict=functools.partial(_predict, parts),
+    start=functools.partial(_start, parts),
+  )
+
+
+def _start(parts: Supervised, params, collections, step) -> TrainState:
+  return TrainState(step, params, collections, parts.optimizer.init(params))
+
+
+def _init(parts: Supervised, seed: Seed) -> TrainState:
+  keys = rngs.streams(seed, ("params",), 0)
+  variables = parts.model.init(keys, parts.example, train=False, **parts.call)
+  collections, params = flax.core.pop(variables, "params")
+  return _start(parts, params, collections, jnp.zeros((), jnp.int32))
+
+
+def _terms(parts: Supervised, params, state, batch, seed):
+  output, collections = parts.model.apply(
+    {"params": params, **state.collections},
+    batch,
+    train=True,
+    rngs=rngs.streams(seed, ("dropout", "noise"), state.step),
+    mutable=list(state.collections),
+    **parts.call,
+  )
+  terms, metrics = objective_terms(parts.objective, output, batch, state.step)
+  return terms, (collections, metrics)
+
+
+def _step(
+  parts: Supervised, state: TrainState, batch: Batch, seed: Seed
+) -> tuple[TrainState, Metrics]:
+  differentiate = parts.gradient(functools.partial(_terms, parts))
+  gradients, rest, more = differentiate(state.params, state, batch, seed)
+  collections, metrics = rest
+  updates, opt_state = parts.optimizer.update(gradients, state.opt_state, state.params)
+  state = TrainState(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    collections=collections,
+    opt_state=opt_state,
+  )
+  return state, {**metrics, **more, "gradient_norm": flatten.norm(gradients)}
+
+
+def _predict(
+  parts: Supervised, params: Params, collections: Collections, batch: Batch
+) -> ModelOutput:
+  variables = {"params": params, **collections}
+  return parts.model.apply(variables, batch, train=False, **parts.call)
+
+
+def with_hidden(recipe: Recipe, keep_lost: bool) -> Recipe:
+  """Makes absent content absent, once, before the model reads a batch.
+
+  Args:
+    recipe: the recipe to wrap.
+    keep_lost: whether lost steps stay valid steps, for models that embed them.
+  """
 
   def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Metrics]:
-    gradients, collections, metrics = gradient(state.params, state, batch, seed)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    state = TrainState(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      collections=collections,
-      opt_state=opt_state,
-    )
-    return state, {**metrics, "gradient_norm": flatten.norm(gradients)}
+    return recipe.step(state, hide_unavailable(batch, keep_lost), seed)
 
   def predict(params: Params, collections: Collections, batch: Batch) -> ModelOutput:
-    variables = {"params": params, **collections}
-    return model.apply(variables, batch, train=False, **stage.call)
+    return recipe.predict(params, collections, hide_unavailable(batch, keep_lost))
 
-  return Recipe(init, step, predict, start)
+  return recipe._replace(step=step, predict=predict)
 
 
-def with_missing(recipe: Recipe, pattern: missing.Pattern, n_batches: int) -> Recipe:
+def with_missing(
+  recipe: Recipe, pattern: missing.Pattern, steps_per_epoch: int
+) -> Recipe:
   """Hides modalities during training, drawn anew at every step.
 
   Args:
     recipe: the recipe to wrap.
     pattern: what goes missing; lost steps are a matter of the data, not of the step.
-    n_batches: steps per epoch.
+    steps_per_epoch: batches of an epoch.
   """
   if pattern.protocol == "none" or pattern.stepwise:
     return recipe
@@ -185,8 +221,8 @@ def with_missing(recipe: Recipe, pattern: missing.Pattern, n_batches: int) -> Re
       jax.random.uniform(key, (*shape, 2)),
       batch.available,
       jnp.broadcast_to(jax.random.uniform(of_batch, shape[-1:]), shape),
-      jnp.broadcast_to(state.step % n_batches, shape[:-1]),
-      n_batches,
+      jnp.broadcast_to(state.step % steps_per_epoch, shape[:-1]),
+      steps_per_epoch,
     )
     hidden = hide_unavailable(batch.replace(available=keep), keep_lost=True)
     return recipe.step(state, hidden, seed)
@@ -202,15 +238,13 @@ def has_content(batch: Batch) -> Bool[Array, "b *t"]:
   return functools.reduce(jnp.logical_or, [jnp.any(mask, axis=1) for mask in visible])
 
 
-def with_prior(recipe: Recipe, config: ml_collections.ConfigDict) -> Recipe:
+def with_prior(recipe: Recipe, priors: Mapping[str, tuple[float, ...]]) -> Recipe:
   """Predicts the training prior where a sample has no content (of `has_content`).
 
   Args:
     recipe: the recipe to wrap.
-    config: resolved; `spec.priors` has the best constant of each task.
+    priors: task -> its best constant; tasks that are not there keep their prediction.
   """
-  # A spec written by hand, or of an older run, may know no priors.
-  priors = config.spec.get("priors", {})
 
   def predict(params: Params, collections: Collections, batch: Batch) -> ModelOutput:
     output = recipe.predict(params, collections, batch)
@@ -226,66 +260,3 @@ def with_prior(recipe: Recipe, config: ml_collections.ConfigDict) -> Recipe:
     return output.replace(predictions=predictions)
 
   return recipe._replace(predict=predict)
-
-
-def stages_of(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
-  """The stages of a system's training, every one with at least one track.
-
-  Raises:
-    UserError: no stages, two of one name, a stage without epochs, or one that takes
-      its collections from a track it has not.
-  """
-  name = config.model.name
-  stages = tuple(
-    stage._replace(tracks=dict(stage.tracks) or {"selected": config.train.monitor})
-    for stage in SYSTEMS[name].stages(config)
-  )
-  names = [stage.name for stage in stages]
-  if not stages or len(set(names)) != len(names):
-    raise UserError(f"{name} has stages {names}: there must be one, names distinct.")
-  for stage in stages:
-    if stage.epochs < 1:
-      raise UserError(f"stage {stage.name!r}: epochs={stage.epochs} must be positive.")
-    known = ("", "final", *stage.tracks)
-    if stage.collections not in known:
-      raise UserError(
-        f"stage {stage.name!r}: collections={stage.collections!r} must be one of"
-        f" {known}."
-      )
-  return stages
-
-
-def build(config: ml_collections.ConfigDict, stage: int = -1) -> Recipe:
-  """Builds the recipe that `config` asks for.
-
-  Args:
-    config: a resolved config.
-    stage: index into `stages_of(config)`; the last one makes the predictions.
-  """
-  # Imported here: recipes of other modules are made of this one's parts.
-  from msa_jax.step import ema
-  from msa_jax.step.balance import recipe as balance
-
-  stages = stages_of(config)
-  chosen = stages[stage]
-  if config.optim.ema_decay and len(stages) > 1:
-    raise UserError(
-      f"config.optim.ema_decay={config.optim.ema_decay}: must be 0 for"
-      f" {config.model.name},"
-      " which is trained in stages."
-    )
-  if chosen.epochs != config.optim.epochs:
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-      config.optim.epochs = chosen.epochs
-    config.lock()
-  if not config.balance.enabled:
-    made = supervised(config, chosen)
-  else:
-    made = balance.balanced(config, stage=chosen)
-  made = SYSTEMS[config.model.name].recipe(config, chosen, made)
-  n_batches = -(-config.spec.train_size // config.optim.batch_size)
-  pattern = missing.parse(config.missing.train) if chosen.missing else missing.NONE
-  made = with_missing(made, pattern, n_batches)
-  made = ema.with_averaging(made, config.optim.ema_decay)
-  return with_prior(made, config)

@@ -15,20 +15,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from msa_jax.errors import UserError
-from msa_jax.typing import Metrics, Params
+from msa_jax.step.recipe import Recipe, Seed
+from msa_jax.typing import Metrics, Params, TrainState
 
 
 def gradient_by_task(
-  terms: Callable[..., tuple[Mapping[str, jax.Array], Any]],
   shared: Callable[[tuple[str, ...]], str],
+  terms: Callable[..., tuple[Mapping[str, jax.Array], Any]],
 ) -> Callable[..., tuple[Params, Any, Metrics]]:
   """Differentiates the sum of several terms, and compares the terms' gradients.
 
   One forward pass, and one backward pass per term.
 
   Args:
-    terms: (params, ...) -> ({name: scalar}, anything).
     shared: parameter path -> name of a group of shared parameters; "" = none.
+    terms: (params, ...) -> ({name: scalar}, anything).
 
   Returns:
     Function of the same arguments that gives the gradient of the sum, what came with
@@ -62,6 +63,19 @@ def cosine(a: list[Array], b: list[Array]) -> Float[Array, ""]:
   norms = [jnp.sqrt(sum(jnp.sum(x**2) for x in each)) for each in (a, b)]
   scale = norms[0] * norms[1]
   return jnp.where(scale > 0, product / jnp.where(scale > 0, scale, 1.0), 0.0)
+
+
+def with_shared_check(
+  recipe: Recipe, shared: Callable[[tuple[str, ...]], str], model: str
+) -> Recipe:
+  """Checks at the start that a system names parameters that its tasks share."""
+
+  def init(seed: Seed) -> TrainState:
+    state = recipe.init(seed)
+    check(state.params, shared, model)
+    return state
+
+  return recipe._replace(init=init)
 
 
 def check(params: Params, shared: Callable[[tuple[str, ...]], str], model: str) -> None:

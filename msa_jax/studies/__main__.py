@@ -19,11 +19,11 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
 from msa_jax import command
+from msa_jax.config.experiment import Experiment, experiment
 from msa_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
@@ -82,7 +82,7 @@ def listing() -> str:
 
 def execute(
   name: str,
-  configs: Sequence[ml_collections.ConfigDict],
+  configs: Sequence[Experiment],
   files: Sequence[str],
   workdir: str | pathlib.Path,
   table: str | None = None,
@@ -124,7 +124,7 @@ def execute(
   if name == "missing":
     robustness.study(configs, files, workdir, grids or robustness.GRIDS)
   else:
-    runner.execute(name, catalogue.STUDIES[name](configs, files), workdir)
+    runner.run_trials(name, catalogue.STUDIES[name](configs, files), workdir)
   return f"study: {pathlib.Path(workdir) / 'study.csv'}"
 
 
@@ -143,7 +143,8 @@ def main(arguments: list[str]) -> None:
       raise UserError(f"choose a study: {', '.join(STUDIES)}; or list.")
     if _CONFIG.value is None or _WORKDIR.value is None:
       raise UserError("a study needs --config=configs/<system>.py and --workdir.")
-    configs = [_CONFIG.value, *map(other_config, _ALSO.value)]
+    found = [_CONFIG.value, *map(other_config, _ALSO.value)]
+    configs = [experiment(config) for config in found]
     options = {"table": _TABLE.value, "grids": _GRIDS.value}
     print(execute(arguments[1], configs, _DATA.value, _WORKDIR.value, **options))
   except loop.Interrupted as interruption:

@@ -9,9 +9,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
-
+from msa_jax.config.experiment import Experiment, from_tree, to_tree
 from msa_jax.errors import UserError
+from msa_jax.models.outputs import output_specs
 from msa_jax.studies import runner
 from msa_jax.train import selection
 from msa_jax.train.run_directory import RunDirectory
@@ -46,37 +46,35 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, Changes]]] = {
 }
 
 
-def changed(
-  config: ml_collections.ConfigDict, changes: Changes
-) -> ml_collections.ConfigDict:
-  """A copy of a config with dotted keys replaced.
+def changed(config: Experiment, changes: Changes) -> Experiment:
+  """A copy of an experiment with dotted keys replaced.
 
   Raises:
-    UserError: the config has no such key.
+    UserError: it has no such key.
   """
-  config = config.copy_and_resolve_references()
+  tree = to_tree(config)
   for path, value in changes.items():
     *sections, key = path.split(".")
-    node = config
+    node = tree
     for section in sections:
       node = node.get(section, {})
     if key not in node:
       raise UserError(
-        f"this study changes config.{path}; {config.model.name} has no such option."
+        f"this study changes config.{path}; {config.system} has no such option."
       )
     node[key] = value
-  return config
+  return from_tree(tree)
 
 
 def study(
-  config: ml_collections.ConfigDict, workdir: str | pathlib.Path, table: str
+  config: Experiment, workdir: str | pathlib.Path, table: str
 ) -> dict[str, dict[str, Any]]:
   """Trains what a table compares, each run in a folder of its own.
 
   Runs that are there already are resumed or reused.
 
   Args:
-    config: an unresolved config.
+    config: not resolved.
     workdir: folder of the study; gets `<run>/`, `study.csv` and `study.json`.
     table: one of the system's in `TABLES`; "" = the only one that it has.
 
@@ -87,17 +85,17 @@ def study(
   Raises:
     UserError: unknown table.
   """
-  known = TABLES.get(config.model.name, {})
+  known = TABLES.get(config.system, {})
   table = next(iter(known)) if not table and len(known) == 1 else table
   if table not in known:
     raise UserError(
-      f"--table={table}: {config.model.name} has"
+      f"--table={table}: {config.system} has"
       f" {', '.join(known) or 'no ablations'}; DERL has {', '.join(TABLES['derl'])}."
     )
   workdir = pathlib.Path(workdir)
   report: dict[str, dict[str, Any]] = {}
-  cells = [runner.Cell(name, changed(config, c)) for name, c in known[table].items()]
-  for name, summary in runner.execute(f"ablation_{table}", cells, workdir).items():
+  trials = [runner.Trial(name, changed(config, c)) for name, c in known[table].items()]
+  for name, summary in runner.run_trials(f"ablation_{table}", trials, workdir).items():
     split = "test" if "test" in summary["splits"] else "valid"
     (figures,) = summary["splits"][split].values()
     report[name] = {"figures": figures, "parameters": summary["parameters"]}
@@ -129,5 +127,8 @@ def figure(entry: Mapping[str, Any]) -> str:
 def metric_of(workdir: str | pathlib.Path, report: Mapping[str, Any]) -> str:
   """The metric by which the study's runs were selected."""
   first = next(iter(report))
-  trained = RunDirectory(pathlib.Path(workdir) / first).config()
-  return selection.criterion(trained).terms[0][2]
+  trained = RunDirectory(pathlib.Path(workdir) / first).experiment()
+  spec = trained.corpus_spec
+  outputs = output_specs(trained.model, spec)
+  found = selection.criterion(trained.train.monitor, spec.tasks, outputs)
+  return found.terms[0][2]

@@ -10,17 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+from msa_jax.config.experiment import Experiment
 from msa_jax.data.batching import batches
 from msa_jax.data.transforms import preprocess
 from msa_jax.errors import UserError
-from msa_jax.models.system import predicted
+from msa_jax.models.outputs import primary_output
+from msa_jax.models.system import one_loss
 from msa_jax.runs import prepare, run
 from msa_jax.runs.summary import over_seeds
-from msa_jax.step import recipe
+from msa_jax.step import compose
 from msa_jax.step.objective import task_losses
 from msa_jax.studies import probes, runner
 from msa_jax.studies.ablation import changed, figure
@@ -84,10 +85,10 @@ def gradient_spread(folder: str | pathlib.Path) -> dict[str, Any]:
 def _open(folder: str | pathlib.Path):
   """A trained run: its config, corpus, recipe and selected parameters per seed."""
   directory = RunDirectory(folder)
-  config = directory.config()
+  config = directory.experiment()
   preprocessor = preprocess.load(directory.path / "preprocessing.npz")
   corpus = prepare.reload(config, preprocessor, "")
-  made = recipe.build(config)
+  made = compose.build(config)
   return config, corpus, made, run.restore(directory, config)
 
 
@@ -133,13 +134,14 @@ def attention_ratios(
   config, corpus, made, selected = _open(folder)
   params, collections = selected[0]
   if "attention" not in params:
-    raise UserError(f"{folder}: {config.model.name} has no A-fusion to train again.")
-  lengths = config.spec.lengths.to_dict()
+    raise UserError(f"{folder}: {config.system} has no A-fusion to train again.")
+  lengths = dict(config.corpus_spec.lengths)
   train, test = (
     batches.whole(corpus.splits[name], corpus.tasks, lengths)
     for name in ("train", "test")
   )
   labels = scoring.label_arrays(corpus.splits["test"], corpus.tasks)
+  task = primary_output(config.model, config.corpus_spec).name
   fit, read = _attention_programs(config, made, params, collections, epochs)
   entries = []
   for seed in seeds:
@@ -152,7 +154,7 @@ def attention_ratios(
       {
         "seed": seed,
         "ratio": dict(zip(train.order, shares, strict=True)),
-        "figures": scoring.score(config, outputs, labels)[predicted(config).name],
+        "figures": scoring.score(corpus.tasks, outputs, labels)[task],
       }
     )
   return entries
@@ -166,6 +168,8 @@ def _attention_programs(config, made, params, collections, epochs):
     predictions and A-fusion's weights of a whole split.
   """
   optimizer = optax.adam(config.optim.learning_rate)
+  spec = config.corpus_spec
+  terms = one_loss(config.loss, spec)
 
   def predict(attention, data, rows):
     whole = {**params, "attention": attention}
@@ -173,8 +177,8 @@ def _attention_programs(config, made, params, collections, epochs):
 
   def loss(attention, data, rows):
     output = predict(attention, data, rows)
-    tasks = task_losses(config, output, batches.take(data, rows))
-    return sum(tasks.values())
+    rows = batches.take(data, rows)
+    return sum(task_losses(spec.tasks, terms, output, rows).values())
 
   @jax.jit
   def fit(attention, data, seed):
@@ -201,7 +205,7 @@ def _attention_programs(config, made, params, collections, epochs):
 
 
 def study(
-  config: ml_collections.ConfigDict, workdir: str | pathlib.Path, table: str
+  config: Experiment, workdir: str | pathlib.Path, table: str
 ) -> dict[str, Any]:
   """Trains what a table compares, each run in a folder of its own, and compares.
 
@@ -222,14 +226,14 @@ def study(
   if table not in TABLES:
     raise UserError(f"--table={table}: choose one of {', '.join(TABLES)}.")
   workdir = pathlib.Path(workdir)
-  cells = [runner.Cell(name, changed(config, c)) for name, c in TABLES[table].items()]
+  trials = [runner.Trial(name, changed(config, c)) for name, c in TABLES[table].items()]
 
   def measure(folder, summary):
     found = _compared(folder, table)
     (folder / _COMPARED).write_text(json.dumps(found, indent=2))
     return list(lines(found, summary["seeds"], folder.name))
 
-  summaries = runner.execute(f"balance_{table}", cells, workdir, measure)
+  summaries = runner.run_trials(f"balance_{table}", trials, workdir, measure)
   report: dict[str, Any] = {}
   for name, summary in summaries.items():
     split = "test" if "test" in summary["splits"] else "valid"

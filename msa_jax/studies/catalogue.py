@@ -1,4 +1,4 @@
-"""Studies as data: which cells each one has.
+"""Studies as data: which trials each one has.
 
 Sources: H-GEM (Computer Systems & Applications 2026, 35(3)), tables 2 and 4; DERL
 (2024, 33(4)), figure 5.
@@ -7,22 +7,21 @@ Sources: H-GEM (Computer Systems & Applications 2026, 35(3)), tables 2 and 4; DE
 import pathlib
 from collections.abc import Sequence
 
-import ml_collections
-
+from msa_jax.config.experiment import Experiment
 from msa_jax.studies.ablation import changed
-from msa_jax.studies.runner import Cell
+from msa_jax.studies.runner import Trial
 
 SHARES = (0.1, 0.2, 0.5, 1.0)
 LAYERS = range(1, 7)
 ROUTERS = ("average", "fixed", "single", "multi")
 
-Configs = Sequence[ml_collections.ConfigDict]
+Configs = Sequence[Experiment]
 
 
-def low_resource(configs: Configs, files: Sequence[str] = ()) -> list[Cell]:
+def low_resource(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
   """Every system on shares of its training split (H-GEM Table 4)."""
   return [
-    Cell(
+    Trial(
       f"{name}_{round(100 * share)}",
       changed(config, {"data.train_fraction": share}),
       group=name,
@@ -34,14 +33,14 @@ def low_resource(configs: Configs, files: Sequence[str] = ()) -> list[Cell]:
   ]
 
 
-def layers(configs: Configs, files: Sequence[str] = ()) -> list[Cell]:
+def layers(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
   """Every system with 1 to 6 encoder layers (DERL Figure 5).
 
   Raises:
     UserError: a system without `config.model.n_layers`.
   """
   return [
-    Cell(
+    Trial(
       f"{name}_{count}",
       changed(config, {"model.n_layers": count}),
       group=name,
@@ -53,18 +52,18 @@ def layers(configs: Configs, files: Sequence[str] = ()) -> list[Cell]:
   ]
 
 
-def router_compare(configs: Configs, files: Sequence[str] = ()) -> list[Cell]:
+def router_compare(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
   """H-GEM's ways to combine experts, and other systems with gates (Tables 2 and 3)."""
-  cells = []
+  trials = []
   for name, config in leaderboard(configs, files, named=True):
-    if config.model.name == "hgem":
-      cells += [
-        Cell(f"{name}_{kind}", changed(config, {"model.fusion": kind}))
+    if config.system == "hgem":
+      trials += [
+        Trial(f"{name}_{kind}", changed(config, {"model.fusion": kind}))
         for kind in ROUTERS
       ]
     else:
-      cells.append(Cell(name, config))
-  return cells
+      trials.append(Trial(name, config))
+  return trials
 
 
 def leaderboard(configs: Configs, files: Sequence[str] = (), named: bool = False):
@@ -73,7 +72,7 @@ def leaderboard(configs: Configs, files: Sequence[str] = (), named: bool = False
   Args:
     configs: one per system.
     files: data files; none = each config's own.
-    named: return (name, config) in place of cells.
+    named: return (name, config) in place of trials.
   """
   found = []
   for config in configs:
@@ -81,8 +80,8 @@ def leaderboard(configs: Configs, files: Sequence[str] = (), named: bool = False
       path = file or config.data.path
       stem = pathlib.Path(path).stem if path else "synthetic"
       own = changed(config, {"data.path": path})
-      found.append((f"{config.model.name}_{stem}", own))
-  return found if named else [Cell(name, config) for name, config in found]
+      found.append((f"{config.system}_{stem}", own))
+  return found if named else [Trial(name, config) for name, config in found]
 
 
 STUDIES = {

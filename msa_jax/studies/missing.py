@@ -12,19 +12,18 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 
+from msa_jax.config.experiment import Experiment
 from msa_jax.data import missing
 from msa_jax.data.batching import batches
 from msa_jax.data.synthetic import posterior
-from msa_jax.data.synthetic.generator import read_options
 from msa_jax.data.transforms import preprocess
 from msa_jax.errors import UserError
 from msa_jax.metrics.routing import routing_metrics
 from msa_jax.runs import prediction_files, prepare, run
 from msa_jax.runs.summary import over_seeds
-from msa_jax.step import recipe
+from msa_jax.step import compose
 from msa_jax.train import feed as feed_lib
 from msa_jax.train import scoring
 from msa_jax.train.run_directory import RunDirectory
@@ -51,7 +50,7 @@ class _Opened(NamedTuple):
     selected: parameters and collections of every seed.
   """
 
-  config: ml_collections.ConfigDict
+  config: Experiment
   corpus: Corpus
   name: str
   preprocessor: preprocess.Preprocessor
@@ -62,12 +61,12 @@ class _Opened(NamedTuple):
     """A feed of the split, preprocessed as the run's was."""
     corpus = dataclasses.replace(self.corpus, splits={self.name: split})
     corpus = preprocess.apply(self.preprocessor, corpus)
-    return run.make_feeds(self.config, corpus)[self.name]
+    return run.feeds_of(self.config, corpus)[self.name]
 
 
 def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
-  directory = RunDirectory(workdir).chosen()
-  config = directory.config()
+  directory = RunDirectory(workdir)
+  config = directory.experiment()
   corpus = prepare.reread(config, path)
   labelled = [
     n for n, s in corpus.splits.items() if scoring.label_arrays(s, corpus.tasks)
@@ -76,7 +75,7 @@ def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
     raise UserError(f"{path} has no labels to evaluate on; use --mode=predict.")
   # False sorts first: test, else valid, else whatever else there is, train last.
   name = min(labelled, key=lambda n: (n != "test", n != "valid", n == "train"))
-  system = recipe.build(config)
+  system = compose.build(config)
   return _Opened(
     config,
     dataclasses.replace(corpus, splits={name: corpus.splits[name]}),
@@ -117,7 +116,7 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
   grids = missing.grids(wanted, names)
   optimal = _optimal(config, opened.name) if not path else lambda masks: {}
   report: dict[str, Any] = {
-    "model": config.model.name,
+    "model": config.system,
     "file": path or "own",
     "split": opened.name,
     "samples": len(split),
@@ -152,7 +151,8 @@ def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
   predictions = [
     _without_heads(opened.predictor(*seed, feed)) for seed in opened.selected
   ]
-  labels = scoring.label_arrays(split, opened.corpus.tasks)
+  tasks = opened.corpus.tasks
+  labels = scoring.label_arrays(split, tasks)
   row = {
     "pattern": str(pattern),
     "protocol": pattern.protocol,
@@ -161,7 +161,7 @@ def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
     "realised": dict(masks.realised),
     "without_content": scoring.without_content(predictions[0], labels),
     "figures": over_seeds(
-      [scoring.score(config, p.outputs, labels) for p in predictions]
+      [scoring.score(tasks, p.outputs, labels) for p in predictions]
     ),
     "bayes": optimal(masks),
     "routing": _routing(predictions),
@@ -198,7 +198,7 @@ def _without_heads(predictions: feed_lib.Predictions) -> feed_lib.Predictions:
   return predictions._replace(outputs=outputs)
 
 
-def _optimal(config: ml_collections.ConfigDict, name: str):
+def _optimal(config: Experiment, name: str):
   """Returns masks -> Bayes-optimal figures: task -> metric -> value.
 
   Empty for corpora of files, and for tasks derived from the synthetic labels.
@@ -211,9 +211,9 @@ def _optimal(config: ml_collections.ConfigDict, name: str):
     return lambda masks: {}
   # As the corpus was drawn: the run may read only some of its modalities.
   split = corpus.splits[name]
-  options = read_options(config.data.synthetic.items())
+  options = config.data.synthetic
   likelihoods = posterior.log_likelihoods(options, split)
-  order = modality_order(config.spec.widths)
+  order = modality_order(config.corpus_spec.widths)
 
   def figures(masks: missing.Masks) -> dict[str, dict[str, float]]:
     available = np.zeros((len(split), len(MODALITIES)), bool)

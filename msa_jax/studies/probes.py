@@ -11,17 +11,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from msa_jax import metrics
+from msa_jax.config.experiment import Experiment
 from msa_jax.data.batching import batches
 from msa_jax.errors import UserError
 from msa_jax.losses.task import masked_average, task_loss
-from msa_jax.models.system import Target, predicted, shape_predictions
-from msa_jax.step.recipe import Recipe, task_of
+from msa_jax.models.outputs import OutputSpec, primary_output, shape_predictions
+from msa_jax.step.recipe import Recipe
 from msa_jax.train import scoring
 from msa_jax.typing import Batch, Collections, Corpus, Label, Params
 
@@ -39,16 +39,16 @@ class ProbeHead(nn.Module):
   """
 
   width: int
-  target: Target
+  target: OutputSpec
 
   @nn.compact
   def __call__(self, values: Float[Array, "b d"]) -> Float[Array, "b ..."]:
     hidden = nn.relu(nn.Dense(self.width)(values))
-    return shape_predictions(self.target, nn.Dense(self.target.n_outputs)(hidden))
+    return shape_predictions(self.target, nn.Dense(self.target.num_outputs)(hidden))
 
 
 def fit_probe(
-  target: Target,
+  target: OutputSpec,
   features: Float[Array, "n d"],
   label: Label,
   loss: str = "default",
@@ -142,7 +142,7 @@ def _map_rows(function, order, *arguments):
 
 
 def probe(
-  config: ml_collections.ConfigDict,
+  config: Experiment,
   recipe: Recipe,
   params: Params,
   collections: Collections,
@@ -163,13 +163,13 @@ def probe(
   Returns:
     Modality -> metric -> value; a modality that no sample has is left out.
   """
-  target = predicted(config)
-  task = task_of(config.spec.tasks[target.name])
+  target = primary_output(config.model, config.corpus_spec)
+  task = config.corpus_spec.tasks[target.name]
   held_out = "test" if "test" in corpus.splits else "valid"
   extract = functools.partial(features_of, recipe, params, collections)
   data, features = {}, {}
   for split in ("train", held_out):
-    lengths = config.spec.lengths.to_dict()
+    lengths = dict(config.corpus_spec.lengths)
     data[split] = batches.whole(corpus.splits[split], corpus.tasks, lengths)
     features[split] = extract(data[split], config.train.eval_batch_size)
   labels = scoring.label_arrays(corpus.splits[held_out], corpus.tasks)[target.name]
@@ -181,7 +181,7 @@ def probe(
     if not (np.any(fitting.mask) and np.any(scored)):
       continue
     head, fitted = fit_probe(
-      target, features["train"][name], fitting, config.loss.task, seed
+      target, features["train"][name], fitting, config.loss.get("task", "default"), seed
     )
     predictions = np.asarray(head.apply({"params": fitted}, features[held_out][name]))
     report[name] = metrics.evaluate(task, predictions, labels.values, scored)
@@ -189,7 +189,7 @@ def probe(
 
 
 def zero_others(
-  config: ml_collections.ConfigDict,
+  config: Experiment,
   recipe: Recipe,
   params: Params,
   collections: Collections,
@@ -204,11 +204,11 @@ def zero_others(
     Modality -> metric -> value on `test` (`valid` if there is none), over the samples
     that have it.
   """
-  target = predicted(config)
-  task = task_of(config.spec.tasks[target.name])
+  target = primary_output(config.model, config.corpus_spec)
+  task = config.corpus_spec.tasks[target.name]
   held_out = "test" if "test" in corpus.splits else "valid"
   split = corpus.splits[held_out]
-  data = batches.whole(split, corpus.tasks, config.spec.lengths.to_dict())
+  data = batches.whole(split, corpus.tasks, dict(config.corpus_spec.lengths))
   labels = scoring.label_arrays(split, corpus.tasks)[target.name]
   size = min(config.train.eval_batch_size, len(split))
   order = batches.epoch_order(0, 0, len(split), size, shuffle=False)

@@ -8,8 +8,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import ml_collections
-
+from msa_jax.config.experiment import Experiment
 from msa_jax.studies import catalogue, missing, runner
 from msa_jax.studies.ablation import changed
 
@@ -17,21 +16,23 @@ GRIDS = "conditions,random"
 _ROBUST = ("model.disabled_experts", ("robust",))
 
 
-def cells(
-  configs: Sequence[ml_collections.ConfigDict], files: Sequence[str] = ()
-) -> list[runner.Cell]:
+def trials(
+  configs: Sequence[Experiment], files: Sequence[str] = ()
+) -> list[runner.Trial]:
   """Every system on every file; H-GEM also without its robust expert (figure 5)."""
   made = []
-  for cell in catalogue.leaderboard(configs, files):
-    made.append(cell._replace(group=cell.name))
-    if cell.config.model.name == "hgem":
-      name = f"{cell.name}_without_robust"
-      made.append(runner.Cell(name, changed(cell.config, dict([_ROBUST])), group=name))
+  for trial in catalogue.leaderboard(configs, files):
+    made.append(trial._replace(group=trial.name))
+    if trial.config.system == "hgem":
+      name = f"{trial.name}_without_robust"
+      made.append(
+        runner.Trial(name, changed(trial.config, dict([_ROBUST])), group=name)
+      )
   return made
 
 
 def study(
-  configs: Sequence[ml_collections.ConfigDict],
+  configs: Sequence[Experiment],
   files: Sequence[str],
   workdir: str | pathlib.Path,
   wanted: str = GRIDS,
@@ -41,7 +42,7 @@ def study(
   Args:
     configs: unresolved, one per system.
     files: data files; none = each config's own.
-    workdir: folder of the study; gets `<cell>/` (each with the grids' own files under
+    workdir: folder of the study; gets `<trial>/` (each with the grids' own files under
       `missing/`) and `study.csv`, whose lines have the grid in `axis` and the
       condition or rate in `x`.
     wanted: what `data.missing.grids` reads.
@@ -57,8 +58,8 @@ def study(
     del summary
     return list(lines(missing.grid(folder, wanted)))
 
-  made = cells(configs, files)
-  return runner.execute("missing", made, workdir, measure, key=wanted)
+  made = trials(configs, files)
+  return runner.run_trials("missing", made, workdir, measure, key=wanted)
 
 
 def lines(report: Mapping[str, Any]) -> Iterator[runner.Line]:

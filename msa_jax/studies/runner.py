@@ -1,7 +1,7 @@
-"""The runner that all studies share: cells -> runs in folders -> one tidy csv.
+"""The runner that all studies share: trials -> runs in folders -> one tidy csv.
 
-A study is data: a list of cells, each a config with a name. Running the same study
-again goes on where it stopped: finished cells are read, the one that was interrupted
+A study is data: a list of trials, each a config with a name. Running the same study
+again goes on where it stopped: finished trials are read, the one that was interrupted
 is resumed by its own checkpoints.
 """
 
@@ -11,10 +11,9 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import ml_collections
 from absl import logging
 
-from msa_jax import config as config_lib
+from msa_jax.config.experiment import Experiment, to_json
 from msa_jax.errors import UserError
 from msa_jax.runs import prediction_files, run
 from msa_jax.train.run_directory import RunDirectory
@@ -24,70 +23,72 @@ _MEASURED = "measured.json"
 Line = dict[str, Any]
 
 
-class Cell(NamedTuple):
+class Trial(NamedTuple):
   """One run of a study.
 
   Attributes:
     name: of its folder, unique in the study.
     config: unresolved.
     group: the line it belongs to in a figure; "" = none.
-    axis: what `x` is; "" = the cell has no place on an axis.
+    axis: what `x` is; "" = the trial has no place on an axis.
     x: its place there.
   """
 
   name: str
-  config: ml_collections.ConfigDict
+  config: Experiment
   group: str = ""
   axis: str = ""
   x: float = 0.0
 
 
-# What a study measures of a trained cell: its folder and summary -> lines of the csv,
-# at least `task`, `metric`, `seed` and `value`; other columns default to the cell's.
+# What a study measures of a trained trial: its folder and summary -> lines of the csv,
+# at least `task`, `metric`, `seed` and `value`; other columns default to the trial's.
 Measure = Callable[[pathlib.Path, Mapping[str, Any]], Iterable[Line]]
 
 
-def execute(
+def run_trials(
   study: str,
-  cells: Sequence[Cell],
+  trials: Sequence[Trial],
   workdir: str | pathlib.Path,
   measure: Measure | None = None,
   key: str = "",
 ) -> dict[str, dict[str, Any]]:
-  """Trains every cell in `workdir/<name>` and writes `workdir/study.csv`.
+  """Trains every trial in `workdir/<name>` and writes `workdir/study.csv`.
 
-  The csv has a line for each cell, split, task, metric and seed; it is written after
-  every cell, so that what is finished can be looked at.
+  The csv has a line for each trial, split, task, metric and seed; it is written after
+  every trial, so that what is finished can be looked at.
 
   Args:
     study: its name, for the csv.
-    cells: in the order to train them.
+    trials: in the order to train them.
     workdir: folder of the study.
-    measure: gives further lines of each trained cell. They are kept in its
+    measure: gives further lines of each trained trial. They are kept in its
       `measured.json` and not measured again.
     key: what `measure` does; kept lines of another key are measured anew.
 
   Returns:
-    Cell -> contents of its summary.json.
+    Trial -> contents of its summary.json.
 
   Raises:
-    UserError: two cells of one name, bad input, or a folder with another run.
+    UserError: two trials of one name, bad input, or a folder with another run.
     loop.Interrupted: everything is saved; the same call goes on.
   """
-  names = [cell.name for cell in cells]
+  names = [trial.name for trial in trials]
   if len(set(names)) < len(names):
     twice = next(name for name in names if names.count(name) > 1)
-    raise UserError(f"this study has two cells {twice!r}: give each system once.")
+    raise UserError(f"this study has two trials {twice!r}: give each system once.")
   workdir = pathlib.Path(workdir).expanduser()
   summaries: dict[str, dict[str, Any]] = {}
   lines: list[dict[str, Any]] = []
-  for number, cell in enumerate(cells, 1):
-    logging.warning("%s: cell %d of %d, %s", study, number, len(cells), cell.name)
-    summaries[cell.name] = _train(cell, workdir / cell.name)
-    lines += tidy(study, cell, summaries[cell.name])
+  for number, trial in enumerate(trials, 1):
+    logging.warning("%s: trial %d of %d, %s", study, number, len(trials), trial.name)
+    summaries[trial.name] = _train(trial, workdir / trial.name)
+    lines += tidy(study, trial, summaries[trial.name])
     if measure is not None:
-      found = _measured(measure, key, workdir / cell.name, summaries[cell.name])
-      lines += [{**_fixed(study, cell, summaries[cell.name]), **each} for each in found]
+      found = _measured(measure, key, workdir / trial.name, summaries[trial.name])
+      lines += [
+        {**_fixed(study, trial, summaries[trial.name]), **each} for each in found
+      ]
     columns = {key: [line[key] for line in lines] for key in lines[0]}
     # Replaced at once: whoever looks at a study in progress never sees half of it.
     written = prediction_files.write_csv(workdir / "study.csv.partial", columns)
@@ -95,9 +96,9 @@ def execute(
   return summaries
 
 
-def _train(cell: Cell, folder: pathlib.Path) -> dict[str, Any]:
-  """Trains a cell, or reads it if it has been."""
-  text = config_lib.to_json(cell.config)
+def _train(trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
+  """Trains a trial, or reads it if it has been."""
+  text = to_json(trial.config)
   digest = hashlib.sha256(text.encode()).hexdigest()
   directory = RunDirectory(folder)
   try:
@@ -105,15 +106,15 @@ def _train(cell: Cell, folder: pathlib.Path) -> dict[str, Any]:
       return directory.read_json("summary.json")
   except (OSError, ValueError):
     pass  # not finished, or damaged: the run itself knows how to go on
-  run.train(cell.config, folder)
+  run.train(trial.config, folder)
   directory.write_json(_DONE, {"config_sha256": digest})
-  # From the file, so that a cell gives the same lines now and when it is read again.
+  # From the file, so that a trial gives the same lines now and when it is read again.
   return directory.read_json("summary.json")
 
 
 def _measured(measure: Measure, key, folder: pathlib.Path, summary) -> list[Line]:
-  """What a study measures of a cell, or what was measured before of the same cell."""
-  # Seeds may be added to a trained cell; its parameters are others then.
+  """What a study measures of a trial, or what was measured before of the same trial."""
+  # Seeds may be added to a trained trial; its parameters are others then.
   done = {"key": key, "parameter_hash": summary["parameter_hash"]}
   try:
     kept = json.loads((folder / _MEASURED).read_text())
@@ -137,14 +138,14 @@ def lines_of(figures: Mapping[str, Any], seeds: Sequence[int], **about: Any):
       yield {**about, "metric": metric, "seed": seed, "value": value}
 
 
-def _fixed(study: str, cell: Cell, summary: Mapping[str, Any]) -> Line:
-  """Columns that all lines of a cell share."""
+def _fixed(study: str, trial: Trial, summary: Mapping[str, Any]) -> Line:
+  """Columns that all lines of a trial share."""
   return {
     "study": study,
-    "cell": cell.name,
-    "group": cell.group,
-    "axis": cell.axis,
-    "x": cell.x if cell.axis else "",
+    "trial": trial.name,
+    "group": trial.group,
+    "axis": trial.axis,
+    "x": trial.x if trial.axis else "",
     "model": summary["model"],
     "parameters": summary["parameters"],
     "split": "",
@@ -156,16 +157,16 @@ def _fixed(study: str, cell: Cell, summary: Mapping[str, Any]) -> Line:
 
 
 def tidy(
-  study: str, cell: Cell, summary: Mapping[str, Any]
+  study: str, trial: Trial, summary: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-  """Lines of the csv for one cell: task metrics, and entropies of gates.
+  """Lines of the csv for one trial: task metrics, and entropies of gates.
 
   Args:
     study: its name.
-    cell: the cell.
+    trial: the trial.
     summary: contents of its summary.json.
   """
-  fixed = _fixed(study, cell, summary)
+  fixed = _fixed(study, trial, summary)
   for split in summary["splits"]:
     routing = {
       f"gate {gate}": {

@@ -11,15 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import logging
 from jaxtyping import Float, Int
 
+from msa_jax.config.options import TextConfig
 from msa_jax.safe_io.hashing import sha256
 from msa_jax.text import tokens, weights
 from msa_jax.text.bert import EncoderConfig, TextEncoder
-from msa_jax.text.options import is_tuned
 from msa_jax.typing import Corpus, Sequences, Split
 
 _FORMAT = "text features 1"  # part of what names a cached file
@@ -28,13 +27,8 @@ _ROWS = 32
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
-def is_on(config: ml_collections.ConfigDict) -> bool:
-  """Whether a run makes its text from transcripts; older runs' configs do not say."""
-  return "text" in config and config.text.input == "encoder"
-
-
 def with_text(
-  corpora: Sequence[Corpus], options: ml_collections.ConfigDict, max_steps: int = 0
+  corpora: Sequence[Corpus], options: TextConfig, max_steps: int = 0
 ) -> list[Corpus]:
   """The corpora with their text as `config.text` wants it.
 
@@ -57,7 +51,7 @@ def with_text(
   digest = sha256(source)
   note = {"encoder": {"file": source.name, "sha256": digest}}
   made = [_noted(corpus, note) for corpus in made]
-  if is_tuned(options):
+  if options.is_tuned:
     return made
   encoded = functools.cache(functools.partial(_encoder, folder))
   made_by = f"{_FORMAT} {digest} {config}"

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 from absl import logging
 
+from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
 from msa_jax.text import sentilare
 from msa_jax.text.bert import EncoderConfig
@@ -214,7 +214,7 @@ def linguistic(annotator: sentilare.Annotator, row: Row) -> dict[str, list[int]]
 
 def tokenise(
   corpora: Sequence[Corpus],
-  options: ml_collections.ConfigDict,
+  options: TextConfig,
   folder: Path,
   config: EncoderConfig,
   max_steps: int = 0,

@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
+from msa_jax.config.experiment import Experiment
 from msa_jax.devices import compilation, sharding
 from msa_jax.models.system import Stage
-from msa_jax.step import recipe as recipe_lib
+from msa_jax.step import compose
 from msa_jax.step.recipe import Recipe
 from msa_jax.train.feed import Feed, Predictions, Predictor, Steps
 from msa_jax.typing import Collections, Params, TrainState
@@ -59,23 +60,35 @@ def enter(
   return state, snapshots(stage, state)
 
 
+def mesh_of(config: Experiment) -> Mesh | None:
+  """The mesh of a run, whose batches it can split."""
+  sizes = {
+    "optim.batch_size": config.optim.batch_size,
+    "train.eval_batch_size": config.train.eval_batch_size,
+  }
+  return sharding.make_mesh(config.sharding, sizes)
+
+
 class CompiledStages:
   """Programs of all stages; each compiles at its first call.
 
   Attributes:
-    config: resolved config.
+    config: resolved.
     stages: of the system, in order.
     recipes, steps, predictors: one per stage.
     mesh: of several devices, or None.
   """
 
-  def __init__(self, config: ml_collections.ConfigDict):
+  def __init__(self, config: Experiment, on_one_device: bool = False):
     self.config = config
-    self.stages = recipe_lib.stages_of(config)
+    self.stages = compose.stages_of(config)
     indices = range(len(self.stages))
-    self.mesh = sharding.make_mesh(config)
-    self.recipes = tuple(self._build(config, index) for index in indices)
-    per_epoch = -(-config.spec.train_size // config.optim.batch_size)
+    self.mesh = None if on_one_device else mesh_of(config)
+    self.recipes = tuple(
+      sharding.shard_recipe(compose.build(config, index), self.mesh)
+      for index in indices
+    )
+    per_epoch = config.corpus_spec.steps_per_epoch(config.optim.batch_size)
     capacity = min(config.train.steps_per_call, per_epoch)
     mesh = self.mesh
     self.steps = tuple(Steps(recipe, capacity, mesh=mesh) for recipe in self.recipes)
@@ -90,9 +103,10 @@ class CompiledStages:
     # Copies: the state's own buffers are donated to the next step.
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     self._enter = tuple(self._jit(self._entering(index)) for index in indices[1:])
-
-  def _build(self, config, index):
-    return sharding.shard_recipe(recipe_lib.build(config, index), self.mesh)
+    self._end_epoch = tuple(
+      made.end_epoch and jax.jit(made.end_epoch, donate_argnums=0)
+      for made in self.recipes
+    )
 
   def _first(self, seed):
     state = self.recipes[0].init(seed)
@@ -147,6 +161,14 @@ class CompiledStages:
     del active  # a single seed that has stopped is not called
     state, figures = self.steps[index](state, feed, orders[0], first, seeds[0])
     return state, [figures]
+
+  def end_epoch(
+    self, index: int, state: TrainState, active: Sequence[bool]
+  ) -> TrainState:
+    """The state after the last step of an epoch, where a stage has something to do."""
+    del active  # a single seed that has stopped is not called
+    ended = self._end_epoch[index]
+    return state if ended is None else ended(state)
 
   def predict(self, index: int, state: TrainState, feed: Feed) -> list[Predictions]:
     """Per seed, what its current parameters say of a split."""

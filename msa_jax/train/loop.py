@@ -3,16 +3,16 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 
+from msa_jax.config.experiment import Experiment
 from msa_jax.data.transforms import joint
 from msa_jax.devices import processes
 from msa_jax.errors import UserError
 from msa_jax.metrics.routing import routing_metrics
+from msa_jax.models.outputs import output_specs
 from msa_jax.train import scoring, selection
 from msa_jax.train.checkpoint import ResumePoint, save_best
 from msa_jax.train.compiled_stages import CompiledStages, Snapshots
@@ -41,7 +41,6 @@ class SeedProgress:
     values: track -> best validation figure of the stage (greater is better).
     epochs: track -> number of the epoch that reached it.
     over: the stage has ended for this seed.
-    diverged: its loss was not finite, which ends it where others may go on.
   """
 
   epoch: int = 0
@@ -50,7 +49,6 @@ class SeedProgress:
   values: dict[str, float] = dataclasses.field(default_factory=dict)
   epochs: dict[str, int] = dataclasses.field(default_factory=dict)
   over: bool = False
-  diverged: bool = False
 
   def stale(self) -> int:
     """Epochs of the stage since any track improved."""
@@ -59,7 +57,7 @@ class SeedProgress:
   def next_stage(self) -> None:
     """Starts a stage."""
     self.start, self.values, self.epochs = self.epoch, {}, {}
-    self.over = self.diverged
+    self.over = False
 
 
 @dataclasses.dataclass
@@ -97,8 +95,7 @@ class TrainResult(NamedTuple):
   Attributes:
     params, collections: selected.
     best_epoch: that the first track of the last stage selected.
-    value: validation figure of that epoch (greater is better); None = diverged, or
-      not validated.
+    value: validation figure of that epoch (greater is better); None = not validated.
     epoch: epochs trained.
     seconds: training time, of all that were trained at once.
     together: how many these were.
@@ -119,20 +116,17 @@ class Replica(NamedTuple):
   Attributes:
     seed: what initialisation, shuffling and dropout derive from.
     run: where its files go.
-    values: of the swept options, by dotted key.
   """
 
   seed: int
   run: RunDirectory
-  values: Mapping[str, float] = MappingProxyType({})
 
   def __str__(self):
-    setting = [f"{key}={value:g}" for key, value in self.values.items()]
-    return ", ".join([f"seed {self.seed}", *setting])
+    return f"seed {self.seed}"
 
 
 def fit(
-  config: ml_collections.ConfigDict,
+  config: Experiment,
   programs: CompiledStages,
   feeds: Mapping[str, Feed],
   labels: Mapping[str, Any],
@@ -143,7 +137,7 @@ def fit(
   """Trains seeds to their end, or resumes them.
 
   Args:
-    config: a resolved config.
+    config: resolved.
     programs: for as many seeds at once as there are replicas.
     feeds: split name -> feed; needs `train`, selects on `valid` if there is one.
     labels: task name -> validation labels, as `scoring.score` takes them.
@@ -177,7 +171,7 @@ def _finish(replica, course, chosen, track, position) -> TrainResult:
   save_best(replica.run.best(replica.seed), *chosen)
   facts = {
     "best_epoch": course.epochs.get(track, course.epoch),
-    "value": None if course.diverged else course.values.get(track),
+    "value": course.values.get(track),
     "epoch": course.epoch,
     "seconds": position.seconds,
     "together": len(position.courses),
@@ -190,7 +184,7 @@ def _finish(replica, course, chosen, track, position) -> TrainResult:
 class _TrainLoop:
   """The parts of a training that do not change."""
 
-  config: ml_collections.ConfigDict
+  config: Experiment
   programs: CompiledStages
   feeds: Mapping[str, Feed]
   labels: Mapping[str, Any]
@@ -200,10 +194,13 @@ class _TrainLoop:
   def __post_init__(self):
     self.seeds = [replica.seed for replica in self.replicas]
     labels = self.labels if "valid" in self.feeds else None
+    spec = self.config.corpus_spec
+    outputs = output_specs(self.config.model, spec)
     self.tracks = [
-      selection.tracks(self.config, s, labels) for s in self.programs.stages
+      selection.tracks(stage, spec.tasks, outputs, labels)
+      for stage in self.programs.stages
     ]
-    self.sources = tuple(self.config.spec.get("sources", ()))
+    self.sources, self.tasks = spec.sources, spec.tasks
     size = joint.epoch_size(self.feeds["train"].size, self.sources)
     self.per_epoch = -(-size // self.config.optim.batch_size)
     few = self.replicas[:3]
@@ -289,9 +286,6 @@ class _TrainLoop:
     finite = np.isfinite(figures["loss"]) & np.isfinite(figures["gradient_norm"])
     if finite.all():
       return
-    if replica.values:  # the others of the sweep go on
-      course.over = course.diverged = True
-      return
     bad = first + int(np.argmin(finite))
     raise Diverged(
       f"the loss or its gradient is not finite at step {bad + 1} of epoch"
@@ -303,6 +297,8 @@ class _TrainLoop:
   def _close_epoch(self, state, best, position, figures):
     """Validates, selects, logs; starts the next stage where one has ended."""
     index = position.stage
+    active = [not course.over for course in position.courses]
+    state = self.programs.end_epoch(index, state, active)
     predicted: Sequence[Any] = [None] * len(self.seeds)
     if "valid" in self.feeds:
       predicted = self.programs.predict(index, state, self.feeds["valid"])
@@ -344,7 +340,7 @@ class _TrainLoop:
     course.epoch += 1
     improved = dict.fromkeys(tracks, True)  # without validation the last is taken
     if predictions is not None:
-      record["valid"] = scoring.score(self.config, predictions.outputs, self.labels)
+      record["valid"] = scoring.score(self.tasks, predictions.outputs, self.labels)
       record["routing"] = routing_metrics(predictions.routing)
       record["without_content"] = scoring.without_content(predictions, self.labels)
       for track, criterion in tracks.items():

@@ -4,7 +4,6 @@ config.json  environment.json  data.json  preprocessing.npz
 metrics.jsonl  summary.json
 checkpoints/seed_<s>/{last,best}  predictions/{valid,test}.csv  routing/<split>.npz
 checkpoints/group_<n>/last, of seeds that are trained at once
-sweep/<setting>/ a run directory for each setting of a sweep
 """
 
 import json
@@ -18,9 +17,8 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import ml_collections
 
-from msa_jax import config as config_lib
+from msa_jax.config.experiment import Experiment, differences, from_json, to_json
 from msa_jax.devices import processes
 from msa_jax.errors import UserError
 
@@ -37,11 +35,11 @@ class RunDirectory:
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path).expanduser()
 
-  def create(self, config: ml_collections.ConfigDict, data: dict[str, Any]) -> bool:
+  def create(self, config: Experiment, data: dict[str, Any]) -> bool:
     """Starts the directory, or checks that it holds the same run.
 
     Args:
-      config: the resolved config.
+      config: resolved.
       data: contents of data.json.
 
     Returns:
@@ -62,14 +60,14 @@ class RunDirectory:
         "data.path",
         *(f"sharding.{axis}" for axis in ("data", "replica", "expert")),
       )
-      lines = config_lib.differences(config, self.config(), ignore)
+      lines = differences(config, self.experiment(), ignore)
       if lines:
         raise UserError(
           f"--workdir={self.path} holds a run with other settings"
           f" ({'; '.join(lines[:5])}). Choose another folder."
         )
     self.path.mkdir(parents=True, exist_ok=True)
-    self.write_text("config.json", config_lib.to_json(config) + "\n")
+    self.write_text("config.json", to_json(config) + "\n")
     self.write_json("data.json", data)
     self.write_json("environment.json", environment())
     return exists
@@ -78,8 +76,8 @@ class RunDirectory:
   def config_path(self) -> pathlib.Path:
     return self.path / "config.json"
 
-  def config(self) -> ml_collections.ConfigDict:
-    """Reads the resolved config.
+  def experiment(self) -> Experiment:
+    """Reads the resolved options.
 
     Raises:
       UserError: the folder holds no run.
@@ -88,7 +86,7 @@ class RunDirectory:
       raise UserError(
         f"--workdir={self.path} holds no run: there is no {self.config_path}."
       )
-    return config_lib.from_json(self.config_path.read_text())
+    return from_json(self.config_path.read_text())
 
   def last(self, seed: int) -> pathlib.Path:
     return self.path / "checkpoints" / f"seed_{seed}" / "last"
@@ -99,17 +97,6 @@ class RunDirectory:
   def trained(self, seed: int) -> str:
     """Name of the file that says how a finished seed was trained."""
     return f"checkpoints/seed_{seed}/trained.json"
-
-  def setting(self, name: str) -> "RunDirectory":
-    """The run of one setting of a sweep."""
-    return RunDirectory(self.path / "sweep" / name)
-
-  def chosen(self) -> "RunDirectory":
-    """The run to evaluate and predict with: of a sweep, that of its best setting."""
-    if not (self.path / "summary.json").exists():
-      return self
-    swept = self.read_json("summary.json").get("sweep")
-    return self.setting(swept["best"]) if swept else self
 
   def write_text(self, name: str, text: str) -> None:
     """Replaces a file atomically: a reader never sees half of it."""

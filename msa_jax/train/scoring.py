@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 from absl import logging
 
 from msa_jax import metrics as metrics_lib
 from msa_jax.data.transforms import dialogues
-from msa_jax.step.recipe import task_of
 from msa_jax.train.feed import Predictions
 from msa_jax.typing import Split, Task, task_name
 
@@ -36,7 +34,7 @@ def label_arrays(split: Split, tasks: Mapping[str, Task]) -> dict[str, LabelArra
 
 
 def score(
-  config: ml_collections.ConfigDict,
+  tasks: Mapping[str, Task],
   outputs: Mapping[str, np.ndarray],
   labels: Mapping[str, LabelArrays],
 ) -> dict[str, dict[str, float]]:
@@ -46,7 +44,7 @@ def score(
   """
   return {
     name: metrics_lib.evaluate(
-      task_of(config.spec.tasks[task_name(name)]),
+      tasks[task_name(name)],
       prediction,
       labels[task_name(name)].values,
       labels[task_name(name)].mask,

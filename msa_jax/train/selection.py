@@ -2,15 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import ml_collections
 
 from msa_jax import metrics as metrics_lib
 from msa_jax.errors import UserError
-from msa_jax.models.system import Stage, targets
-from msa_jax.step.recipe import task_of
+from msa_jax.models.outputs import OutputSpec
+from msa_jax.models.system import Stage
 from msa_jax.typing import Task, task_name
 
 # The headline metric of each protocol.
@@ -61,20 +59,23 @@ class Criterion:
 
 
 def tracks(
-  config: ml_collections.ConfigDict,
   stage: Stage,
+  tasks: Mapping[str, Task],
+  outputs: Sequence[OutputSpec],
   labels: Mapping[str, Any] | None = None,
 ) -> dict[str, Criterion]:
   """Track name -> criterion of a stage; see `criterion` for arguments and errors."""
   return {
-    name: criterion(config, labels, select) for name, select in stage.tracks.items()
+    name: criterion(monitor, tasks, outputs, labels)
+    for name, monitor in stage.tracks.items()
   }
 
 
 def criterion(
-  config: ml_collections.ConfigDict,
+  monitor: str,
+  tasks: Mapping[str, Task],
+  outputs: Sequence[OutputSpec],
   labels: Mapping[str, Any] | None = None,
-  select: str | None = None,
 ) -> Criterion:
   """Which validation figures select.
 
@@ -84,30 +85,29 @@ def criterion(
   metric's own: `sentiment/mae,emotion/f1` maximises (F1 - MAE) / 2.
 
   Args:
-    config: resolved config.
+    monitor: what to read (`config.train.monitor`).
+    tasks: of the corpus.
+    outputs: the tasks that the system predicts.
     labels: validation labels by task (`scoring.label_arrays`): `auto` leaves out tasks
       that validation has no label of; None = all count.
-    select: what to read; None = `config.train.monitor`.
 
   Raises:
     UserError: an unknown task or metric, or one that validation cannot measure.
   """
-  select = config.train.monitor if select is None else select
-  entries = [entry.strip() for entry in select.split(",")]
+  entries = [entry.strip() for entry in monitor.split(",")]
+  names = [output.name for output in outputs]
   if entries == ["auto"]:
-    names = [target.name for target in targets(config)]
     kept = [name for name in names if _measurable(name, labels)]
     if not kept:
       raise UserError(f"the validation split has no labels of {', '.join(names)}.")
-    return Criterion(tuple(_term(config, f"{name}/auto") for name in kept))
-  terms = tuple(_term(config, entry) for entry in entries)
-  predicted = [target.name for target in targets(config)]
+    return Criterion(tuple(_term(f"{name}/auto", tasks, name) for name in kept))
+  terms = tuple(_term(entry, tasks, names[0]) for entry in entries)
   for _, prediction, _ in terms:
     task = task_name(prediction)
-    if task not in predicted or not _measurable(task, labels):
+    if task not in names or not _measurable(task, labels):
       raise UserError(
-        f"config.train.monitor={select!r}: {task!r} must be predicted (the model"
-        f" predicts {predicted}) and the validation split must have labels of it."
+        f"config.train.monitor={monitor!r}: {task!r} must be predicted (the model"
+        f" predicts {names}) and the validation split must have labels of it."
       )
   return Criterion(terms)
 
@@ -116,19 +116,20 @@ def _measurable(task: str, labels: Mapping[str, Any] | None) -> bool:
   return labels is None or (task in labels and bool(labels[task].mask.any()))
 
 
-def _term(config: ml_collections.ConfigDict, entry: str) -> tuple[float, str, str]:
-  tasks = config.spec.tasks
+def _term(
+  entry: str, tasks: Mapping[str, Task], default: str
+) -> tuple[float, str, str]:
   factor, star, rest = entry.rpartition("*")
   weight = _weight(factor) if star else 1.0
   prediction, _, name = rest.strip().rpartition("/")
-  prediction = prediction or targets(config)[0].name
+  prediction = prediction or default
   task = task_name(prediction)
   if task not in tasks:
     raise UserError(
       f"config.train.monitor={entry!r}: the corpus has no task {task!r} (it has"
       f" {sorted(tasks)})."
     )
-  family = _family(task_of(tasks[task]))
+  family = _family(tasks[task])
   known = [
     key
     for key, metric in metrics_lib.METRICS.items()

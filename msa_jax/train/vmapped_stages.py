@@ -1,4 +1,4 @@
-"""Several trainings in one program: seeds, or settings of a sweep, side by side.
+"""Several trainings in one program: seeds side by side.
 
 A replica's state is one slice of a stacked state, and `vmap` trains all slices at
 once: each has its own initialisation, shuffling, dropout, fusion weights, validation
@@ -12,26 +12,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from msa_jax import config as config_lib
+from msa_jax.config.experiment import Experiment
 from msa_jax.data.batching import batches
 from msa_jax.devices import processes, sharding
-from msa_jax.step import recipe as recipe_lib
 from msa_jax.step.recipe import Recipe
 from msa_jax.train.compiled_stages import (
   CompiledStages,
   Snapshots,
   composed,
-  enter,
   snapshots,
 )
 from msa_jax.train.feed import Feed, Predictions, Predictor, Steps
 from msa_jax.typing import Batch, Collections, Metrics, Params, TrainState
-
-# Dotted config key -> a number per replica; inside `vmap`, one traced number.
-Values = Mapping[str, Any]
 
 
 class ReplicaInputs(NamedTuple):
@@ -40,24 +34,17 @@ class ReplicaInputs(NamedTuple):
   Attributes:
     seed: what initialisation, shuffling and dropout derive from.
     active: False = frozen.
-    values: of the swept options.
   """
 
   seed: Any
   active: Any
-  values: Values
 
 
 class VmappedStages(CompiledStages):
-  """As `CompiledStages`, for several replicas at once: everything has a leading axis.
+  """`CompiledStages` for several replicas at once: everything has a leading axis."""
 
-  Attributes:
-    values: swept options, dotted key -> value per replica.
-  """
-
-  def __init__(self, config: ml_collections.ConfigDict, values: Values | None = None):
+  def __init__(self, config: Experiment):
     super().__init__(config)
-    self.give(values or {})
     indices = range(len(self.stages))
     take = jax.vmap(batches.take, (None, 0))
     self.steps = tuple(
@@ -66,7 +53,7 @@ class VmappedStages(CompiledStages):
     )
     self.predictors = tuple(
       Predictor(
-        _only(predict=self._predicting(i)),
+        _only(predict=self.recipes[i].predict),
         config.train.eval_batch_size,
         True,
         self.mesh,
@@ -76,6 +63,10 @@ class VmappedStages(CompiledStages):
     self._begin = self._jit(self._lift(self._first))
     self._enter = tuple(self._jit(self._lift(self._entering(i))) for i in indices[1:])
     self._keep = tuple(jax.jit(jax.vmap(self._keeping(i))) for i in indices)
+    self._end_epoch = tuple(
+      made.end_epoch and jax.jit(self._lift(self._ending(i)), donate_argnums=0)
+      for i, made in enumerate(self.recipes)
+    )
     self._select = jax.jit(jax.vmap(functools.partial(composed, self.stages[-1])))
 
   def lifted(self, index: int) -> Recipe:
@@ -87,42 +78,20 @@ class VmappedStages(CompiledStages):
       return jax.vmap(function)
     return jax.vmap(function, spmd_axis_name=sharding.REPLICA)
 
-  def give(self, values: Values) -> None:
-    """Sets the values of the swept options; of the same keys, without compiling."""
-    self.values = {key: np.asarray(v, np.float32) for key, v in values.items()}
-
-  def _made(self, index: int, values: Values) -> Recipe:
-    if not values:
-      return self.recipes[index]
-    return self._build(config_lib.bind(self.config, values), index)
-
-  def _first(self, seed, values):
-    state = self._made(0, values).init(seed)
-    return state, jax.tree.map(jnp.copy, snapshots(self.stages[0], state))
-
-  def _entering(self, index):
-    before, stage = self.stages[index - 1 : index + 1]
-
-    def entering(best, state, values):
-      return enter(before, stage, self._made(index, values), best, state)
-
-    return entering
-
   def _stepping(self, index):
     def step(
       state: TrainState, batch: Batch, lane: ReplicaInputs
     ) -> tuple[TrainState, Metrics]:
-      new, metrics = self._made(index, lane.values).step(state, batch, lane.seed)
+      new, metrics = self.recipes[index].step(state, batch, lane.seed)
       return _where(lane.active, new, state), metrics
 
     return step
 
-  def _predicting(self, index):
-    def predict(params, collections, batch):
-      params, values = params
-      return self._made(index, values).predict(params, collections, batch)
+  def _ending(self, index):
+    def ending(state, active):
+      return _where(active, self.recipes[index].end_epoch(state), state)
 
-    return predict
+    return ending
 
   def _keeping(self, index):
     def keep(best, state, improved):
@@ -133,27 +102,15 @@ class VmappedStages(CompiledStages):
 
   def begin(self, seeds: Sequence[int]) -> tuple[TrainState, Snapshots]:
     sharding.check_replicas(len(seeds), self.mesh)
-    return self._begin(np.asarray(seeds), self.values)
+    return self._begin(np.asarray(seeds))
 
   def shapes(self, index: int, seeds: Sequence[int]) -> tuple[TrainState, Snapshots]:
     seeds = np.asarray(seeds)
-    state, best = jax.eval_shape(jax.vmap(self._first), seeds, self.values)
+    state, best = jax.eval_shape(jax.vmap(self._first), seeds)
     for later in range(1, index + 1):
       entering = jax.vmap(self._entering(later))
-      state, best = jax.eval_shape(entering, best, state, self.values)
+      state, best = jax.eval_shape(entering, best, state)
     return sharding.abstract_state((state, best), self.mesh, lanes=True)
-
-  def trace(self) -> None:
-    """Traces every program without compiling any; raises what that raises."""
-    lane = ReplicaInputs(np.zeros(1, int), np.ones(1, bool), self.values)
-    example = recipe_lib.example_batch(self.config.spec)
-    stacked = jax.tree.map(lambda leaf: leaf[None], example)
-    for index in range(len(self.stages)):
-      state, _ = self.shapes(index, (0,))
-      jax.eval_shape(jax.vmap(self._stepping(index)), state, stacked, lane)
-      given = (state.params, self.values)
-      predict = jax.vmap(self._predicting(index), (0, 0, None))
-      jax.eval_shape(predict, given, state.collections, example)
 
   def advance(
     self,
@@ -165,7 +122,7 @@ class VmappedStages(CompiledStages):
     seeds: Sequence[int],
     active: Sequence[bool],
   ) -> tuple[TrainState, list[Mapping[str, np.ndarray]]]:
-    lane = ReplicaInputs(np.asarray(seeds), np.asarray(active), self.values)
+    lane = ReplicaInputs(np.asarray(seeds), np.asarray(active))
     feed = feed._replace(stream=functools.partial(_stacked, feed.stream))
     order = np.stack(orders, axis=1)  # [steps replicas b]
     state, figures = self.steps[index](state, feed, order, first, lane)
@@ -174,9 +131,14 @@ class VmappedStages(CompiledStages):
       for i in range(len(orders))
     ]
 
+  def end_epoch(
+    self, index: int, state: TrainState, active: Sequence[bool]
+  ) -> TrainState:
+    ended = self._end_epoch[index]
+    return state if ended is None else ended(state, np.asarray(active))
+
   def predict(self, index: int, state: TrainState, feed: Feed) -> list[Predictions]:
-    given = (state.params, self.values)
-    return _slices(self.predictors[index](given, state.collections, feed))
+    return _slices(self.predictors[index](state.params, state.collections, feed))
 
   def keep(
     self,
@@ -196,7 +158,7 @@ class VmappedStages(CompiledStages):
   def enter(
     self, index: int, best: Snapshots, state: TrainState
   ) -> tuple[TrainState, Snapshots]:
-    return self._copy(self._enter[index - 1](best, state, self.values))
+    return self._copy(self._enter[index - 1](best, state))
 
   def selected(
     self, best: Snapshots, state: TrainState

@@ -38,12 +38,12 @@ def test_a_study_trains_its_cells_once_and_goes_on_after_a_stop(
 
   monkeypatch.setattr(run, "train", counted)
   with pytest.raises(UserError, match="stopped"):
-    runner.execute("low_resource", cells, tmp_path)
+    runner.run_trials("low_resource", cells, tmp_path)
   first = (tmp_path / "study.csv").read_text()
-  summaries = runner.execute("low_resource", cells, tmp_path)
+  summaries = runner.run_trials("low_resource", cells, tmp_path)
   assert trained == ["toy_synthetic_10", "toy_synthetic_100", "toy_synthetic_100"]
   assert (tmp_path / "study.csv").read_text().startswith(first)
-  assert runner.execute("low_resource", cells, tmp_path) == summaries
+  assert runner.run_trials("low_resource", cells, tmp_path) == summaries
   assert len(trained) == 3
   lines = studies.read(tmp_path)
   wanted = {"cell": "toy_synthetic_100", "split": "test", "metric": "mae", "seed": "0"}
@@ -58,7 +58,7 @@ def test_a_study_trains_its_cells_once_and_goes_on_after_a_stop(
   other = summaries["toy_synthetic_10"]["splits"]["test"]["sentiment"]["mae"]
   np.testing.assert_allclose(curve, [[0.1, other["mean"]], [1.0, figure["mean"]]])
   with pytest.raises(UserError, match="two cells 'toy_synthetic_10'"):
-    runner.execute("low_resource", [cells[0]] * 2, tmp_path)
+    runner.run_trials("low_resource", [cells[0]] * 2, tmp_path)
 
 
 def test_a_share_of_training_is_stratified_nested_and_fixed():

@@ -26,7 +26,7 @@ from msa_jax.models.derl.parts import (
   attention_scale,
   dense,
 )
-from msa_jax.models.system import Target, shape_predictions
+from msa_jax.models.outputs import OutputSpec, shape_predictions
 from msa_jax.typing import MODALITIES, Batch, ModelOutput, modality_order
 
 Options = ml_collections.FrozenConfigDict
@@ -87,7 +87,7 @@ class DERL(nn.Module):
   options: Options
   modalities: tuple[str, ...]
   lengths: tuple[tuple[str, int], ...]
-  target: Target
+  target: OutputSpec
   dtype: Any = jnp.float32
   stacked: bool = True
 
@@ -336,7 +336,7 @@ class DERL(nn.Module):
     width = hidden.shape[-1]
     hidden = nn.relu(dense(width, jnp.float32, "head_1")(hidden))
     hidden = dense(width, jnp.float32, "head_2")(hidden)
-    result = dense(self.target.n_outputs, jnp.float32, "head_out")(hidden)
+    result = dense(self.target.num_outputs, jnp.float32, "head_out")(hidden)
     if per_step:
       steps = jnp.any(jnp.stack([masks[name] for name in fused]), axis=0)  # [b t]
       result = masked_mean(result, steps[..., None], axis=1)

@@ -10,8 +10,9 @@ import ml_collections
 from msa_jax.errors import UserError
 from msa_jax.losses.consistency import DISTANCES
 from msa_jax.models.derl.network import DERL, encoded_streams, expected_modalities
-from msa_jax.models.system import System, predicted
-from msa_jax.typing import modality_order
+from msa_jax.models.outputs import primary_output
+from msa_jax.models.system import Options, System
+from msa_jax.typing import Spec
 
 VARIANTS = (
   "full",
@@ -63,30 +64,30 @@ def options() -> ml_collections.ConfigDict:
   )
 
 
-def build(config: ml_collections.ConfigDict) -> DERL:
+def build(options: Options, spec: Spec) -> DERL:
   """Builds the network for a corpus.
 
   Args:
-    config: `config.model` as from `options`; `config.spec` with `widths`, `lengths`
-      and `tasks`.
+    options: see the function `options`.
+    spec: of the corpus.
 
   Raises:
     UserError: a value out of range, or one that contradicts the corpus.
   """
-  model, spec = config.model, config.spec
-  modalities = modality_order(spec.widths)
+  model = ml_collections.FrozenConfigDict(options)
+  modalities = spec.modalities
   _check_values(model)
   _check_corpus(model, modalities)
   return DERL(
-    options=ml_collections.FrozenConfigDict(model),
+    options=model,
     modalities=modalities,
     lengths=tuple((each, spec.lengths[each]) for each in modalities),
-    target=predicted(config),
+    target=primary_output(options, spec),
     dtype=jnp.bfloat16 if model.dtype == "bfloat16" else jnp.float32,
   )
 
 
-def _check_values(model: ml_collections.ConfigDict) -> None:
+def _check_values(model: ml_collections.FrozenConfigDict) -> None:
   for key, choices in _CHOICES.items():
     if model[key] not in choices:
       raise UserError(f"model.{key}={model[key]!r}: choose one of {choices}")
@@ -103,7 +104,7 @@ def _check_values(model: ml_collections.ConfigDict) -> None:
 
 
 def _check_corpus(
-  model: ml_collections.ConfigDict, modalities: tuple[str, ...]
+  model: ml_collections.FrozenConfigDict, modalities: tuple[str, ...]
 ) -> None:
   expected = expected_modalities(modalities)
   if len(model.kernels) != len(expected) or min(model.kernels) < 1:

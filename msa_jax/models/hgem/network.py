@@ -40,7 +40,7 @@ from msa_jax.models.hgem.fusion import (
   sparse_expert,
 )
 from msa_jax.models.hgem.gates import Gate, OutputGate, SparseFusion, fuse_polarities
-from msa_jax.models.system import Target, shape_predictions
+from msa_jax.models.outputs import OutputSpec, shape_predictions
 from msa_jax.typing import Batch, ModelOutput, Routing
 
 # How the three modalities of the paper appear in parameter names.
@@ -67,7 +67,7 @@ class HGEM(nn.Module):
 
   options: Options
   modalities: tuple[str, ...]
-  target: Target
+  target: OutputSpec
   n_route_classes: int
   polarities: tuple[str, ...]
   dtype: Any = jnp.float32
@@ -380,7 +380,9 @@ class HGEM(nn.Module):
   def _head(self, context, fused: Array) -> Array:
     hidden = nn.relu(context.dense(self.options.head.hidden, "head_1")(fused))
     hidden = context.dropout("head")(hidden)
-    result = context.dense(self.target.n_outputs, "head_2")(hidden).astype(jnp.float32)
+    result = context.dense(self.target.num_outputs, "head_2")(hidden).astype(
+      jnp.float32
+    )
     return shape_predictions(self.target, result)
 
   @nn.nowrap

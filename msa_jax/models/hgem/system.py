@@ -15,8 +15,9 @@ from msa_jax.errors import UserError
 from msa_jax.losses.routing import discriminative, info_nce, load_balance
 from msa_jax.models.hgem.fusion import FUSION_EXPERTS
 from msa_jax.models.hgem.network import HGEM
-from msa_jax.models.system import System, predicted
-from msa_jax.typing import Batch, ModelOutput, modality_order
+from msa_jax.models.outputs import OutputSpec, primary_output
+from msa_jax.models.system import Options, System
+from msa_jax.typing import Batch, ModelOutput, Spec
 
 PRESETS = ("small", "paper")
 
@@ -141,35 +142,35 @@ def _paper() -> ml_collections.ConfigDict:
       "missing_mode": "mask",
       "dispatch": "dense",
       "capacity_factor": 1.25,  # slack of the buffers of dispatch="capacity"
-      "entropy": {"base": "bits", "stage": "dense"},
     }
   )
 
 
-def polarity_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+def polarity_names(
+  model: ml_collections.FrozenConfigDict, task: OutputSpec
+) -> tuple[str, ...]:
   """Names of the polarity experts, by which they can be disabled."""
-  task = predicted(config)
-  n_experts = config.model.polarity.n
-  if config.model.route_label == "class" and len(task.classes) == n_experts:
+  n_experts = model.polarity.n
+  if model.route_label == "class" and len(task.classes) == n_experts:
     return tuple(task.classes)
   if n_experts == 3:
     return ("negative", "neutral", "positive")
   return tuple(f"polarity_{index}" for index in range(n_experts))
 
 
-def build(config: ml_collections.ConfigDict) -> HGEM:
+def build(options: Options, spec: Spec) -> HGEM:
   """Builds the network for a corpus.
 
   Args:
-    config: `config.model` as from `options`; `config.spec` with `widths`, `lengths`
-      and `tasks`.
+    options: see the function `options`.
+    spec: of the corpus.
 
   Raises:
     UserError: a value out of range, or one that contradicts the corpus.
   """
-  model, spec = config.model, config.spec
-  modalities = modality_order(spec.widths)
-  polarities = polarity_names(config)
+  model = ml_collections.FrozenConfigDict(options)
+  modalities, task = spec.modalities, primary_output(options, spec)
+  polarities = polarity_names(model, task)
   _check_values(model)
   _check_experts(model, (modalities, FUSION_EXPERTS, polarities))
   for modality in modalities:
@@ -180,16 +181,16 @@ def build(config: ml_collections.ConfigDict) -> HGEM:
         f" data, or choose model.T >= {length}"
       )
   return HGEM(
-    options=ml_collections.FrozenConfigDict(model),
+    options=model,
     modalities=modalities,
-    target=predicted(config),
-    n_route_classes=n_route_classes(config),
+    target=task,
+    n_route_classes=n_route_classes(model.route_label, task),
     polarities=polarities,
     dtype=jnp.bfloat16 if model.dtype == "bfloat16" else jnp.float32,
   )
 
 
-def _check_values(model: ml_collections.ConfigDict) -> None:
+def _check_values(model: ml_collections.FrozenConfigDict) -> None:
   def at(path):
     value = model
     for key in path.split("."):
@@ -218,7 +219,7 @@ def _check_values(model: ml_collections.ConfigDict) -> None:
 
 
 def _check_experts(
-  model: ml_collections.ConfigDict, layers: tuple[tuple[str, ...], ...]
+  model: ml_collections.FrozenConfigDict, layers: tuple[tuple[str, ...], ...]
 ) -> None:
   known = [name for layer in layers for name in layer]
   for name in model.disabled_experts:
@@ -229,14 +230,12 @@ def _check_experts(
       raise UserError(f"model.disabled_experts: leave at least one of {layer}")
 
 
-def n_route_classes(config: ml_collections.ConfigDict) -> int:
+def n_route_classes(rule: str, task: OutputSpec) -> int:
   """Number of classes that `route_label` makes of the task's label.
 
   Raises:
     UserError: the rule does not fit the kind of task.
   """
-  task = predicted(config)
-  rule = config.model.route_label
   if (rule == "class") == (task.kind == "regression"):
     fitting = "'polarity', 'round7' or 'sign2'"
     fitting = fitting if task.kind == "regression" else "'class'"
@@ -252,7 +251,7 @@ def n_route_classes(config: ml_collections.ConfigDict) -> int:
 
 
 def route_classes(
-  config: ml_collections.ConfigDict, batch: Batch
+  rule: str, task: OutputSpec, batch: Batch
 ) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
   """Class of every sample for the route losses, and which samples have one.
 
@@ -260,10 +259,8 @@ def route_classes(
   half to even (seven classes on [-3, 3]); `sign2`: y >= 0; `class`: the label itself,
   or the first question answered with yes.
   """
-  task = predicted(config)
   label = batch.labels[task.name]
   real = label.mask & batch.sample_mask
-  rule = config.model.route_label
   if rule == "class":
     if task.kind == "classes":
       return label.value.astype(jnp.int32), real
@@ -280,17 +277,17 @@ def route_classes(
 
 
 def temperature(
-  config: ml_collections.ConfigDict, progress: Float[Array, ""]
+  model: ml_collections.FrozenConfigDict, progress: Float[Array, ""]
 ) -> Float[Array, ""]:
   """tau of Eq. 11: `mi.tau`, or linear through the paper's range from .18 to .08."""
-  if config.model.mi.tau_schedule == "constant":
-    return jnp.full((), config.model.mi.tau)
+  if model.mi.tau_schedule == "constant":
+    return jnp.full((), model.mi.tau)
   first, last = _TAU_RANGE
   return first + (last - first) * progress
 
 
 def auxiliary(
-  config: ml_collections.ConfigDict,
+  model: HGEM,
   output: ModelOutput,
   batch: Batch,
   progress: Float[Array, ""],
@@ -298,7 +295,7 @@ def auxiliary(
   """Raw auxiliary losses, each a scalar over the batch's real samples.
 
   Args:
-    config: resolved config.
+    model: the network.
     output, batch: predictions and labels.
     progress: share of all steps done, for the schedule of the temperature.
 
@@ -309,19 +306,20 @@ def auxiliary(
   """
   disc = mi = jnp.zeros(())
   routes = output.routing["gate2"].probs
-  if predicted(config).name in batch.labels:
-    classes, real = route_classes(config, batch)
+  options, task = model.options, model.target
+  if task.name in batch.labels:
+    classes, real = route_classes(options.route_label, task, batch)
     real = real & jnp.any(routes > 0, axis=-1)
     disc = discriminative(routes, classes, real)
     mi = info_nce(
       output.features["mi_scores"],
       classes,
       real,
-      temperature(config, progress),
-      config.model.mi.mask_duplicates,
+      temperature(options, progress),
+      options.mi.mask_duplicates,
     )
   balance = load_balance(output.routing["gate1"], batch.sample_mask)
   return {"disc": disc, "mi": mi, "den": output.losses["den"], "bal": balance}
 
 
-SYSTEM = System(build=build, auxiliary=auxiliary)
+SYSTEM = System(build=build, auxiliary=auxiliary, sees_dropped=True)

@@ -20,7 +20,8 @@ from msa_jax.errors import UserError
 from msa_jax.models.late_fusion import base
 from msa_jax.models.late_fusion.base import Features, LateFusion
 from msa_jax.models.late_fusion.encoders import Head, RecurrentEncoder, StepEncoder
-from msa_jax.models.system import System
+from msa_jax.models.system import Options, System
+from msa_jax.typing import Spec
 
 _CHOICES = {
   "text_encoder": ("mean", "lstm", "bert_cls"),
@@ -102,7 +103,7 @@ class AWF(LateFusion):
     }
     self.attention = AttentionFusion(options.att_pool, options.att_bias)
     self.head = Head(
-      (options.post,) * options.post_layers, self.target.n_outputs, options.dropout
+      (options.post,) * options.post_layers, self.target.num_outputs, options.dropout
     )
 
   @nn.nowrap
@@ -137,16 +138,16 @@ class AWF(LateFusion):
     return fused, {"alpha": alpha, "fused": fused}
 
 
-def build(config: ml_collections.ConfigDict) -> AWF:
+def build(options: Options, spec: Spec) -> AWF:
   """Builds the network for a corpus.
 
   Raises:
     UserError: a value out of range, or a task that the corpus lacks.
   """
-  layers = config.model.post_layers
+  layers = options["post_layers"]
   if layers < 0:
     raise UserError(f"model.post_layers={layers}: must be 0 or more")
-  return base.build(AWF, config, _CHOICES, ("d", "post"))
+  return base.build(AWF, options, spec, _CHOICES, ("d", "post"))
 
 
 SYSTEM = System(build=build)

@@ -17,8 +17,9 @@ from jaxtyping import Array, Bool, Float
 
 from msa_jax.errors import UserError
 from msa_jax.layers.masking import hide_unavailable
-from msa_jax.models.system import Target, predicted, shape_predictions
-from msa_jax.typing import Batch, ModelOutput, modality_order
+from msa_jax.models.outputs import OutputSpec, primary_output, shape_predictions
+from msa_jax.models.system import Options
+from msa_jax.typing import Batch, ModelOutput, Spec, modality_order
 
 Features = Mapping[str, jax.Array]
 Omega = Mapping[str, jax.Array] | None
@@ -40,7 +41,7 @@ class LateFusion(nn.Module):
 
   options: ml_collections.FrozenConfigDict
   modalities: tuple[str, ...]
-  target: Target
+  target: OutputSpec
 
   @nn.nowrap
   def read(self, batch: Batch) -> Batch:
@@ -149,7 +150,8 @@ def in_fusion_order(features: Features) -> list[jax.Array]:
 
 def build(
   network: type[LateFusion],
-  config: ml_collections.ConfigDict,
+  options: Options,
+  spec: Spec,
   choices: Mapping[str, tuple],
   positive: tuple[str, ...],
 ) -> Any:
@@ -157,16 +159,16 @@ def build(
 
   Args:
     network: its class.
-    config: a resolved config; `config.model.hidden`, if there, must name every
-      modality.
+    options: of the system; `hidden`, if there, must name every modality.
+    spec: of the corpus.
     choices, positive: see `check_options`.
 
   Raises:
     UserError: a value out of range, or a modality or task without options.
   """
-  model = config.model
+  model = ml_collections.FrozenConfigDict(options)
   check_options(model, choices, positive)
-  modalities = modality_order(config.spec.widths)
+  modalities = spec.modalities
   unknown = [name for name in modalities if name not in model.get("hidden", modalities)]
   if unknown:
     raise UserError(
@@ -174,14 +176,14 @@ def build(
       f" {', '.join(sorted(model.hidden))}); choose with config.data.modalities."
     )
   return network(
-    options=ml_collections.FrozenConfigDict(model),
+    options=model,
     modalities=modalities,
-    target=predicted(config),
+    target=primary_output(options, spec),
   )
 
 
 def check_options(
-  model: ml_collections.ConfigDict,
+  model: ml_collections.FrozenConfigDict,
   choices: Mapping[str, tuple],
   positive: tuple[str, ...],
 ) -> None:
@@ -207,8 +209,8 @@ def check_options(
       raise UserError(f"model.{label}={rate}: must be in [0, 1)")
 
 
-def _named(model: ml_collections.ConfigDict, key: str):
+def _named(model: ml_collections.FrozenConfigDict, key: str):
   value = model[key]
-  if isinstance(value, ml_collections.ConfigDict):
+  if isinstance(value, ml_collections.FrozenConfigDict):
     return [(f"{key}.{name}", entry) for name, entry in value.items()]
   return [(key, value)]

@@ -92,12 +92,12 @@ class Head(nn.Module):
 
   Attributes:
     widths: of the ReLU layers; () = the linear layer alone.
-    n_outputs: units of the linear layer.
+    num_outputs: units of the linear layer.
     dropout: rate on the input.
   """
 
   widths: tuple[int, ...]
-  n_outputs: int
+  num_outputs: int
   dropout: float
 
   @nn.compact
@@ -107,7 +107,7 @@ class Head(nn.Module):
     values = Dropout(self.dropout, not train)(values)
     for index, width in enumerate(self.widths):
       values = nn.relu(nn.Dense(width, name=f"hidden_{index}")(values))
-    return nn.Dense(self.n_outputs, name="out")(values)
+    return nn.Dense(self.num_outputs, name="out")(values)
 
 
 def mmsa_networks(
@@ -131,9 +131,9 @@ def mmsa_networks(
   return encoders, last
 
 
-def mmsa_head(options: ml_collections.FrozenConfigDict, n_outputs: int) -> Head:
+def mmsa_head(options: ml_collections.FrozenConfigDict, num_outputs: int) -> Head:
   """The head of MMSA's late-fusion systems: two ReLU layers of `post` units."""
-  return Head((options.post, options.post), n_outputs, options.dropout.post)
+  return Head((options.post, options.post), num_outputs, options.dropout.post)
 
 
 def rectify(projected: Mapping[str, jax.Array]) -> dict[str, Float[Array, "b d"]]:

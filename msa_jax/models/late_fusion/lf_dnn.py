@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 from msa_jax.models.late_fusion import base
 from msa_jax.models.late_fusion.base import Features, LateFusion
 from msa_jax.models.late_fusion.encoders import mmsa_head, mmsa_networks, rectify
-from msa_jax.models.system import System
+from msa_jax.models.system import Options, System
+from msa_jax.typing import Spec
 
 
 def options() -> ml_collections.ConfigDict:
@@ -33,21 +34,21 @@ class LFDNN(LateFusion):
 
   def setup(self):
     self.encoder, self.last = mmsa_networks(self.options, self.modalities)
-    self.head = mmsa_head(self.options, self.target.n_outputs)
+    self.head = mmsa_head(self.options, self.target.num_outputs)
 
   def project(self, features: Features) -> dict[str, Float[Array, "b d"]]:
     """Last linear layer of each modality; ReLU after it for all but text."""
     return rectify(super().project(features))
 
 
-def build(config: ml_collections.ConfigDict) -> LFDNN:
+def build(options: Options, spec: Spec) -> LFDNN:
   """Builds the network for a corpus.
 
   Raises:
     UserError: a value out of range, or a modality or task without options.
   """
   positive = ("hidden", "text_out", "post")
-  return base.build(LFDNN, config, base.COMPAT, positive)
+  return base.build(LFDNN, options, spec, base.COMPAT, positive)
 
 
 SYSTEM = System(build=build)

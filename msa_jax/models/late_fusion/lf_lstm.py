@@ -11,7 +11,8 @@ import ml_collections
 from msa_jax.models.late_fusion import base
 from msa_jax.models.late_fusion.base import LateFusion
 from msa_jax.models.late_fusion.encoders import RecurrentEncoder, mmsa_head
-from msa_jax.models.system import System
+from msa_jax.models.system import Options, System
+from msa_jax.typing import Spec
 
 
 def options() -> ml_collections.ConfigDict:
@@ -40,16 +41,16 @@ class LFLSTM(LateFusion):
       for name in self.modalities
     }
     self.last = {name: nn.Dense(options.d) for name in self.modalities}
-    self.head = mmsa_head(options, self.target.n_outputs)
+    self.head = mmsa_head(options, self.target.num_outputs)
 
 
-def build(config: ml_collections.ConfigDict) -> LFLSTM:
+def build(options: Options, spec: Spec) -> LFLSTM:
   """Builds the network for a corpus.
 
   Raises:
     UserError: a value out of range, or a modality or task without options.
   """
-  return base.build(LFLSTM, config, base.COMPAT, ("hidden", "d", "post"))
+  return base.build(LFLSTM, options, spec, base.COMPAT, ("hidden", "d", "post"))
 
 
 SYSTEM = System(build=build)

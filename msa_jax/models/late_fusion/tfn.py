@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float
 from msa_jax.models.late_fusion import base
 from msa_jax.models.late_fusion.base import Features, LateFusion, in_fusion_order
 from msa_jax.models.late_fusion.encoders import mmsa_head, mmsa_networks, rectify
-from msa_jax.models.system import System
+from msa_jax.models.system import Options, System
+from msa_jax.typing import Spec
 
 # MMSA squashes every corpus's predictions into this range.
 _COMPAT_RANGE = (-3.0, 3.0)
@@ -58,7 +59,7 @@ class TFN(LateFusion):
 
   def setup(self):
     self.encoder, self.last = mmsa_networks(self.options, self.modalities)
-    self.head = mmsa_head(self.options, self.target.n_outputs)
+    self.head = mmsa_head(self.options, self.target.num_outputs)
 
   def project(self, features: Features) -> dict[str, Float[Array, "b d"]]:
     """Last linear layer of each modality; ReLU after it for all but text."""
@@ -85,14 +86,14 @@ class TFN(LateFusion):
     return low + (high - low) * nn.sigmoid(values)
 
 
-def build(config: ml_collections.ConfigDict) -> TFN:
+def build(options: Options, spec: Spec) -> TFN:
   """Builds the network for a corpus.
 
   Raises:
     UserError: a value out of range, or a modality or task without options.
   """
   positive = ("hidden", "text_out", "post")
-  return base.build(TFN, config, base.COMPAT, positive)
+  return base.build(TFN, options, spec, base.COMPAT, positive)
 
 
 SYSTEM = System(build=build)

@@ -13,7 +13,7 @@ from msa_jax.layers.dropout import Dropout
 from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models.mmolre.fusion import TaskFusion
 from msa_jax.models.mmolre.unitse import UniTSE
-from msa_jax.models.system import Target
+from msa_jax.models.outputs import OutputSpec
 from msa_jax.typing import Batch, ModelOutput
 
 
@@ -31,7 +31,7 @@ class TaskHead(nn.Module):
     dtype: compute type; predictions are float32.
   """
 
-  target: Target
+  target: OutputSpec
   hidden: int
   dropout: float
   deterministic: bool
@@ -42,8 +42,8 @@ class TaskHead(nn.Module):
     """[b] for a regression, [b c] logits for classes, [b c 2] for questions."""
     hidden = nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(fused)
     hidden = Dropout(self.dropout, self.deterministic)(exact_gelu(hidden))
-    n_outputs = len(self.target.classes) or 1
-    values = nn.Dense(n_outputs, dtype=self.dtype, name="out")(hidden)
+    num_outputs = len(self.target.classes) or 1
+    values = nn.Dense(num_outputs, dtype=self.dtype, name="out")(hidden)
     values = values.astype(jnp.float32)
     if self.target.kind == "regression":
       return values[:, 0]
@@ -67,7 +67,7 @@ class MMoLRE(nn.Module):
 
   options: ml_collections.FrozenConfigDict
   modalities: tuple[str, ...]
-  targets: tuple[Target, ...]
+  targets: tuple[OutputSpec, ...]
   uncertainty: bool = False
   dtype: Any = jnp.float32
 

@@ -21,6 +21,7 @@ table. Each of our choices is an option below, with the other readings as its va
 
 from collections.abc import Mapping
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -30,10 +31,10 @@ from msa_jax.errors import UserError
 from msa_jax.layers.lowrank import ACTIVATIONS, FORMS, SECOND_INITS
 from msa_jax.losses.routing import importance_cv2
 from msa_jax.models.mmolre.network import MMoLRE
-from msa_jax.models.system import System, TaskTerm, targets
-from msa_jax.typing import Batch, ModelOutput, modality_order
+from msa_jax.models.outputs import output_specs
+from msa_jax.models.system import Options, System, TaskTerm
+from msa_jax.typing import Batch, ModelOutput, Spec
 
-BALANCES = ("fixed", "uncertainty")
 _CHOICES = {
   "sharing": ("mixed", "hard", "specific"),
   "act": tuple(ACTIVATIONS),
@@ -42,6 +43,7 @@ _CHOICES = {
   "w2_init": SECOND_INITS,
   "fusion": ("cross_gate", "gate_only", "concat", "query"),
   "dispatch": FORMS,
+  "task_weights": ("fixed", "uncertainty"),
   "dtype": ("float32", "bfloat16"),
 }
 
@@ -80,6 +82,8 @@ def options() -> ml_collections.ConfigDict:
       "dropout": 0.1,
       "attn_dropout": 0.1,
       "dtype": "float32",
+      # of the tasks' losses; uncertainty: learned log variances s, exp(-s) L + s
+      "task_weights": "fixed",
     }
   )
 
@@ -91,20 +95,19 @@ def losses() -> dict[str, object]:
     "er": "default",  # of emotion: (binary) cross-entropy
     "er_weight": 1.0,  # of the emotion loss, that of sentiment being one
     "er_pos_weight": (),  # of present emotions, yes/no questions only: one or c numbers
-    "balance": "fixed",  # uncertainty: learned log variances s, exp(-s) L + s
     "bal": 0.0,  # of the routers' imbalance: squared variation of experts' shares
   }
 
 
-def modalities_of(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+def modalities_of(options: Options, spec: Spec) -> tuple[str, ...]:
   """The modalities used, in canonical order: those of the options the corpus has.
 
   Raises:
     UserError: the corpus has none of them.
   """
-  known = modality_order(config.spec.widths)
+  known = spec.modalities
   # `--config.model.modalities=text,audio` arrives as one string.
-  chosen = [name for entry in config.model.modalities for name in entry.split(",")]
+  chosen = [name for entry in options["modalities"] for name in entry.split(",")]
   used = tuple(name for name in known if not chosen or name in chosen)
   if not used:
     raise UserError(
@@ -113,32 +116,28 @@ def modalities_of(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   return used
 
 
-def build(config: ml_collections.ConfigDict) -> MMoLRE:
+def build(options: Options, spec: Spec) -> MMoLRE:
   """Builds the network for a corpus.
 
   Args:
-    config: `config.model` as from `options`, `config.loss` with `losses`, and
-      `config.spec`.
+    options: see the function `options`.
+    spec: of the corpus.
 
   Raises:
     UserError: a value out of range, or one that contradicts the corpus.
   """
-  model = config.model
+  model = ml_collections.FrozenConfigDict(options)
   _check(model)
-  if config.loss.balance not in BALANCES:
-    raise UserError(
-      f"config.loss.balance={config.loss.balance!r}: choose one of {BALANCES}"
-    )
   return MMoLRE(
-    options=ml_collections.FrozenConfigDict(model),
-    modalities=modalities_of(config),
-    targets=targets(config),
-    uncertainty=config.loss.balance == "uncertainty",
+    options=model,
+    modalities=modalities_of(options, spec),
+    targets=output_specs(options, spec),
+    uncertainty=model.task_weights == "uncertainty",
     dtype=jnp.bfloat16 if model.dtype == "bfloat16" else jnp.float32,
   )
 
 
-def _check(model: ml_collections.ConfigDict) -> None:
+def _check(model: ml_collections.FrozenConfigDict) -> None:
   for key, choices in _CHOICES.items():
     if model[key] not in choices:
       raise UserError(f"model.{key}={model[key]!r}: choose one of {choices}")
@@ -159,25 +158,25 @@ def _check(model: ml_collections.ConfigDict) -> None:
       raise UserError(f"model.{site}={model[site]}: must be in [0, 1)")
 
 
-def terms(config: ml_collections.ConfigDict) -> Mapping[str, TaskTerm]:
+def terms(loss: Options, spec: Spec) -> Mapping[str, TaskTerm]:
   """Loss and weight of each task: `config.loss.sa`, `er`, `er_weight`; any other task
-  of the corpus has `config.loss.task`."""
-  loss = config.loss
-  found = {name: TaskTerm(loss.task) for name in config.spec.tasks}
-  found["sentiment"] = TaskTerm(loss.sa)
-  found["emotion"] = TaskTerm(loss.er, loss.er_weight, tuple(loss.er_pos_weight))
+  of the corpus has its default loss."""
+  found = {name: TaskTerm() for name in spec.tasks}
+  found["sentiment"] = TaskTerm(loss["sa"])
+  positive = tuple(loss["er_pos_weight"])
+  found["emotion"] = TaskTerm(loss["er"], loss["er_weight"], positive)
   return found
 
 
 def auxiliary(
-  config: ml_collections.ConfigDict,
+  model: nn.Module,
   output: ModelOutput,
   batch: Batch,
   progress: Float[Array, ""],
 ) -> Mapping[str, jax.Array]:
   """`bal`: imbalance of the routers, mean over them of the squared coefficient of
   variation of the experts' summed probabilities; 0 = even."""
-  del config, progress
+  del model, progress
   routers = [r for name, r in output.routing.items() if name.startswith("router_")]
   values = [importance_cv2(r.probs, batch.sample_mask) for r in routers]
   return {"bal": jnp.mean(jnp.stack(values))}

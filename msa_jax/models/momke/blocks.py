@@ -52,7 +52,7 @@ class Network(nn.Module):
     options: `config.model`, frozen.
     modalities: names in canonical order, [m]; modality and expert i belong together.
     widths: feature width of each.
-    n_outputs: units of every head.
+    num_outputs: units of every head.
     deterministic: True = evaluation.
 
   Source: MoMKE (ACM MM 2024), the released code's forward pass.
@@ -61,7 +61,7 @@ class Network(nn.Module):
   options: ml_collections.FrozenConfigDict
   modalities: tuple[str, ...]
   widths: tuple[int, ...]
-  n_outputs: int
+  num_outputs: int
   deterministic: bool = True
 
   def setup(self):
@@ -86,15 +86,15 @@ class Network(nn.Module):
     )
     self.routers = SoftRouters(
       n_modalities=count,
-      n_outputs=2 if options.router == "two_way" else count,
+      num_outputs=2 if options.router == "two_way" else count,
       dropout=options.drop,
       logit_dropout=options.router_logit_dropout,
       deterministic=self.deterministic,
     )
     self.proj1 = _linear(count * options.D, count * options.D)
     self.fusion_drop = Dropout(options.drop, self.deterministic)
-    self.head = _linear(count * options.D, self.n_outputs)
-    self.heads = Stack((count,), (options.D, self.n_outputs))
+    self.head = _linear(count * options.D, self.num_outputs)
+    self.heads = Stack((count,), (options.D, self.num_outputs))
 
   def __call__(
     self, features: Mapping[str, Float[Array, "b t _"]], mask: Bool[Array, "m b t"]

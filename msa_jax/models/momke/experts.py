@@ -159,13 +159,13 @@ class SoftRouters(nn.Module):
 
   Attributes:
     n_modalities: number of routers.
-    n_outputs: logits of each.
+    num_outputs: logits of each.
     dropout, logit_dropout: rates on the hidden layer and on the logits.
     deterministic: True = evaluation.
   """
 
   n_modalities: int
-  n_outputs: int
+  num_outputs: int
   dropout: float
   logit_dropout: float
   deterministic: bool = True
@@ -174,7 +174,7 @@ class SoftRouters(nn.Module):
   def __call__(self, values: Float[Array, "m b t d"]) -> Float[Array, "m b t c"]:
     width = values.shape[-1]
     fc1 = Stack((self.n_modalities,), (width, width), name="fc1")
-    fc2 = Stack((self.n_modalities,), (width, self.n_outputs), name="fc2")
+    fc2 = Stack((self.n_modalities,), (width, self.num_outputs), name="fc2")
     hidden = exact_gelu(_product(values.astype(jnp.float32), *fc1()))
     hidden = Dropout(self.dropout, self.deterministic, name="drop")(hidden)
     logits = _product(hidden, *fc2())

@@ -22,8 +22,9 @@ from msa_jax.models.momke.conditions import (
   sample_subsets,
 )
 from msa_jax.models.momke.experts import STYLES
-from msa_jax.models.system import Target, predicted, shape_predictions
-from msa_jax.typing import Batch, ModelOutput, Routing, modality_order
+from msa_jax.models.outputs import OutputSpec, primary_output, shape_predictions
+from msa_jax.models.system import Options
+from msa_jax.typing import Batch, ModelOutput, Routing, Spec
 
 LEVELS = ("utterance", "frame")
 MASKS = ("condition", "mixed")
@@ -72,7 +73,7 @@ class MoMKE(nn.Module):
   options: ml_collections.FrozenConfigDict
   modalities: tuple[str, ...]
   widths: tuple[int, ...]
-  target: Target
+  target: OutputSpec
 
   @nn.compact
   def __call__(self, batch: Batch, *, train: bool, stage: int = 2) -> ModelOutput:
@@ -117,7 +118,7 @@ class MoMKE(nn.Module):
       options=self.options,
       modalities=self.modalities,
       widths=self.widths,
-      n_outputs=self.target.n_outputs,
+      num_outputs=self.target.num_outputs,
       deterministic=not train,
       name=name,
     )
@@ -235,33 +236,33 @@ def _seen(mask: Bool[Array, "m b t"], level: str) -> Bool[Array, "m b ..."]:
   return jnp.any(mask, axis=2) if level == "frame" else mask
 
 
-def is_branched(options: ml_collections.ConfigDict | ml_collections.FrozenConfigDict):
+def is_branched(options: ml_collections.FrozenConfigDict) -> bool:
   """Whether stage 2 trains one branch per condition."""
   return options.stage2_mask == "condition" and options.condition == "all"
 
 
-def build(config: ml_collections.ConfigDict) -> MoMKE:
+def build(options: Options, spec: Spec) -> MoMKE:
   """Builds the model for a corpus.
 
   Raises:
     UserError: a value out of range.
   """
-  model = config.model
+  model = ml_collections.FrozenConfigDict(options)
   _check(model)
-  grouped = bool(config.spec.get("utterances", 0))
+  grouped = bool(spec.utterances)
   if grouped != (model.level == "utterance"):
     unit = {"utterance": "dialogue", "frame": "utterance"}[model.level]
     raise UserError(
       f"config.model.level={model.level!r} needs config.data.sample_unit={unit!r}."
     )
-  modalities = modality_order(config.spec.widths)
+  modalities = spec.modalities
   if model.condition != "all":
     kept_by(model.condition, modalities)
   return MoMKE(
-    options=ml_collections.FrozenConfigDict(model),
+    options=model,
     modalities=modalities,
-    widths=tuple(config.spec.widths[name] for name in modalities),
-    target=predicted(config),
+    widths=tuple(spec.widths[name] for name in modalities),
+    target=primary_output(options, spec),
   )
 
 
@@ -274,7 +275,7 @@ _CHOICES = {
 }
 
 
-def _check(model: ml_collections.ConfigDict) -> None:
+def _check(model: ml_collections.FrozenConfigDict) -> None:
   for key, known in _CHOICES.items():
     if model[key] not in known:
       raise UserError(f"config.model.{key}={model[key]!r} must be one of {known}.")

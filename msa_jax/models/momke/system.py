@@ -6,26 +6,30 @@ mixture, one model or one branch per condition.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
+from msa_jax.config.options import OptimConfig
 from msa_jax.errors import UserError
 from msa_jax.models.momke import network as momke
 from msa_jax.models.momke.conditions import conditions
 from msa_jax.models.momke.network import is_branched
-from msa_jax.models.system import Stage, System, predicted
+from msa_jax.models.outputs import primary_output
+from msa_jax.models.system import Options, Stage, System
 from msa_jax.text.finetune import PARAMETERS as ENCODER
-from msa_jax.typing import Params, modality_order
+from msa_jax.typing import Params, Spec
 
 INITS = ("best_val", "last")
 # Parts of the network that stage 1 trains; the first two go on into stage 2.
 _EXPERTS, _HEADS = "experts", "heads"
 
 
-def stages(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
+def stages(
+  options: Options, spec: Spec, optim: OptimConfig, monitor: str
+) -> tuple[Stage, ...]:
   """The stages by `config.model.stage1_epochs` of `config.optim.epochs` in all.
 
   With no epochs for stage 1 there is only the second (ablation: random experts), with
@@ -34,18 +38,30 @@ def stages(config: ml_collections.ConfigDict) -> tuple[Stage, ...]:
   Raises:
     UserError: more epochs in stage 1 than in all, or an option out of range.
   """
-  options, total = config.model, config.optim.epochs
-  first = options.stage1_epochs
-  _check(options, total)
+  model = ml_collections.FrozenConfigDict(options)
+  task = primary_output(options, spec).name
+  run = _Run(model, spec.modalities, task, optim.patience, monitor)
+  first, total = model.stage1_epochs, optim.epochs
+  _check(model, total)
   made = []
   if first:
-    made.append(_unimodal(config, first))
+    made.append(_unimodal(run, first))
   if total > first:
-    made.append(_mixing(config, total - first, bool(first)))
+    made.append(_mixing(run, total - first, bool(first)))
   return tuple(made)
 
 
-def _check(options: ml_collections.ConfigDict, total: int) -> None:
+class _Run(NamedTuple):
+  """What both stages read: the system's options, and of the run's those named."""
+
+  options: ml_collections.FrozenConfigDict
+  modalities: tuple[str, ...]
+  task: str
+  patience: int
+  monitor: str
+
+
+def _check(options: ml_collections.FrozenConfigDict, total: int) -> None:
   if options.stage2_init not in INITS:
     raise UserError(
       f"config.model.stage2_init={options.stage2_init!r} must be one of {INITS}."
@@ -62,18 +78,18 @@ def _check(options: ml_collections.ConfigDict, total: int) -> None:
     )
 
 
-def _select(config: ml_collections.ConfigDict, *heads: str) -> str:
+def _select(run: _Run, *heads: str) -> str:
   """`config.train.monitor` asked of these heads: the mean over them."""
-  task, entries = predicted(config).name, []
-  for entry in config.train.monitor.split(","):
+  entries = []
+  for entry in run.monitor.split(","):
     factor, star, rest = entry.strip().rpartition("*")
     metric = rest.rpartition("/")[2]
-    entries += [f"{factor}{star}{task}@{head}/{metric}" for head in heads]
+    entries += [f"{factor}{star}{run.task}@{head}/{metric}" for head in heads]
   return ",".join(entries)
 
 
-def _unimodal(config: ml_collections.ConfigDict, epochs: int) -> Stage:
-  options, names = config.model, modality_order(config.spec.widths)
+def _unimodal(run: _Run, epochs: int) -> Stage:
+  options, names = run.options, run.modalities
 
   def keep(track: str, params: Params) -> Params:
     own = own_part(params["network"], track, names.index(track))
@@ -95,9 +111,9 @@ def _unimodal(config: ml_collections.ConfigDict, epochs: int) -> Stage:
   return Stage(
     name="unimodal",
     epochs=epochs,
-    patience=config.optim.patience,
+    patience=run.patience,
     call={"stage": 1},
-    tracks={name: _select(config, name) for name in names},
+    tracks={name: _select(run, name) for name in names},
     trainable=in_stage_1,
     keep=keep,
     compose=compose,
@@ -155,31 +171,31 @@ def branched(network: Params, branches: Params) -> Params:
   }
 
 
-def _mixing(config: ml_collections.ConfigDict, epochs: int, after: bool) -> Stage:
-  options = config.model
+def _mixing(run: _Run, epochs: int, after: bool) -> Stage:
+  options = run.options
   stage = Stage(
     name="mixing",
     epochs=epochs,
-    patience=config.optim.patience,
+    patience=run.patience,
     call={"stage": 2},
     trainable=_in_stage_2(options),
     carry_opt_state=options.carry_opt_state and after,
   )
-  names = tuple(conditions(modality_order(config.spec.widths)))
+  names = tuple(conditions(run.modalities))
   if is_branched(options):
     return stage._replace(
       branched=True,
-      tracks={name: _select(config, name) for name in names},
+      tracks={name: _select(run, name) for name in names},
       keep=lambda track, params: one_branch(params, names.index(track)),
       compose=join_branches,
     )
   if options.stage2_mask == "mixed":
     # One model for all conditions is chosen by all of them.
-    return stage._replace(tracks={"selected": _select(config, *names)})
+    return stage._replace(tracks={"selected": _select(run, *names)})
   return stage
 
 
-def _in_stage_2(options: ml_collections.ConfigDict) -> Any:
+def _in_stage_2(options: ml_collections.FrozenConfigDict) -> Any:
   top = "branches" if is_branched(options) else "network"
   frozen = options.freeze_experts
 

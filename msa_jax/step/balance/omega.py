@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from msa_jax.config.options import BalanceConfig
 from msa_jax.errors import UserError
 from msa_jax.losses.balance import balance_loss, balance_targets
 from msa_jax.text import finetune
@@ -42,15 +42,17 @@ def owner_of(path: Path, modalities: tuple[str, ...]) -> str | None:
   return None
 
 
-def check_options(options: ml_collections.ConfigDict) -> None:
+def check_options(options: BalanceConfig) -> None:
   """Checks `config.balance`.
 
   Raises:
     UserError: a value that is not allowed.
   """
   for key, allowed in _CHOICES.items():
-    if options[key] not in allowed:
-      raise UserError(f"config.balance.{key}={options[key]!r}: choose one of {allowed}")
+    if getattr(options, key) not in allowed:
+      raise UserError(
+        f"config.balance.{key}={getattr(options, key)!r}: choose one of {allowed}"
+      )
   low, high = options.omega_clip
   if not 0.0 < low <= options.omega_init <= high:
     raise UserError(
@@ -63,15 +65,14 @@ def check_options(options: ml_collections.ConfigDict) -> None:
     raise UserError(f"config.balance.g_ema={options.g_ema}: must be in [0, 1).")
 
 
-def omega_learning_rate(config: ml_collections.ConfigDict) -> float:
+def omega_learning_rate(options: BalanceConfig, steps_per_epoch: int) -> float:
   """Learning rate of omega's SGD, from `balance.omega_lr`.
 
   Raises:
     UserError: neither a number nor `<number>/steps_per_epoch`, or negative.
   """
-  text = str(config.balance.omega_lr)
+  text = options.omega_lr
   number, slash, unit = text.partition("/")
-  per_epoch = -(-config.spec.train_size // config.optim.batch_size)
   try:
     rate = float(number)
   except ValueError:
@@ -81,17 +82,17 @@ def omega_learning_rate(config: ml_collections.ConfigDict) -> float:
       f"config.balance.omega_lr={text!r} must be a number from 0, or such a number"
       " followed by '/steps_per_epoch'."
     )
-  return rate / max(1, per_epoch) if slash else rate
+  return rate / max(1, steps_per_epoch) if slash else rate
 
 
-def scales_updates(config: ml_collections.ConfigDict) -> bool:
+def scales_updates(options: BalanceConfig, optimizer: str) -> bool:
   """Whether updates of a modality's network are multiplied by its weight.
 
   Adam divides the scale of gradients out again, which would undo Eq. 5; `auto` puts it
   back for adaptive optimizers only.
   """
-  chosen = config.balance.scale_updates_by_omega
-  return config.optim.name in _ADAPTIVE if chosen == "auto" else chosen == "true"
+  chosen = options.scale_updates_by_omega
+  return optimizer in _ADAPTIVE if chosen == "auto" else chosen == "true"
 
 
 def scale_by_omega(
@@ -131,7 +132,7 @@ class OmegaReport(NamedTuple):
 
 
 def omega_gradient(
-  options: ml_collections.ConfigDict,
+  options: BalanceConfig,
   sizes_of: Sizes,
   omega: Float[Array, " m"],
   seen: Bool[Array, " m"],
@@ -176,7 +177,7 @@ def omega_gradient(
 
 
 def constrain(
-  options: ml_collections.ConfigDict,
+  options: BalanceConfig,
   proposed: Float[Array, " m"],
   omega: Float[Array, " m"],
   seen: Bool[Array, " m"],
@@ -193,7 +194,7 @@ def constrain(
   return proposed
 
 
-def initial_memory(options: ml_collections.ConfigDict, size: int) -> Collections:
+def initial_memory(options: BalanceConfig, size: int) -> Collections:
   """The collection `balance` at the start, for `size` modalities."""
   return {
     "omega": jnp.full((size,), options.omega_init, jnp.float32),

@@ -28,17 +28,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from jax import lax
 
-from msa_jax.errors import UserError
+from msa_jax.config.options import BalanceConfig
 from msa_jax.layers.masking import masked_mean
-from msa_jax.models import SYSTEMS
-from msa_jax.models.system import Stage, System, one_stage
-from msa_jax.step import flatten, optimizer, rngs
+from msa_jax.step import flatten, rngs
 from msa_jax.step.balance.omega import (
   OmegaReport,
   Path,
@@ -53,7 +51,7 @@ from msa_jax.step.balance.omega import (
   scales_updates,
 )
 from msa_jax.step.balance.split_model import SplitModel, last_kernel, seen_modalities
-from msa_jax.step.objective import objective
+from msa_jax.step.objective import Objective, objective_terms
 from msa_jax.step.recipe import Recipe, Seed
 from msa_jax.typing import Batch, Collections, Metrics, ModelOutput, Params, TrainState
 
@@ -61,11 +59,15 @@ COLLECTION = "balance"
 
 
 def balanced(
-  config: ml_collections.ConfigDict,
-  system: System | None = None,
+  model: nn.Module,
+  example: Batch,
+  objective: Objective,
+  network: optax.GradientTransformation,
+  options: BalanceConfig,
+  steps_per_epoch: int = 1,
+  adaptive: str = "adam",
   kernel: Callable[[str], Path] = last_kernel,
   owner: Callable[[Path, tuple[str, ...]], str | None] = owner_of,
-  stage: Stage | None = None,
 ) -> Recipe:
   """B-fusion around one model.
 
@@ -74,12 +76,17 @@ def balanced(
   of the model alone, measured.
 
   Args:
-    config: a resolved config; reads `config.balance`.
-    system: the model; None = `config.model.name` of the table.
+    model: Flax module with `encode` and `tail`.
+    example: a batch of the corpus's shapes.
+    objective: what training minimises.
+    network: optimizer of the parameters.
+    options: of the fusion weights.
+    steps_per_epoch: that `omega_lr` may be divided by.
+    adaptive: name of the network's update rule, which decides whether its updates are
+      scaled as well as its gradients.
     kernel: modality -> path of its last linear kernel in the parameters.
     owner: (parameter path, modalities) -> modality whose network it belongs to, or
       None; those parameters' updates are scaled under adaptive optimizers.
-    stage: which parameters to train; None = all.
 
   Returns:
     A recipe whose step adds metrics: `g`, `omega`, `ratio`, and `alpha_mean` if the
@@ -89,26 +96,18 @@ def balanced(
   Raises:
     UserError: a bad option, or a model that does not take part.
   """
-  stage = one_stage(config)[0] if stage is None else stage
-  if stage.call:
-    raise UserError(
-      f"B-fusion cannot balance {config.model.name}: its stages call the module with"
-      f" {dict(stage.call)}, which encode and tail do not take. Set"
-      " config.balance.enabled=False."
-    )
-  system = SYSTEMS[config.model.name] if system is None else system
-  check_options(config.balance)
-  host = SplitModel(config, system, kernel)
-  network = optimizer.build(config, system.partition, stage.trainable)
-  if scales_updates(config):
+  check_options(options)
+  host = SplitModel(model, example, objective, kernel)
+  if scales_updates(options, adaptive):
     network = optax.chain(network, scale_by_omega(host.modalities, owner))
   network = optax.with_extra_args_support(network)
-  parts = _Parts(config, host, network, optax.sgd(omega_learning_rate(config)))
+  weights = optax.sgd(omega_learning_rate(options, steps_per_epoch))
+  parts = _Parts(options, host, network, weights)
 
   def init(seed: Seed) -> TrainState:
     variables = host.init(rngs.stream(seed, "params", 0))
     collections, params = flax.core.pop(variables, "params")
-    memory = initial_memory(config.balance, len(host.modalities))
+    memory = initial_memory(options, len(host.modalities))
     collections = {**collections, COLLECTION: memory}
     return _start(parts, params, collections, jnp.zeros((), jnp.int32))
 
@@ -124,7 +123,7 @@ def balanced(
 class _Parts(NamedTuple):
   """What a step is made of: the optimizer of the network and that of omega."""
 
-  config: ml_collections.ConfigDict
+  options: BalanceConfig
   host: SplitModel
   network: optax.GradientTransformationExtraArgs
   weights: optax.GradientTransformation
@@ -165,7 +164,7 @@ def _balance(parts: _Parts, state, memory, result, batch):
   Returns:
     The report, the new collection `balance` and the state of omega's optimizer.
   """
-  options, host = parts.config.balance, parts.host
+  options, host = parts.options, parts.host
   omega, decay = memory["omega"], options.g_ema
   seen = seen_modalities(batch, host.modalities, result.output.predictions)
   sizes_of = host.gradient_sizes(
@@ -196,7 +195,7 @@ class _Differentiated(NamedTuple):
 
 def _differentiate(parts, state, others, omega, batch, seed) -> _Differentiated:
   """Forward and backward of the objective, in two parts; omega is a constant."""
-  config, host = parts.config, parts.host
+  host = parts.host
   # The same keys for the measurement: g_i is the size of the actual gradient.
   streams = rngs.streams(seed, ("dropout", "noise"), state.step)
 
@@ -209,8 +208,8 @@ def _differentiate(parts, state, others, omega, batch, seed) -> _Differentiated:
   def loss(params, features):
     variables = {"params": params, **after_encode}
     output, collections = host.tail(variables, features, omega, batch, streams)
-    total, metrics = objective(config, host.system, output, batch, state.step)
-    return total, (output, collections, metrics)
+    _, metrics = objective_terms(host.objective, output, batch, state.step)
+    return metrics["loss"], (output, collections, metrics)
 
   gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
   (from_tail, at_features), aux = gradient(state.params, features)

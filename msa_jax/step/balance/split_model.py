@@ -9,17 +9,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Bool, Float, Key
 
 from msa_jax.errors import UserError
 from msa_jax.layers.masking import hide_unavailable
 from msa_jax.losses.balance import mean_magnitude
-from msa_jax.models.system import System
 from msa_jax.step.balance.omega import Path, Sizes
-from msa_jax.step.objective import task_losses
-from msa_jax.step.recipe import example_batch
-from msa_jax.typing import Batch, Collections, ModelOutput, modality_order, task_name
+from msa_jax.step.objective import Objective, task_losses
+from msa_jax.typing import Batch, Collections, ModelOutput, task_name
 
 Streams = Mapping[str, jax.Array]
 
@@ -59,26 +56,27 @@ class SplitModel:
   """A model in two parts, and where its last linear layers are.
 
   Attributes:
-    config, system: the run's, and its row of the table of systems.
     model: the Flax module.
+    example: a batch of the corpus's shapes.
+    objective: what training minimises.
     modalities: in the order of omega.
     paths: modality -> path of its last linear kernel.
   """
 
   def __init__(
     self,
-    config: ml_collections.ConfigDict,
-    system: System,
+    model: nn.Module,
+    example: Batch,
+    objective: Objective,
     kernel: Callable[[str], Path] = last_kernel,
   ):
-    """Builds the model and checks that it takes part.
+    """Checks that the model takes part.
 
     Raises:
       UserError: it lacks `encode` or `tail`, or a last linear layer.
     """
-    self.config, self.system = config, system
-    self.model = system.build(config)
-    self.modalities = modality_order(config.spec.widths)
+    self.model, self.example, self.objective = model, example, objective
+    self.modalities = example.order
     self.paths = {name: kernel(name) for name in self.modalities}
     missing = [n for n in ("encode", "tail") if not hasattr(self.model, n)]
     if missing:
@@ -103,7 +101,7 @@ class SplitModel:
     """Variables of the model, as `model.init` would make them."""
     ones = jnp.ones((len(self.modalities),))
     return nn.init(lambda module, batch: self._whole(module, ones, batch), self.model)(
-      {"params": key}, example_batch(self.config.spec)
+      {"params": key}, self.example
     )
 
   def predict(
@@ -152,7 +150,8 @@ class SplitModel:
       output, _ = self.tail(
         {**variables, "params": changed}, features, omega, batch, streams
       )
-      return sum(task_losses(self.config, output, batch).values())
+      tasks, terms = self.objective.tasks, self.objective.terms
+      return sum(task_losses(tasks, terms, output, batch).values())
 
     def sizes(omega):
       gradients = jax.grad(task)(kernels, omega)

@@ -1,0 +1,82 @@
+"""What config files are made with: shared defaults around the options of one system.
+
+A config is a locked `ConfigDict` made by plain Python (`configs/*.py`). It is how a
+user writes one; `config.experiment` turns it into the typed options that the library
+takes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from msa_jax.config.options import (
+  BalanceConfig,
+  DataConfig,
+  MissingConfig,
+  OptimConfig,
+  ReplicasConfig,
+  ShardingConfig,
+  TextConfig,
+  TrainConfig,
+)
+from msa_jax.errors import UserError
+
+SECTIONS = {
+  "optim": OptimConfig,
+  "data": DataConfig,
+  "train": TrainConfig,
+  "missing": MissingConfig,
+  "text": TextConfig,
+  "replicas": ReplicasConfig,
+  "sharding": ShardingConfig,
+}
+# task: l1, mse, huber for regression; default = l1, or cross-entropy for classes
+LOSS = {"task": "default"}
+
+
+def base(
+  model: Mapping[str, Any],
+  loss: Mapping[str, Any] | None = None,
+  balance: bool = False,
+) -> ml_collections.ConfigDict:
+  """Returns the shared defaults around the options of one system.
+
+  Args:
+    model: options of the system, with its `name`.
+    loss: options of its objective; None = `LOSS`. `aux_warmup_fraction`, the share of
+      all steps over which auxiliary losses rise to their weights, is added.
+    balance: whether the system can be balanced by B-fusion.
+
+  Returns:
+    Unlocked config; `finish` locks it.
+  """
+  config = ml_collections.ConfigDict()
+  config.model = ml_collections.ConfigDict(model)
+  config.loss = {**(LOSS if loss is None else loss), "aux_warmup_fraction": 0.0}
+  for name, section in SECTIONS.items():
+    config[name] = ml_collections.ConfigDict(dataclasses.asdict(section()))
+  if balance:
+    config.balance = ml_collections.ConfigDict(dataclasses.asdict(BalanceConfig()))
+  return config
+
+
+def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Locks a config, so that unknown keys are errors from here on."""
+  return config.lock()
+
+
+def parse_variants(text: str, known: Mapping[str, Any]) -> tuple[str, ...]:
+  """Splits the part of `--config=file.py:a,b` after the colon.
+
+  Raises:
+    UserError: a name that the config file does not know.
+  """
+  chosen = tuple(name.strip() for name in text.split(",") if name.strip())
+  unknown = [name for name in chosen if name not in known]
+  if unknown:
+    raise UserError(
+      f"--config variant {unknown[0]!r} must be one of {', '.join(sorted(known))}."
+    )
+  return chosen

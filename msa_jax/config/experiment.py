@@ -1,0 +1,227 @@
+"""One run's options, resolved and typed: what a run directory's config.json holds."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from msa_jax.config.aliases import FORMAT, upgrade
+from msa_jax.config.defaults import SECTIONS
+from msa_jax.config.options import (
+  BalanceConfig,
+  DataConfig,
+  MissingConfig,
+  OptimConfig,
+  ReplicasConfig,
+  ShardingConfig,
+  TextConfig,
+  TrainConfig,
+)
+from msa_jax.data.synthetic.generator import read_options
+from msa_jax.errors import UserError
+from msa_jax.text.bert import EncoderConfig
+from msa_jax.typing import Spec, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """The options of a run.
+
+  Attributes:
+    system: name of the system.
+    model: its options, nested.
+    loss: options of its objective: losses by task, weights of auxiliary losses.
+    optim, data, train, missing, text, replicas, sharding: the shared options.
+    balance: B-fusion; None = the system cannot be balanced.
+    spec: what the corpus is; None = not resolved against one yet.
+  """
+
+  system: str
+  model: Mapping[str, Any]
+  loss: Mapping[str, Any]
+  optim: OptimConfig = OptimConfig()
+  data: DataConfig = DataConfig()
+  train: TrainConfig = TrainConfig()
+  missing: MissingConfig = MissingConfig()
+  text: TextConfig = TextConfig()
+  replicas: ReplicasConfig = ReplicasConfig()
+  sharding: ShardingConfig = ShardingConfig()
+  balance: BalanceConfig | None = None
+  spec: Spec | None = None
+
+  @property
+  def corpus_spec(self) -> Spec:
+    """`spec` of a resolved experiment.
+
+    Raises:
+      UserError: it was not resolved against a corpus.
+    """
+    if self.spec is None:
+      raise UserError(
+        "the config is not resolved against a corpus yet: call train_state.prepare"
+        " first."
+      )
+    return self.spec
+
+  @property
+  def is_balanced(self) -> bool:
+    """Whether B-fusion trains the fusion weights."""
+    return self.balance is not None and self.balance.enabled
+
+  def replace(self, section: str | None = None, **changes: Any) -> "Experiment":
+    """A copy with other fields, or with other options in one section."""
+    if section is not None:
+      changes = {section: dataclasses.replace(getattr(self, section), **changes)}
+    return dataclasses.replace(self, **changes)
+
+
+def experiment(config: "ml_collections.ConfigDict | Experiment") -> Experiment:
+  """The typed options of a config; an `Experiment` is returned unchanged.
+
+  Raises:
+    UserError: a section or a key that does not exist, or a value of another type.
+  """
+  if isinstance(config, Experiment):
+    return config
+  return from_tree(config.to_dict())
+
+
+def from_tree(tree: Mapping[str, Any]) -> Experiment:
+  """An experiment from nested plain mappings, as config.json and configs have them.
+
+  Sections and keys that are absent have their defaults.
+
+  Raises:
+    UserError: a section or a key that does not exist, or a value of another type.
+  """
+  tree = {key: value for key, value in tree.items() if key != "format"}
+  known = {"model", "loss", "balance", "spec", *SECTIONS}
+  unknown = sorted(set(tree) - known)
+  if unknown:
+    raise UserError(f"config.{unknown[0]}: no such section; choose of {sorted(known)}.")
+  model = dict(tree["model"])
+  made = {
+    name: _section(cls, tree.get(name, {}), name) for name, cls in SECTIONS.items()
+  }
+  balance = tree.get("balance")
+  spec = tree.get("spec")
+  return Experiment(
+    system=model.pop("name"),
+    model=_tuples(model),
+    loss=_tuples(tree.get("loss", {})),
+    balance=None if balance is None else _section(BalanceConfig, balance, "balance"),
+    spec=read_spec(spec) if spec else None,
+    **made,
+  )
+
+
+def _section(cls: type, values: Mapping[str, Any], path: str) -> Any:
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  unknown = sorted(set(values) - set(fields))
+  if unknown:
+    raise UserError(
+      f"config.{path}.{unknown[0]}: no such option; choose of {sorted(fields)}."
+    )
+  defaults = cls()
+  made = {}
+  for name, value in values.items():
+    made[name] = _value(getattr(defaults, name), value, f"{path}.{name}")
+    if str(fields[name].type).startswith("tuple[str"):
+      made[name] = split_names(made[name])
+  return cls(**made)
+
+
+def _value(default: Any, value: Any, path: str) -> Any:
+  if dataclasses.is_dataclass(default):
+    return read_options(value.items())
+  if isinstance(default, tuple):
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+  if isinstance(default, float) and type(value) is int:
+    return float(value)
+  if isinstance(default, str):
+    # `--config.text.finetune=False` and numbers arrive as what they look like.
+    return str(value)
+  if isinstance(default, Mapping):
+    return dict(value)
+  if type(value) is not type(default):
+    raise UserError(
+      f"config.{path}={value!r} must be of type {type(default).__name__}."
+    )
+  return value
+
+
+def split_names(entries: tuple[str, ...]) -> tuple[str, ...]:
+  """Names of an option of several, whose flag `--option=a,b` arrives as one string."""
+  return tuple(n.strip() for e in entries for n in str(e).split(",") if n.strip())
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _tuples(entry) for key, entry in value.items()}
+  return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
+
+
+def read_spec(tree: Mapping[str, Any]) -> Spec:
+  """A `Spec` from nested plain mappings."""
+  tree = _tuples(tree)
+  tasks = {name: Task(**task) for name, task in tree["tasks"].items()}
+  encoder = tree.get("encoder")
+  return Spec(
+    **{
+      **tree,
+      "tasks": tasks,
+      "encoder": EncoderConfig(**encoder) if encoder else None,
+    }
+  )
+
+
+def to_tree(made: Experiment) -> dict[str, Any]:
+  """The inverse of `from_tree`."""
+  tree = dataclasses.asdict(made)
+  tree["model"] = {"name": tree.pop("system"), **tree["model"]}
+  return {key: value for key, value in tree.items() if value is not None}
+
+
+def to_json(made: Experiment) -> str:
+  """Serialises an experiment; `from_json` gives an equal one back."""
+  return json.dumps({"format": FORMAT, **to_tree(made)}, indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> Experiment:
+  """Reads what `to_json`, or an earlier version of it, has written.
+
+  Raises:
+    UserError: the text is no such config.
+  """
+  try:
+    return from_tree(upgrade(json.loads(text)))
+  except UserError as error:
+    raise UserError(f"config.json is damaged: {error}") from error
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise UserError(f"config.json is damaged: {error}.") from error
+
+
+def differences(
+  ours: Experiment, theirs: Experiment, ignore: tuple[str, ...] = ()
+) -> list[str]:
+  """Lists the dotted keys whose values differ, as `key: a here, b there`."""
+  flat_ours, flat_theirs = flatten(to_tree(ours)), flatten(to_tree(theirs))
+  lines = []
+  for key in sorted(flat_ours.keys() | flat_theirs.keys()):
+    a, b = flat_ours.get(key, "absent"), flat_theirs.get(key, "absent")
+    if a != b and key not in ignore:
+      lines.append(f"{key}: {a} here, {b} there")
+  return lines
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Dotted key -> value, tuples as lists."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      flat.update(flatten(value, f"{prefix}{key}."))
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat

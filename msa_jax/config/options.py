@@ -1,0 +1,235 @@
+"""The options of a run, typed: what a config's sections hold, with their defaults.
+
+A config file writes them as a `ConfigDict` (`config.defaults.base`); everything inside
+the library takes these frozen dataclasses, or the values it needs.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from msa_jax.data.synthetic.generator import SyntheticOptions
+
+
+def _mapping(**values: Any) -> Any:
+  return dataclasses.field(default_factory=lambda: dict(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """How parameters are updated.
+
+  Attributes:
+    name: `adam`, `adamw` or `sgd`.
+    learning_rate: of the new modules (partition `new`).
+    learning_rates: of a system's other partitions, by name.
+    warmup_fraction: of all steps, in [0, 1].
+    schedule: after the warm-up: `constant`, `linear` or `cosine`.
+    grad_clip_norm: greatest global norm of the gradient; 0 = no clipping.
+    weight_decay: L2 for `adam` and `sgd`, decoupled and of matrices for `adamw`.
+    momentum: of `sgd`.
+    ema_decay: of a running mean of the parameters, which then predicts; 0 = none.
+    epochs: most epochs.
+    batch_size: samples per step.
+    patience: epochs without improvement on validation; 0 = never stop.
+  """
+
+  name: str = "adam"
+  learning_rate: float = 1e-3
+  learning_rates: Mapping[str, float] = _mapping()
+  warmup_fraction: float = 0.1
+  schedule: str = "linear"
+  grad_clip_norm: float = 2.0
+  weight_decay: float = 0.0
+  momentum: float = 0.0
+  ema_decay: float = 0.0
+  epochs: int = 40
+  batch_size: int = 32
+  patience: int = 10
+
+  @property
+  def rates(self) -> dict[str, float]:
+    """Partition name -> learning rate."""
+    return {"new": self.learning_rate, **self.learning_rates}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How the loop runs.
+
+  Attributes:
+    monitor: what picks the epoch on validation: `auto`, or terms
+      `[weight*][task/]metric` with commas; see `train/selection.py`.
+    selection_split: `val`, or `official`: by the test split, as some released code
+      does (with a warning).
+    task_cosine: log how the tasks' gradients agree on shared parameters.
+    eval_batch_size: samples per batch of validation and prediction.
+    checkpoint_every_seconds: between two checkpoints.
+    steps_per_call: most steps of one call of the compiled program.
+  """
+
+  monitor: str = "auto"
+  selection_split: str = "val"
+  task_cosine: bool = False
+  eval_batch_size: int = 64
+  checkpoint_every_seconds: float = 30.0
+  steps_per_call: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class MissingConfig:
+  """What is missing; `data/missing/patterns.py` has the patterns.
+
+  Attributes:
+    train: e.g. `dropout:0.1`; drawn anew each step, but for lost frames and tokens.
+    eval: in validation and test, drawn once: e.g. `random:0.3`.
+    seed: of the masks that are drawn once.
+  """
+
+  train: str = "none"
+  eval: str = "none"
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class BalanceConfig:
+  """B-fusion around any model with `encode` and `tail`; see `step/balance`.
+
+  Attributes:
+    enabled: whether fusion weights are trained.
+    omega_init: their first value.
+    omega_loss: `relative`, or `literal`: not divided by the mean gradient.
+    omega_lr: a number, or a number followed by `/steps_per_epoch`.
+    omega_clip: least and greatest weight.
+    omega_norm: `none`, or `sum3`: the weights add up to the number of modalities.
+    r_max: largest ratio of gradient sizes; inf = no bound.
+    target_stop_grad: the targets of the gradient sizes are constants.
+    omega_grad: `autodiff`, or `proportional`: without second derivatives.
+    g_ema: decay of a running mean of the gradient sizes; 0 = none.
+    scale_updates_by_omega: `true`, `false`, or `auto`: as gradients scale under SGD,
+      so do the updates of adaptive optimizers.
+  """
+
+  enabled: bool = False
+  omega_init: float = 1.0
+  omega_loss: str = "relative"
+  omega_lr: str = "0.05/steps_per_epoch"
+  omega_clip: tuple[float, float] = (0.05, 5.0)
+  omega_norm: str = "none"
+  r_max: float = 10.0
+  target_stop_grad: bool = True
+  omega_grad: str = "autodiff"
+  g_ema: float = 0.0
+  scale_updates_by_omega: str = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+  """Where a run's text comes from.
+
+  Attributes:
+    input: `features` of the file, or `encoder`: the transcripts, through `encoder`.
+    encoder: folder of a Hugging Face checkpoint, or a name of the hub.
+    finetune: `none`: the encoder's last states are features, made once; `all`, or
+      `top_<n>`: trained along, whole or the n upper layers.
+    learning_rate: of the encoder.
+    remat: compute layers again in the backward pass, for less memory.
+    linguistic: SentiLARE's inputs: part of speech and polarities.
+    max_length: tokens kept; 0 = as long as the corpus and the encoder allow.
+    cache: folder of features made before; "" = the user's cache folder.
+  """
+
+  input: str = "features"
+  encoder: str = ""
+  finetune: str = "none"
+  learning_rate: float = 2e-5
+  remat: bool = False
+  linguistic: bool = False
+  max_length: int = 0
+  cache: str = ""
+
+  @property
+  def is_encoded(self) -> bool:
+    """Whether transcripts are read in place of features."""
+    return self.input == "encoder"
+
+  @property
+  def is_tuned(self) -> bool:
+    """Whether the model reads token ids, through an encoder trained with it."""
+    return self.is_encoded and self.finetune.lower() not in ("none", "false")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplicasConfig:
+  """Which seeds are trained, and how.
+
+  Attributes:
+    seeds: one training each.
+    mode: at once (`vmap`), one after the other (`sequential`), or as this machine does
+      it faster (`auto`); see `train/vmapped_stages.py`.
+    most_at_once: largest number in one program, to bound memory; 0 = all.
+  """
+
+  seeds: tuple[int, ...] = (0,)
+  mode: str = "auto"
+  most_at_once: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingConfig:
+  """Devices that batches, replicas and banks of experts are split over."""
+
+  data: int = 1
+  replica: int = 1
+  expert: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """The corpus, and what happens to it before the first batch.
+
+  Attributes:
+    path: file or folder; "" = the synthetic corpus.
+    format: one of `data.readers.FORMATS`; `auto` looks at the content.
+    extra_train_paths: further files to train with, each sample with the labels it has;
+      batches draw from all files equally.
+    extra_evaluation: validation and test are those of all files, not of `path` alone.
+    pseudo_label_run: run whose predictions are the labels that training lacks.
+    modalities: () = every modality of the corpus.
+    features: modality -> MMSA's separate feature file that replaces the main file's,
+      or GCNet's folder of one .npy per utterance.
+    valence: ratings of valence in 1..5 become sentiment in [-3, 3].
+    sample_unit: `utterance`, or `dialogue`: its utterances are the steps.
+    fold: session to test on, of corpora split by session; 0 = the last.
+    train_fraction: of the training split, stratified.
+    iemocap_val: `holdout10`: a tenth of the training dialogues selects; or `none`.
+    task: `regression`, or classes made from a sentiment label: `cls2`, `cls7`.
+    standardize: modalities scaled to mean 0 and deviation 1.
+    align: `none`, or `pool`: audio and vision at the text's steps.
+    max_steps: longest sequence kept, in steps; 0 = as long as the corpus.
+    num_frame_clusters: k-means codes of audio and vision frames; 0 = none.
+    synthetic: the world of the synthetic corpus.
+    buckets: static lengths that batches of similar samples are cut to; 0 = one.
+    device_budget_mib: larger splits are streamed from the host.
+  """
+
+  path: str = ""
+  format: str = "auto"
+  extra_train_paths: tuple[str, ...] = ()
+  extra_evaluation: bool = False
+  pseudo_label_run: str = ""
+  modalities: tuple[str, ...] = ()
+  features: Mapping[str, str] = _mapping(text="", audio="", vision="")
+  valence: bool = False
+  sample_unit: str = "utterance"
+  fold: int = 0
+  train_fraction: float = 1.0
+  iemocap_val: str = "holdout10"
+  task: str = "regression"
+  standardize: tuple[str, ...] = ("audio", "vision")
+  align: str = "none"
+  max_steps: int = 0
+  num_frame_clusters: int = 0
+  synthetic: SyntheticOptions = dataclasses.field(default_factory=SyntheticOptions)
+  buckets: int = 0
+  device_budget_mib: int = 4096

@@ -1,0 +1,170 @@
+"""Puts a recipe together: the one file that knows the order of its behaviours.
+
+supervised or balanced -> the system's own recipe -> pretrained encoder -> hidden
+content -> missing modalities -> mean of the parameters -> prior.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+
+from msa_jax import models
+from msa_jax.config.experiment import Experiment
+from msa_jax.data import missing
+from msa_jax.errors import UserError
+from msa_jax.models.system import Stage, System
+from msa_jax.models.with_text_encoder import (
+  PARAMETERS,
+  in_encoder_or,
+  with_encoder,
+  with_pretrained,
+)
+from msa_jax.step import optimizer, task_gradients
+from msa_jax.step.balance.recipe import balanced
+from msa_jax.step.ema import with_ema
+from msa_jax.step.objective import Objective, make_objective
+from msa_jax.step.recipe import (
+  Recipe,
+  Supervised,
+  example_batch,
+  gradient_of_sum,
+  supervised,
+  with_hidden,
+  with_missing,
+  with_prior,
+)
+from msa_jax.text import finetune
+
+
+class Networks(NamedTuple):
+  """A system's network, `inner`, and what is trained: it, or an encoder around it."""
+
+  inner: nn.Module
+  outer: nn.Module
+
+
+def networks(config: Experiment) -> Networks:
+  """The network of a resolved experiment.
+
+  Raises:
+    UserError: options that are out of range or contradict the corpus.
+  """
+  system, spec = models.get(config.system), config.corpus_spec
+  inner = system.build(config.model, spec)
+  if not config.text.is_tuned:
+    return Networks(inner, inner)
+  narrow = config.model.get("dtype", "float32") == "bfloat16"
+  outer = with_encoder(inner, config.text, spec, narrow, system.sees_dropped)
+  return Networks(inner, outer)
+
+
+def stages_of(config: Experiment) -> tuple[Stage, ...]:
+  """The stages of a system's training, every one with at least one track.
+
+  Raises:
+    UserError: no stages, two of one name, a stage without epochs, or one that takes
+      its collections from a track it has not.
+  """
+  system, monitor = models.get(config.system), config.train.monitor
+  stages = tuple(
+    stage._replace(tracks=dict(stage.tracks) or {"selected": monitor})
+    for stage in system.stages(config.model, config.corpus_spec, config.optim, monitor)
+  )
+  names = [stage.name for stage in stages]
+  if not stages or len(set(names)) != len(names):
+    raise UserError(
+      f"{config.system} has stages {names}: there must be one, names distinct."
+    )
+  for stage in stages:
+    if stage.epochs < 1:
+      raise UserError(f"stage {stage.name!r}: epochs={stage.epochs} must be positive.")
+    known = ("", "final", *stage.tracks)
+    if stage.collections not in known:
+      raise UserError(
+        f"stage {stage.name!r}: collections={stage.collections!r} must be one of"
+        f" {known}."
+      )
+  return stages
+
+
+def objective_of(config: Experiment, system: System, inner: nn.Module) -> Objective:
+  """What an experiment minimises."""
+  spec = config.corpus_spec
+  steps = optimizer.total_steps(spec, config.optim)
+  terms = system.terms(config.loss, spec)
+  return make_objective(system, inner, config.loss, spec.tasks, terms, steps)
+
+
+def build(config: Experiment, stage: int = -1) -> Recipe:
+  """Builds the recipe of a resolved experiment.
+
+  Args:
+    config: resolved.
+    stage: index into `stages_of(config)`; the last one makes the predictions.
+
+  Raises:
+    UserError: options that are out of range or contradict each other or the corpus.
+  """
+  stages = stages_of(config)
+  chosen = stages[stage]
+  if config.optim.ema_decay and len(stages) > 1:
+    raise UserError(
+      f"config.optim.ema_decay={config.optim.ema_decay}: must be 0 for"
+      f" {config.system}, which is trained in stages."
+    )
+  if chosen.epochs != config.optim.epochs:
+    config = config.replace("optim", epochs=chosen.epochs)
+  system, spec, text = models.get(config.system), config.corpus_spec, config.text
+  made = system.recipe(networks(config).inner, chosen, _core(config, system, chosen))
+  if text.is_tuned:
+    made = with_pretrained(made, text, spec.encoder)
+  # An encoder inside sees lost tokens, and hides them from the system itself.
+  made = with_hidden(made, keep_lost=system.sees_dropped or text.is_tuned)
+  pattern = missing.parse(config.missing.train) if chosen.missing else missing.NONE
+  made = with_missing(made, pattern, spec.steps_per_epoch(config.optim.batch_size))
+  made = with_ema(made, config.optim.ema_decay)
+  return with_prior(made, spec.priors)
+
+
+def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
+  """One model and its optimizers, without any behaviour around them."""
+  spec, optim, text = config.corpus_spec, config.optim, config.text
+  inner, outer = networks(config)
+  objective = objective_of(config, system, inner)
+  shared, rates, frozen = system.shared, optim.rates, None
+  partition = system.partition
+  if text.is_tuned:
+    partition = functools.partial(in_encoder_or, partition)
+    shared = functools.partial(in_encoder_or, shared)
+    rates = {**rates, PARAMETERS: text.learning_rate}
+    frozen = finetune.is_frozen if finetune.freezes(text, spec.encoder) else None
+  branched = stage.branched and not config.is_balanced
+  rule = optimizer.build(
+    optim,
+    objective.total_steps,
+    partition,
+    stage.trainable,
+    branched,
+    rates,
+    frozen,
+  )
+  example = example_batch(spec)
+  if config.is_balanced:
+    if stage.call:
+      raise UserError(
+        f"B-fusion cannot balance {config.system}: its stages call the module with"
+        f" {dict(stage.call)}, which encode and tail do not take. Set"
+        " config.balance.enabled=False."
+      )
+    per_epoch = spec.steps_per_epoch(optim.batch_size)
+    return balanced(
+      outer, example, objective, rule, config.balance, per_epoch, optim.name
+    )
+  gradient = gradient_of_sum
+  if config.train.task_cosine:
+    gradient = functools.partial(task_gradients.gradient_by_task, shared)
+  made = supervised(Supervised(outer, example, objective, rule, gradient, stage.call))
+  if config.train.task_cosine:
+    made = task_gradients.with_shared_check(made, system.shared, config.system)
+  return made
