@@ -32,8 +32,8 @@ _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes
 
 def main(_) -> None:
   # Imported here: a wrong flag is answered before JAX starts.
-  from msa_jax.devices import compilation, processes
   from msa_jax.config.experiment import experiment
+  from msa_jax.devices import compilation, processes
   from msa_jax.report import terminal
   from msa_jax.report.missing import print_grids
   from msa_jax.runs import run

@@ -37,7 +37,7 @@ LOSS = {"task": "default"}
 
 
 def base(
-  model: Mapping[str, Any],
+  model: Mapping[str, Any] | ml_collections.ConfigDict,
   loss: Mapping[str, Any] | None = None,
   balance: bool = False,
 ) -> ml_collections.ConfigDict:

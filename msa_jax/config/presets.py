@@ -5,6 +5,7 @@ Each function but `late_fusion` changes an unlocked config in place, as a varian
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import ml_collections
 
@@ -12,7 +13,9 @@ from msa_jax import config as config_lib
 from msa_jax.data.synthetic.generator import ONE_FAST, ONE_STRONG
 
 
-def late_fusion(model: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def late_fusion(
+  model: Mapping[str, Any] | ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
   """Shared defaults: sequences aligned with the text, length buckets, AdamW, 50 epochs.
 
   Args:

@@ -7,11 +7,11 @@ import pytest
 from paths import ROOT
 from small_spec import with_spec
 
-from msa_jax import config as config_lib
 from msa_jax.config import validate
+from msa_jax.config.experiment import from_json, to_json
 from msa_jax.errors import UserError
 from msa_jax.models import SYSTEMS
-from msa_jax.step import recipe
+from msa_jax.step import compose
 
 FOLDER = ROOT / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -24,10 +24,10 @@ def test_every_variant_builds_and_has_a_learning_rate_for_every_parameter(
   name, variant
 ):
   config = with_spec(MODULES[name].get_config(variant), variant)
-  validate.validate(config, SYSTEMS)
-  state = jax.eval_shape(recipe.build(config).init, 0)
+  validate.validate(config)
+  state = jax.eval_shape(compose.build(config).init, 0)
   assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) > 0
-  assert config_lib.from_json(config_lib.to_json(config)) == config
+  assert from_json(to_json(config)) == config
 
 
 @pytest.mark.parametrize("name", FILES)

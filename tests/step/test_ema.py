@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_hgem as tiny
 
-from msa_jax.step.ema import with_averaging
+from msa_jax.step.ema import with_ema
 from msa_jax.step.recipe import Recipe
 from msa_jax.typing import ModelOutput, TrainState
 
@@ -39,7 +39,7 @@ def counting() -> Recipe:
 
 @pytest.mark.parametrize("decay", [0.05, 0.3])
 def test_the_mean_equals_a_loop(decay):
-  recipe = with_averaging(counting(), decay)
+  recipe = with_ema(counting(), decay)
   state = recipe.init(0)
   mean, value = 10.0, 10.0
   for n in range(1, 6):
@@ -55,12 +55,12 @@ def test_the_mean_equals_a_loop(decay):
 
 def test_without_decay_the_recipe_is_untouched():
   recipe = counting()
-  assert with_averaging(recipe, 0.0) is recipe
+  assert with_ema(recipe, 0.0) is recipe
 
 
 def test_the_state_shares_no_buffer_with_the_mean():
   """Buffers are donated to the next step, which none survives twice."""
-  recipe = with_averaging(counting(), 0.5)
+  recipe = with_ema(counting(), 0.5)
   step = jax.jit(lambda state: recipe.step(state, tiny.batch(), 0)[0], donate_argnums=0)
   state = step(step(recipe.init(0)))
   assert int(state.step) == 2

@@ -30,9 +30,8 @@ def small(monkeypatch):
   monkeypatch.setattr(flatten, "_SMALL", 12)
 
 
-def _config(**options):
-  config = toy.config(warmup_fraction=0.0, schedule="constant", **options)
-  return config.copy_and_resolve_references()
+def _optim(**options):
+  return toy.config(warmup_fraction=0.0, schedule="constant", **options).optim
 
 
 def _partition(path):
@@ -41,7 +40,7 @@ def _partition(path):
 
 def _rates(config, params):
   def rate(path, _):
-    return -optim.learning_rates(config)[_partition(flatten.names_of(path))]
+    return -config.rates[_partition(flatten.names_of(path))]
 
   return jax.tree_util.tree_map_with_path(rate, params)
 
@@ -54,20 +53,18 @@ def _by_array(config, params, decay, mask):
   )
   decayed = optax.add_decayed_weights(decay, mask)
   rule = optax.scale_by_adam()
-  parts = (rule, decayed) if config.optim.name == "adamw" else (decayed, rule)
-  return optax.chain(
-    optax.clip_by_global_norm(config.optim.grad_clip_norm), *parts, scaled
-  )
+  parts = (rule, decayed) if config.name == "adamw" else (decayed, rule)
+  return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), *parts, scaled)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_updates_are_those_of_single_arrays(small, getkey, name):
-  config = _config(name=name, grad_clip_norm=0.5, weight_decay=0.1)
+  config = _optim(name=name, grad_clip_norm=0.5, weight_decay=0.1)
   params = _params(getkey)
   matrices = jax.tree.map(lambda leaf: leaf.ndim > 1, params)
   matrices["bank"]["experts"]["bias"] = False  # one bias per expert
   mask = matrices if name == "adamw" else jax.tree.map(lambda _: True, params)
-  ours = optim.build(config, _partition)
+  ours = optim.build(config, 20, _partition)
   theirs = _by_array(config, params, 0.1, mask)
   state, expected_state = ours.init(params), theirs.init(params)
   for _ in range(3):
@@ -83,8 +80,8 @@ def test_updates_are_those_of_single_arrays(small, getkey, name):
 
 
 def test_small_arrays_are_one_vector_per_kind_and_the_others_stay_apart(small, getkey):
-  config = _config(name="adamw", weight_decay=0.1)
-  state = optim.build(config, _partition).init(_params(getkey))
+  config = _optim(name="adamw", weight_decay=0.1)
+  state = optim.build(config, 20, _partition).init(_params(getkey))
   moments = optax.tree.get(state, "mu")
   assert moments["packed"]["gate"]["decayed"].shape == (12,)
   assert moments["packed"]["gate"]["kept"].shape == (4,)
@@ -101,7 +98,7 @@ def test_small_arrays_are_one_vector_per_kind_and_the_others_stay_apart(small, g
 
 def test_arrays_of_other_types_are_not_mixed_into_the_vector(getkey):
   params = {"head": {"kernel": jnp.ones((2, 2)), "half": jnp.ones(3, jnp.bfloat16)}}
-  optimizer = optim.build(_config(name="sgd", grad_clip_norm=0.0), _partition)
+  optimizer = optim.build(_optim(name="sgd", grad_clip_norm=0.0), 20, _partition)
   updates, _ = optimizer.update(params, optimizer.init(params), params)
   assert updates["head"]["half"].dtype == jnp.bfloat16
   assert updates["head"]["kernel"].dtype == jnp.float32

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import tiny_mmolre as tiny
 import toy
+from changes import change, resolve
 
 from configs import mmolre as mmolre_config
-from msa_jax import train_state
+from msa_jax import models, train_state
 from msa_jax.data.batching import batches
 from msa_jax.errors import UserError
 from msa_jax.models.mmolre import system as mmolre
 from msa_jax.runs import prepare, pseudo_labels, run
-from msa_jax.step import recipe, task_gradients
-from msa_jax.step.objective import objective
+from msa_jax.step import compose, task_gradients
+from msa_jax.step.objective import objective_terms
 
 
 def test_cosines_are_those_of_the_tasks_gradients_on_the_shared_part():
@@ -38,7 +39,7 @@ def test_cosines_are_those_of_the_tasks_gradients_on_the_shared_part():
     return values, "rest"
 
   by_task = task_gradients.gradient_by_task(
-    terms, lambda path: "group" if path == ("deep", "shared") else ""
+    lambda path: "group" if path == ("deep", "shared") else "", terms
   )
   gradient, rest, cosines = by_task(params, 2.0)
   assert rest == "rest"
@@ -58,7 +59,7 @@ PAIRS = ("none_one", "none_two", "one_two")
 def test_cosines_are_logged_on_request():
   names = {}
   for on in (False, True):
-    built = recipe.build(tiny.config(train={"task_cosine": on}, n_blocks=1))
+    built = compose.build(tiny.config(train={"task_cosine": on}, n_blocks=1))
     state = jax.eval_shape(built.init, 0)
     names[on] = set(jax.eval_shape(built.step, state, tiny.batch(), 0)[1])
   groups = ("experts", "fusion")
@@ -67,22 +68,20 @@ def test_cosines_are_logged_on_request():
 
 
 def test_cosines_need_a_system_that_shares(monkeypatch):
-  monkeypatch.setitem(recipe.SYSTEMS, "toy", toy.SYSTEM)
-  config = prepare.config_lib.resolve(toy.config(), toy.corpus())
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.train.task_cosine = True
+  monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
+  config = resolve(change(toy.config(), train={"task_cosine": True}), toy.corpus())
   with pytest.raises(UserError, match="task_cosine=True: model 'toy' names no"):
-    recipe.build(config.lock()).init(0)
+    compose.build(config).init(0)
 
 
 def test_the_objective_is_the_sum_of_its_terms():
   config = tiny.config(loss={"bal": 0.1, "er_weight": 0.25}, n_blocks=1)
   params, batch = tiny.variables(config), tiny.batch()
   output = tiny.compiled(functools.partial(tiny.apply, config))(params, batch)
-  total, metrics = objective(
-    config, mmolre.SYSTEM, output, batch, jnp.zeros((), jnp.int32)
-  )
+  inner = compose.networks(config).inner
+  made = compose.objective_of(config, mmolre.SYSTEM, inner)
+  _, metrics = objective_terms(made, output, batch, jnp.zeros((), jnp.int32))
+  total = metrics["loss"]
   parts = metrics["loss/sentiment"] + 0.25 * metrics["loss/emotion"]
   np.testing.assert_allclose(total, parts + 0.1 * metrics["aux/bal"], rtol=1e-6)
   assert float(metrics["aux/bal"]) > 0

@@ -7,23 +7,26 @@ import toy
 
 from msa_jax.errors import UserError
 from msa_jax.step import optimizer as optim
+from msa_jax.typing import Spec
+
+STEPS = 20  # 4 batches per epoch, 5 epochs
 
 
-def _config(**options):
-  config = toy.config(batch_size=10, epochs=5, **options).copy_and_resolve_references()
-  config.unlock()
-  config.spec.train_size = 40  # 4 batches per epoch, 20 steps
-  return config
+def _optim(**options):
+  return toy.config(batch_size=10, epochs=5, **options).optim
+
+
+def _build(options, partition=toy.SYSTEM.partition):
+  return optim.build(options, STEPS, partition)
 
 
 def test_total_steps_counts_the_padded_last_batch():
-  config = _config()
-  config.spec.train_size = 41
-  assert optim.total_steps(config) == 25
+  spec = Spec(widths={}, lengths={}, tasks={}, train_size=41)
+  assert optim.total_steps(spec, _optim()) == 25
 
 
 def test_linear_schedule_warms_up_over_its_share_and_ends_at_zero():
-  rate = optim.schedule(_config(warmup_fraction=0.2, schedule="linear"))
+  rate = optim.schedule(_optim(warmup_fraction=0.2, schedule="linear"), STEPS)
   # 4 warm-up steps: 1/4, 2/4, 3/4, 1; then 1 down to 0 over 16 steps.
   values = [float(rate(step)) for step in range(21)]
   np.testing.assert_allclose(values[:5], [0.25, 0.5, 0.75, 1.0, 1.0], atol=1e-6)
@@ -32,18 +35,18 @@ def test_linear_schedule_warms_up_over_its_share_and_ends_at_zero():
 
 
 def test_constant_schedule_without_warm_up_is_one():
-  rate = optim.schedule(_config(warmup_fraction=0.0, schedule="constant"))
+  rate = optim.schedule(_optim(warmup_fraction=0.0, schedule="constant"), STEPS)
   assert [float(rate(step)) for step in (0, 7, 19)] == [1.0, 1.0, 1.0]
 
 
 def test_cosine_schedule_is_half_way_in_the_middle():
-  rate = optim.schedule(_config(warmup_fraction=0.0, schedule="cosine"))
+  rate = optim.schedule(_optim(warmup_fraction=0.0, schedule="cosine"), STEPS)
   np.testing.assert_allclose(float(rate(10)), 0.5, atol=1e-6)
 
 
 def test_first_adam_update_is_each_partitions_learning_rate():
-  config = _config(warmup_fraction=0.0, schedule="constant", grad_clip_norm=0.0)
-  optimizer = optim.build(config, toy.SYSTEM.partition)
+  config = _optim(warmup_fraction=0.0, schedule="constant", grad_clip_norm=0.0)
+  optimizer = _build(config)
   params = {"gate": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 1))}}
   gradients = {
     "gate": {"kernel": jnp.full((2, 2), 3.0)},
@@ -56,10 +59,10 @@ def test_first_adam_update_is_each_partitions_learning_rate():
 
 
 def test_clipping_bounds_the_norm_over_all_partitions():
-  config = _config(
+  config = _optim(
     name="sgd", warmup_fraction=0.0, schedule="constant", grad_clip_norm=1.0
   )
-  optimizer = optim.build(config, toy.SYSTEM.partition)
+  optimizer = _build(config)
   params = {
     "gate": {"kernel": jnp.zeros((1, 1))},
     "head": {"kernel": jnp.zeros((1, 1))},
@@ -75,14 +78,14 @@ def test_clipping_bounds_the_norm_over_all_partitions():
 
 
 def test_adamw_decays_matrices_and_spares_vectors():
-  config = _config(
+  config = _optim(
     name="adamw",
     warmup_fraction=0.0,
     schedule="constant",
     weight_decay=0.1,
     grad_clip_norm=0.0,
   )
-  optimizer = optim.build(config, toy.SYSTEM.partition)
+  optimizer = _build(config)
   params = {"head": {"kernel": jnp.full((2, 1), 2.0), "bias": jnp.full((1,), 2.0)}}
   gradients = {"head": {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros((1,))}}
   updates, _ = optimizer.update(gradients, optimizer.init(params), params)
@@ -96,10 +99,10 @@ def test_adamw_decays_matrices_and_spares_vectors():
 )
 def test_unknown_names_are_answered_with_the_choices(options, message):
   with pytest.raises(UserError, match=message):
-    optim.build(_config(**options), toy.SYSTEM.partition)
+    _build(_optim(**options))
 
 
 def test_a_partition_without_learning_rate_is_named():
-  optimizer = optim.build(_config(), lambda path: "backbone")
-  with pytest.raises(UserError, match="learning_rate_backbone"):
+  optimizer = _build(_optim(), lambda path: "backbone")
+  with pytest.raises(UserError, match="learning_rates.backbone"):
     optimizer.init({"kernel": jnp.ones((1, 1))})

@@ -5,9 +5,13 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from changes import change
 
+from msa_jax.config.experiment import experiment
 from msa_jax.step import recipe
+from msa_jax.studies.ablation import changed
 from msa_jax.text import finetune
+from msa_jax.typing import Spec, Task
 
 # Narrower than the defaults, where those take long to compile; else all is default.
 NARROW = {
@@ -35,58 +39,52 @@ LITTLE = {
 
 def config(name):
   """The resolved default config."""
-  config = importlib.import_module(f"configs.{name}").get_config()
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    _change(config.model, NARROW.get(name, {}))
-    config.spec = {
-      "widths": {"text": 6, "audio": 3, "vision": 4},
-      "lengths": {"text": 5, "audio": 5, "vision": 5},
-      "ids": {"text": (), "audio": ("codes",), "vision": ()},
-      "tasks": {
-        "sentiment": {
-          "kind": "regression",
-          "low": -3.0,
-          "high": 3.0,
-          "classes": (),
-          "protocol": "mosi",
-        }
-      },
-      "priors": {"sentiment": (0.625,)},
-      "train_size": 8,
-      # Samples are what the system is made for: steps may be utterances of dialogues.
-      "utterances": 5 if config.data.sample_unit == "dialogue" else 0,
-    }
-  return config.lock()
+  config = experiment(importlib.import_module(f"configs.{name}").get_config())
+  config = changed(config, _options(NARROW, name))
+  spec = Spec(
+    widths={"text": 6, "audio": 3, "vision": 4},
+    lengths={"text": 5, "audio": 5, "vision": 5},
+    ids={"text": (), "audio": ("codes",), "vision": ()},
+    tasks={"sentiment": Task("regression", -3.0, 3.0)},
+    priors={"sentiment": (0.625,)},
+    train_size=8,
+    # Samples are what the system is made for: steps may be utterances of dialogues.
+    utterances=5 if config.data.sample_unit == "dialogue" else 0,
+  )
+  return config.replace(spec=spec)
 
 
-def _change(options, values):
-  for path, value in values.items():
-    *sections, key = path.split(".")
-    node = options
-    for section in sections:
-      node = node[section]
-    node[key] = value
+def _options(table, name):
+  return {f"model.{key}": value for key, value in table.get(name, {}).items()}
 
 
 def encoding(name, folder):
   """The config of a run that trains the encoder in `folder` inside the system."""
-  made = config(name).copy_and_resolve_references()
-  with made.unlocked():
-    _change(made.model, LITTLE.get(name, {}))
-    made.data.sample_unit, made.spec.utterances = "utterance", 0
-    made.text.update({"input": "encoder", "encoder": folder, "finetune": "all"})
+  made = changed(config(name), _options(LITTLE, name))
+  text = {"input": "encoder", "encoder": folder, "finetune": "all"}
+  made = change(
+    made,
+    data={"sample_unit": "utterance"},
+    text={**text, "learning_rate": 0.1},
     # Small programs: text and audio, no moments, no clipping.
-    for part in (made.spec.widths, made.spec.lengths, made.spec.ids):
-      del part["vision"]
-    made.optim.update(
-      {"name": "sgd", "learning_rate": 0.1, "grad_clip_norm": 0.0, "weight_decay": 0.0}
-    )
-    made.text.learning_rate = 0.1
-    made.spec.ids["text"] = ("tokens",)
-    made.spec.encoder = finetune.encoder_spec(made)
-    made.spec.widths["text"] = made.spec.encoder.width
-  return made.lock()
+    optim={
+      "name": "sgd",
+      "learning_rate": 0.1,
+      "grad_clip_norm": 0.0,
+      "weight_decay": 0.0,
+    },
+  )
+  encoder = finetune.encoder_sizes(made.text)
+  return change(
+    made,
+    spec={
+      "utterances": 0,
+      "widths": {"text": encoder.width, "audio": 3},
+      "lengths": {"text": 5, "audio": 5},
+      "ids": {"text": ("tokens",), "audio": ("codes",)},
+      "encoder": encoder,
+    },
+  )
 
 
 def batch(config, seed=0):

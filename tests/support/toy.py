@@ -2,11 +2,11 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
+from changes import change
 
 from msa_jax import config as config_lib
-from msa_jax.layers.masking import hide_unavailable, masked_mean
+from msa_jax.layers.masking import masked_mean
 from msa_jax.layers.moe import MixtureOfExperts
 from msa_jax.layers.normalization import MaskedBatchNorm
 from msa_jax.layers.routing import route
@@ -20,8 +20,7 @@ class LinearModel(nn.Module):
   dropout: float
 
   @nn.compact
-  def __call__(self, batch, *, train):
-    batch = hide_unavailable(batch)
+  def __call__(self, batch, *, train=False):
     pooled = [
       masked_mean(
         batch.modalities[name].features, batch.modalities[name].mask[..., None], 1
@@ -47,8 +46,7 @@ class MixedModel(nn.Module):
   """Statistics and routing over the batch, experts in a bank."""
 
   @nn.compact
-  def __call__(self, batch, *, train):
-    batch = hide_unavailable(batch)
+  def __call__(self, batch, *, train=False):
     text = batch.modalities["text"]
     pooled = masked_mean(text.features, text.mask[..., None], 1)
     pooled = MaskedBatchNorm(not train, 0.9, 1e-5)(pooled, batch.sample_mask)
@@ -66,26 +64,17 @@ class MixedModel(nn.Module):
 
 
 SYSTEM = System(
-  build=lambda config: LinearModel(config.model.dropout),
+  build=lambda options, spec: LinearModel(options["dropout"]),
   partition=lambda path: "gate" if path[0] == "gate" else "new",
 )
 
 
 def config(**optim):
-  """A config of the toy system; keywords override `config.optim`."""
-  model = ml_collections.ConfigDict({"name": "toy", "task": "auto", "dropout": 0.1})
-  made = config_lib.base(model)
+  """An experiment of the toy system; keywords override `config.optim`."""
+  made = config_lib.base({"name": "toy", "dropout": 0.1})
   made.loss.size = 0.01
-  made.optim.update(
-    {
-      "learning_rate": 0.05,
-      "learning_rate_gate": 0.01,
-      "epochs": 4,
-      "batch_size": 8,
-      **optim,
-    }
-  )
-  return config_lib.finish(made)
+  options = {"learning_rate": 0.05, "learning_rates": {"gate": 0.01}, "epochs": 4}
+  return change(made, optim={**options, "batch_size": 8, **optim})
 
 
 def corpus(sizes=(37, 11, 13), seed=0, labelled=True):

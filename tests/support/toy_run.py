@@ -9,6 +9,7 @@ import sys
 
 import toy
 
+from msa_jax import config as config_lib
 from msa_jax import models
 from msa_jax.data.batching import batches
 from msa_jax.models.system import System
@@ -17,19 +18,21 @@ from msa_jax.runs import prepare, run
 
 def get_config(feed="resident"):
   """`feed`: "streamed" = no split fits the device."""
-  models.SYSTEMS["toy"] = System(build=lambda config: toy.MixedModel())
+  models.SYSTEMS["toy"] = System(build=lambda options, spec: toy.MixedModel())
   prepare.load = lambda config, **_: toy.corpus()
   if "TOY_SIGNAL" in os.environ:
     name, calls = os.environ["TOY_SIGNAL"].split("@")
     run._stop_signal = _interrupted(run._stop_signal, name, int(calls))
   if feed == "streamed":
     batches._rows = _told(batches._rows)
-  made = toy.config(epochs=3).copy_and_resolve_references()
+  made = config_lib.base({"name": "toy"})
+  made.loss.size = 0.01
+  made.optim.update({"learning_rate": 0.05, "epochs": 3, "batch_size": 8})
   made.train.update({"eval_batch_size": 8, "steps_per_call": 2})
   made.train.checkpoint_every_seconds = 1e-6
   made.data.device_budget_mib = 0 if feed == "streamed" else 64
   made.sharding.data = 4
-  return made.lock()
+  return config_lib.finish(made)
 
 
 def _told(rows):

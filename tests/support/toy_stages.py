@@ -49,4 +49,6 @@ BOTH = (FIRST, SECOND)
 
 def system(*stages, **hooks):
   """The system with the given stages."""
-  return System(lambda config: Heads(), stages=lambda config: stages, **hooks)
+  return System(
+    lambda options, spec: Heads(), stages=lambda *arguments: stages, **hooks
+  )
