@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import toy
+from changes import change
 from paths import ROOT
 
 from configs import hgem
@@ -107,10 +108,7 @@ def test_a_loaded_run_predicts_what_its_csv_says(toy_system, tmp_path):
 
 
 def test_filler_rows_change_neither_loss_nor_update(toy_system):
-  config = toy.config().copy_and_resolve_references()
-  with config.unlocked():
-    config.model.dropout = 0.0
-    config.loss.size = 0.0
+  config = change(toy.config(), model={"dropout": 0.0}, loss={"size": 0.0})
   config, corpus = train_state.prepare(config)
   data = train_state.whole_split(config, corpus, "train")
   state = train_state.create(config)

@@ -31,7 +31,7 @@ def test_unknown_keys_are_errors():
   [
     (
       {"optim": {"bach": 3}},
-      "config.optim.bach: no such option; choose of .*batch_size",
+      "config.optim.bach: no such option; .*batch_size",
     ),
     ({"optin": {}}, "config.optin: no such section; choose of .*optim"),
     ({"optim": {"epochs": "ten"}}, "config.optim.epochs='ten' must be of type int"),

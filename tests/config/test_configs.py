@@ -35,7 +35,7 @@ def test_unknown_variants_and_keys_are_refused(name):
   with pytest.raises(UserError, match="variant 'moon' must be one of"):
     MODULES[name].get_config("moon")
   with pytest.raises((AttributeError, KeyError)):
-    MODULES[name].get_config().optim.learning_rate = 1.0
+    MODULES[name].get_config().optim.learning_rat = 1.0
 
 
 def test_every_system_has_a_config_file():

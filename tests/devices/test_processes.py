@@ -68,7 +68,7 @@ def _results(workdir):
   """Losses by epoch, test predictions, parameters."""
   directory = RunDirectory(workdir)
   toy_run.get_config()
-  (chosen,) = run.restore(directory, directory.config())
+  (chosen,) = run.restore(directory, directory.experiment())
   losses = [record["train"]["loss"] for record in directory.metrics()]
   with (workdir / "predictions" / "test.csv").open() as file:
     test = [float(row["sentiment"]) for row in csv.DictReader(file)]

@@ -4,39 +4,35 @@ import jax
 import numpy as np
 import pytest
 import toy
+from changes import change, resolve
 
-from msa_jax import config as config_lib
 from msa_jax import models
 from msa_jax.config import validate
-from msa_jax.devices import sharding
 from msa_jax.errors import UserError
 from msa_jax.models.system import System
 from msa_jax.runs import prepare, run
 from msa_jax.train.checkpoint import ResumePoint
-from msa_jax.train.compiled_stages import CompiledStages
+from msa_jax.train.compiled_stages import CompiledStages, mesh_of
 from msa_jax.train.vmapped_stages import VmappedStages
 
 
 @pytest.fixture(autouse=True)
 def system(monkeypatch):
-  made = System(build=lambda config: toy.MixedModel())
+  made = System(build=lambda options, spec: toy.MixedModel())
   monkeypatch.setitem(models.SYSTEMS, "toy", made)
   monkeypatch.setattr(prepare, "load", lambda config, **_: toy.corpus())
 
 
 def _config(corpus, **axes):
-  config = toy.config(epochs=2).copy_and_resolve_references()
-  config.train.eval_batch_size = 8
-  config.sharding.update(axes)
-  return config_lib.resolve(config.lock(), corpus)
+  sections = {"train": {"eval_batch_size": 8}, "sharding": axes}
+  return resolve(change(toy.config(epochs=2), **sections), corpus)
 
 
 def _trained(corpus, seeds=(0,), budget_mib=64, **axes):
   """(losses, state on the host, predictions, state) after an epoch."""
-  config = _config(corpus, **axes).copy_and_resolve_references()
-  config.data.device_budget_mib = budget_mib
+  config = change(_config(corpus, **axes), data={"device_budget_mib": budget_mib})
   programs = CompiledStages(config) if len(seeds) == 1 else VmappedStages(config)
-  feeds = run.make_feeds(config, corpus, programs.mesh)
+  feeds = run.feeds_of(config, corpus, programs.mesh)
   state, _ = programs.begin(seeds)
   orders = [feeds["train"].order(seed, 0, 8) for seed in seeds]
   active = [True] * len(seeds)
@@ -55,7 +51,9 @@ def _close(ours, single):
 @pytest.fixture(scope="module")
 def single():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.SYSTEMS, "toy", System(build=lambda config: toy.MixedModel()))
+    patch.setitem(
+      models.SYSTEMS, "toy", System(build=lambda options, spec: toy.MixedModel())
+    )
     return _trained(toy.corpus())
 
 
@@ -111,12 +109,9 @@ def test_a_checkpoint_of_several_devices_is_read_back_onto_them(tmp_path):
 
 
 def test_a_run_on_several_devices_ends_as_one_and_is_read_on_one(tmp_path, monkeypatch):
-  config = toy.config(epochs=1).copy_and_resolve_references()
-  config.train.eval_batch_size = 8
-  one = run.train(config.lock(), tmp_path / "one")
-  config = config.copy_and_resolve_references()
-  config.sharding.data = 4
-  several = run.train(config.lock(), tmp_path / "several")
+  config = change(toy.config(epochs=1), train={"eval_batch_size": 8})
+  one = run.train(config, tmp_path / "one")
+  several = run.train(change(config, sharding={"data": 4}), tmp_path / "several")
   figures = [s["splits"]["test"]["sentiment"]["mae"]["mean"] for s in (one, several)]
   assert figures[0] == pytest.approx(figures[1], rel=1e-5)
   # A machine with fewer devices than the run was trained on.
@@ -129,15 +124,14 @@ def test_a_run_on_several_devices_ends_as_one_and_is_read_on_one(tmp_path, monke
 def test_what_does_not_fit_the_devices_is_refused():
   corpus = toy.corpus()
   with pytest.raises(UserError, match="data=8, replica=1, expert=1.*needs 8 devices"):
-    sharding.make_mesh(_config(corpus, data=8))
+    mesh_of(_config(corpus, data=8))
   with pytest.raises(
     UserError, match="config.optim.batch_size=8 must be a multiple of"
   ):
-    sharding.make_mesh(_config(corpus, data=3))
+    mesh_of(_config(corpus, data=3))
   programs = VmappedStages(_config(corpus, replica=2))
   with pytest.raises(UserError, match="sharding.replica=2 must divide .* once, 3"):
     programs.begin((0, 1, 2))
-  bad = _config(corpus).copy_and_resolve_references()
-  bad.sharding.data = 0
+  bad = change(_config(corpus), sharding={"data": 0})
   with pytest.raises(UserError, match="config.sharding.data=0 must be positive"):
-    validate.validate(bad, models.SYSTEMS)
+    validate.validate(bad)

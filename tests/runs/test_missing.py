@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from changes import change
 
 from msa_jax import models, train_state
 from msa_jax.data import missing
@@ -15,7 +16,7 @@ from msa_jax.data.transforms import preprocess
 from msa_jax.errors import UserError
 from msa_jax.models.system import Stage
 from msa_jax.runs import prepare, run
-from msa_jax.step import recipe
+from msa_jax.step import compose, recipe
 from msa_jax.step.recipe import Recipe, with_missing
 from msa_jax.typing import Batch, Modality, ModelOutput, TrainState
 
@@ -27,10 +28,7 @@ def toy_system(monkeypatch):
 
 
 def _config(**options):
-  config = toy.config(epochs=2).copy_and_resolve_references()
-  with config.unlocked():
-    config.missing.update(options)
-  return config.lock()
+  return change(toy.config(epochs=2), missing=options)
 
 
 def _batch(n=24, seed=0):
@@ -155,15 +153,12 @@ def test_losing_every_step_counts_as_having_no_content():
   assert content.sum() == 35 and not content[:2].any()
   predictions = train_state.predict(config, state, batch).predictions["sentiment"]
   np.testing.assert_allclose(
-    predictions[:2], config.spec.priors.sentiment[0], rtol=1e-6
+    predictions[:2], config.spec.priors["sentiment"][0], rtol=1e-6
   )
 
 
 def test_utterances_and_questions_get_their_own_prior():
-  config, _ = _batch()
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.spec.priors = {"yes": tuple(np.log([0.9, 0.1, 0.4, 0.6]).tolist())}
+  priors = {"yes": tuple(np.log([0.9, 0.1, 0.4, 0.6]).tolist())}
   mask = jnp.asarray([[True, True, False]])
   available = jnp.asarray([[[True, False], [False, False], [True, True]]])
   batch = Batch(
@@ -180,7 +175,7 @@ def test_utterances_and_questions_get_their_own_prior():
     {"yes": jnp.full((1, 3, 2, 2), 7.0), "no": jnp.ones(3)}, {}, {}, {}
   )
   plain = Recipe(None, None, lambda params, collections, batch: output, None)
-  found = recipe.with_prior(plain, config).predict({}, {}, batch).predictions
+  found = recipe.with_prior(plain, priors).predict({}, {}, batch).predictions
   prior = np.log([[0.9, 0.1], [0.4, 0.6]])
   np.testing.assert_allclose(found["yes"][0, 0], 7.0)
   np.testing.assert_allclose(found["yes"][0, 1], prior, rtol=1e-6)
@@ -191,7 +186,7 @@ def test_utterances_and_questions_get_their_own_prior():
 def test_a_stage_can_train_on_complete_data(monkeypatch):
   seen = []
 
-  def spied(config, stage, made):
+  def spied(model, stage, made):
     def step(state, batch, seed):
       seen.append((stage.name, np.asarray(batch.available).all()))
       return state, {}
@@ -199,13 +194,13 @@ def test_a_stage_can_train_on_complete_data(monkeypatch):
     return made._replace(step=step)
 
   stages = (Stage("alone", 1, missing=False), Stage("mixed", 1))
-  system = toy.SYSTEM._replace(stages=lambda config: stages, recipe=spied)
+  system = toy.SYSTEM._replace(stages=lambda *arguments: stages, recipe=spied)
   monkeypatch.setitem(models.SYSTEMS, "toy", system)
   config, corpus = train_state.prepare(_config(train="dropout:0.5"))
   batch = train_state.whole_split(config, corpus, "train")
   state = train_state.create(config)
   for stage in (0, 1):
-    recipe.build(config, stage).step(state, batch, 0)
+    compose.build(config, stage).step(state, batch, 0)
   assert seen == [("alone", True), ("mixed", False)]
 
 

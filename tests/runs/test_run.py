@@ -10,14 +10,16 @@ import jax
 import numpy as np
 import pytest
 import toy
+from changes import change, resolve
 
 from msa_jax import models
 from msa_jax.data.batching import batches
 from msa_jax.data.readers import npz
 from msa_jax.errors import UserError
+from msa_jax.models.outputs import output_specs
 from msa_jax.runs import prepare, run
 from msa_jax.runs.summary import over_seeds, parameter_hash
-from msa_jax.step import recipe
+from msa_jax.step import compose
 from msa_jax.train import loop, run_directory, scoring, selection
 from msa_jax.train.checkpoint import ResumePoint
 from msa_jax.train.compiled_stages import CompiledStages
@@ -31,18 +33,14 @@ def toy_system(monkeypatch):
 
 
 def _config(**sections):
-  config = toy.config().copy_and_resolve_references()
-  with config.unlocked():
-    for section, values in sections.items():
-      config[section].update(values)
-  return config
+  return change(toy.config(), **sections)
 
 
 def _fit(config, folder, stop=lambda: False, corpus=None):
   """Trains seed 0 of the toy system; returns (params, what `fit` says)."""
   corpus = toy.corpus() if corpus is None else corpus
-  config = prepare.config_lib.resolve(config, corpus)
-  feeds = run.make_feeds(config, corpus)
+  config = resolve(config, corpus)
+  feeds = run.feeds_of(config, corpus)
   labels = scoring.label_arrays(corpus.splits["valid"], corpus.tasks)
   directory = run_directory.RunDirectory(folder)
   (trained,) = loop.fit(
@@ -55,6 +53,12 @@ def _fit(config, folder, stop=lambda: False, corpus=None):
     stop,
   )
   return trained.params, trained
+
+
+def _criterion(config):
+  spec = config.corpus_spec
+  outputs = output_specs(config.model, spec)
+  return selection.criterion(config.train.monitor, spec.tasks, outputs)
 
 
 def _stop_after(calls):
@@ -154,9 +158,9 @@ def test_epochs_after_the_last_save_are_trained_again_to_the_same_end(tmp_path):
 
 def test_one_program_per_call_gives_the_same_numbers_as_one_per_step():
   corpus = toy.corpus()
-  config = prepare.config_lib.resolve(_config(), corpus)
-  system = recipe.build(config)
-  feed = run.make_feeds(config, corpus)["train"]
+  config = resolve(_config(), corpus)
+  system = compose.build(config)
+  feed = run.feeds_of(config, corpus)["train"]
   order = np.asarray(batches.epoch_order(0, 0, feed.size, 8))
   results = []
   for looped in (True, False):
@@ -197,7 +201,12 @@ def test_a_termination_signal_saves_and_the_same_command_goes_on(tmp_path, monke
 
 def test_early_stopping_counts_epochs_without_improvement(tmp_path):
   config = _config(
-    optim={"epochs": 30, "patience": 2, "learning_rate": 0.0, "learning_rate_gate": 0.0}
+    optim={
+      "epochs": 30,
+      "patience": 2,
+      "learning_rate": 0.0,
+      "learning_rates": {"gate": 0.0},
+    }
   )
   _, position = _fit(config, tmp_path)
   # Nothing ever changes: epoch 1 is the best, epochs 2 and 3 are stale.
@@ -250,7 +259,7 @@ def test_a_folder_with_another_run_is_refused_by_the_differing_keys(tmp_path):
 
 
 def test_a_config_that_the_system_refuses_leaves_no_folder(tmp_path, monkeypatch):
-  def refuse(config):
+  def refuse(options, spec):
     raise UserError("no such fusion")
 
   monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM._replace(build=refuse))
@@ -285,8 +294,8 @@ def test_evaluate_and_predict_read_other_files_also_without_labels(tmp_path):
   npz.save(toy.corpus(seed=3), labelled)
   npz.save(toy.corpus(seed=3, labelled=False), unlabelled)
 
-  def read(config):
-    return prepare.reading.read(config.data.path)
+  def read(config, **_):
+    return prepare.readers.read(config.data.path)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(prepare, "load", read)
@@ -343,15 +352,15 @@ def test_an_unwritable_output_is_named(tmp_path):
   ],
 )
 def test_selection_is_chosen_by_name(select, expected):
-  config = prepare.config_lib.resolve(_config(train={"monitor": select}), toy.corpus())
-  assert selection.criterion(config).terms == ((1.0, *expected),)
+  config = resolve(_config(train={"monitor": select}), toy.corpus())
+  assert _criterion(config).terms == ((1.0, *expected),)
 
 
 @pytest.mark.parametrize("select", ["mea", "emotion/wa", "wa"])
 def test_unknown_selection_is_answered_with_the_choices(select):
-  config = prepare.config_lib.resolve(_config(train={"monitor": select}), toy.corpus())
+  config = resolve(_config(train={"monitor": select}), toy.corpus())
   with pytest.raises(UserError, match="must be one of|no task"):
-    selection.criterion(config)
+    _criterion(config)
 
 
 def test_over_seeds_gives_mean_sample_deviation_and_values():

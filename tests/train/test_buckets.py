@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 import toy
+from changes import change, resolve
 
 from configs import derl, hgem, lf_lstm, tfn
-from msa_jax import config as config_lib
 from msa_jax import models
 from msa_jax.data.batching import batches, buckets
 from msa_jax.runs import run
-from msa_jax.step import recipe
+from msa_jax.step import compose, recipe
 from msa_jax.train.feed import Predictor, Steps, make_feed
-from msa_jax.typing import Sequences
+from msa_jax.typing import Sequences, Spec, Task
 
 STEPS = {"text": 24, "audio": 40}
 
@@ -45,12 +45,9 @@ def _corpus():
 @pytest.fixture
 def resolved(monkeypatch):
   monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
-  config = toy.config().copy_and_resolve_references()
-  with config.unlocked():
-    config.model.dropout = 0.0
-    config.data.buckets = 3
+  config = change(toy.config(), model={"dropout": 0.0}, data={"buckets": 3})
   corpus = _corpus()
-  return config_lib.resolve(config, corpus), corpus
+  return resolve(config, corpus), corpus
 
 
 @pytest.mark.parametrize("budget", [0, 2**30], ids=["streamed", "resident"])
@@ -62,7 +59,7 @@ def test_an_epoch_in_buckets_trains_as_one_at_full_length(resolved, budget, loop
   order = feed.order(0, 0, config.optim.batch_size)
   assert len(order) == 5
   assert len(set(feed.levels(order).tolist())) > 1
-  system = recipe.build(config)
+  system = compose.build(config)
   ended = []
   for each in (feed, feed._replace(buckets=None)):
     steps = Steps(system, capacity=3, looped=looped)
@@ -80,7 +77,7 @@ def test_an_epoch_in_buckets_trains_as_one_at_full_length(resolved, budget, loop
 @pytest.mark.parametrize("budget", [0, 2**30], ids=["streamed", "resident"])
 def test_predictions_come_back_in_the_order_of_the_split(resolved, budget):
   config, corpus = resolved
-  system = recipe.build(config)
+  system = compose.build(config)
   state = system.init(0)
   feed = make_feed(corpus.splits["valid"], corpus.tasks, STEPS, budget, 3)
   predictor = Predictor(system, 8)
@@ -96,39 +93,24 @@ def test_predictions_come_back_in_the_order_of_the_split(resolved, budget):
 
 def test_a_run_has_buckets_where_the_config_asks_and_the_system_allows_them(resolved):
   config, corpus = resolved
-  assert len(run.make_feeds(config, corpus)["train"].lengths) > 1
-  off = config.copy_and_resolve_references()
-  off.data.buckets = 0
-  assert run.make_feeds(off, corpus)["train"].lengths == (None,)
-  compat = config.copy_and_resolve_references()
-  with compat.unlocked():
-    compat.model.compat = "mmsa"
-  assert run.make_feeds(compat, corpus)["train"].lengths == (None,)
-  joint = config.copy_and_resolve_references()
-  with joint.unlocked():
-    joint.spec.sources = (30, 7)
-  assert run.make_feeds(joint, corpus)["train"].lengths == (None,)
+  assert len(run.feeds_of(config, corpus)["train"].lengths) > 1
+  others = {
+    "off": change(config, data={"buckets": 0}),
+    "compat": change(config, model={"compat": "mmsa"}),
+    "joint": change(config, spec={"sources": (30, 7)}),
+  }
+  for other in others.values():
+    assert run.feeds_of(other, corpus)["train"].lengths == (None,)
 
 
 def _tiny(module, **options):
   """A system's config, narrow, with the shapes of an aligned corpus of 16 steps."""
-  config = module.get_config().copy_and_resolve_references()
-  with config.unlocked():
-    for key, value in options.items():
-      config.model[key] = value
-    config.optim.ema_decay = 0.0  # of parameters, which predictions would read
-    widths = {"text": 6, "audio": 3, "vision": 4}
-    sentiment = {"kind": "regression", "low": -3.0, "high": 3.0, "classes": ()}
-    config.spec.update(
-      {
-        "widths": widths,
-        "lengths": dict.fromkeys(widths, 16),
-        "ids": dict.fromkeys(widths, ()),
-        "tasks": {"sentiment": {**sentiment, "protocol": "mosi"}},
-        "train_size": 64,
-      }
-    )
-  return config.lock()
+  # No mean of the parameters, which predictions would read.
+  config = change(module.get_config(), model=options, optim={"ema_decay": 0.0})
+  widths = {"text": 6, "audio": 3, "vision": 4}
+  lengths = dict.fromkeys(widths, 16)
+  tasks = {"sentiment": Task("regression", -3.0, 3.0)}
+  return config.replace(spec=Spec(widths, lengths, tasks, train_size=64))
 
 
 SYSTEMS = {
@@ -149,7 +131,7 @@ def test_systems_do_not_see_the_padding_that_is_cut_off(name):
     mask = np.arange(16)[None] < lengths[:, None]
     features = random.normal(size=each.features.shape) * mask[..., None]
     batch.modalities[key] = each.replace(mask=mask, features=features.astype("f"))
-  system = recipe.build(config)
+  system = compose.build(config)
   compiled = jax.jit(
     system.predict, compiler_options={"xla_backend_optimization_level": 0}
   )

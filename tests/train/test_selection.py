@@ -2,25 +2,30 @@
 
 import math
 
-import ml_collections
 import numpy as np
 import pytest
-import tiny_mmolre as tiny
 
 from msa_jax.errors import UserError
+from msa_jax.models.outputs import output_spec
 from msa_jax.train import selection
-from msa_jax.train.scoring import Targets
+from msa_jax.train.scoring import LabelArrays
+from msa_jax.typing import Task
 
+TASKS = {
+  "sentiment": Task("regression", -3.0, 3.0),
+  "emotion": Task("binary", classes=("happy", "sad"), protocol="emotions"),
+}
+OUTPUTS = tuple(output_spec(name, task) for name, task in TASKS.items())
 SCORES = {
   "sentiment": {"mae": 0.8, "corr": 0.5},
   "emotion": {"f1": 0.7, "wacc": 0.6},
 }
-OWNED = Targets(np.zeros(3), np.asarray([True, False, False]))
-NOBODY = Targets(np.zeros(3), np.zeros(3, bool))
+OWNED = LabelArrays(np.zeros(3), np.asarray([True, False, False]))
+NOBODY = LabelArrays(np.zeros(3), np.zeros(3, bool))
 
 
 def _criterion(select, labels=None):
-  return selection.criterion(tiny.config(train={"monitor": select}), labels)
+  return selection.criterion(select, TASKS, OUTPUTS, labels)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +84,5 @@ def test_bad_terms_are_answered_with_the_rule(select, message):
 
 
 def test_a_task_that_is_not_predicted_cannot_select():
-  config = ml_collections.ConfigDict(tiny.config().to_dict())
-  config.model.tasks = ("sentiment",)
-  config.train.monitor = "emotion/f1"
   with pytest.raises(UserError, match=r"model predicts \['sentiment'\]"):
-    selection.criterion(config)
+    selection.criterion("emotion/f1", TASKS, OUTPUTS[:1])

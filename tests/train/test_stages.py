@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import toy
 import toy_stages
+from changes import change, resolve
 from toy_stages import BOTH, FIRST, HEADS, SECOND
 
 from msa_jax import models, train_state
+from msa_jax.config.options import BalanceConfig
 from msa_jax.errors import UserError
+from msa_jax.models.system import one_loss
 from msa_jax.runs import prepare, run
 from msa_jax.runs.summary import parameter_hash
-from msa_jax.step import objective, recipe
+from msa_jax.step import compose, objective, recipe
 from msa_jax.train import loop, run_directory, scoring
 from msa_jax.train.compiled_stages import CompiledStages
 
@@ -32,19 +35,17 @@ def system(monkeypatch):
 
 def _config(**sections):
   config = toy.config(name="adamw", weight_decay=0.1, schedule="constant")
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.optim.warmup_fraction = 0.0
-    for section, values in sections.items():
-      config[section].update(values)
-  return config
+  config = change(config, optim={"warmup_fraction": 0.0})
+  if "balance" in sections:
+    config = config.replace(balance=BalanceConfig(**sections.pop("balance")))
+  return change(config, **sections)
 
 
 def _train(folder, **sections):
   """Trains; returns the selected parameters and the records."""
   run.train(_config(**sections), folder)
   directory = run_directory.RunDirectory(folder)
-  ((params, _),) = run.restore(directory, directory.config())
+  ((params, _),) = run.restore(directory, directory.experiment())
   return params, directory.metrics()
 
 
@@ -56,7 +57,7 @@ def test_the_second_stage_starts_from_each_tracks_own_best_epoch(tmp_path, syste
   # The text's head climbs its loss, the audio's descends it.
   climbing = {"partition": lambda path: "gate" if path[0] == "head_text" else "new"}
   system(*BOTH, **climbing)
-  rates = {"optim": {"learning_rate_gate": -0.05}}
+  rates = {"optim": {"learning_rates": {"gate": -0.05}}}
   params, records = _train(tmp_path / "both", **rates)
   assert [(r["stage"], r["epoch"]) for r in records] == [
     *(("heads", e) for e in (1, 2, 3, 4)),
@@ -107,7 +108,7 @@ def test_the_optimizer_starts_afresh_unless_it_is_carried(system, carry):
   state, _ = programs.advance(0, state, feed, [order], 0, [0], [True])
   moved = jax.device_get(state.opt_state)
   state, _ = programs.enter(1, best, state)
-  fresh = recipe.build(config, 0).start(state.params, {}, state.step).opt_state
+  fresh = compose.build(config, 0).start(state.params, {}, state.step).opt_state
   expected = moved if carry else fresh
   for ours, theirs in zip(
     jax.tree.leaves(state.opt_state), jax.tree.leaves(expected), strict=True
@@ -159,10 +160,11 @@ def test_heads_of_one_task_share_its_labels_in_loss_score_and_tables(tmp_path, s
   batch = train_state.whole_split(config, corpus, "valid")
   state = train_state.create(config)
   output = train_state.predict(config, state, batch)
-  losses = objective.task_losses(config, output, batch)
+  terms = one_loss(config.loss, config.corpus_spec)
+  losses = objective.task_losses(config.corpus_spec.tasks, terms, output, batch)
   labels = scoring.label_arrays(corpus.splits["valid"], corpus.tasks)
   predictions = jax.device_get(dict(output.predictions))
-  scores = scoring.score(config, predictions, labels)
+  scores = scoring.score(corpus.tasks, predictions, labels)
   assert set(scores) == set(losses) == {"sentiment@text", "sentiment@audio"}
   for name, values in predictions.items():
     mae = np.mean(np.abs(values - corpus.splits["valid"].labels["sentiment"]))
@@ -175,7 +177,7 @@ def test_heads_of_one_task_share_its_labels_in_loss_score_and_tables(tmp_path, s
   assert "sentiment@text_seed_0" in header
 
 
-def _branches(config, stage, made):
+def _branches(model, stage, made):
   """Two copies of the second stage, by vmap; the first knows half of each output."""
   if stage.name != "mixture":
     return made
@@ -248,7 +250,7 @@ def test_a_systems_own_recipe_trains_branches_of_a_stage_at_once(tmp_path, syste
 def test_stages_that_make_no_sense_are_refused(system, stages, message):
   system(*stages)
   with pytest.raises(UserError, match=message):
-    recipe.stages_of(_config())
+    compose.stages_of(resolve(_config(), toy.corpus()))
 
 
 def test_a_track_of_an_unknown_metric_is_refused_before_training(tmp_path, system):
@@ -261,11 +263,11 @@ def test_b_fusion_refuses_stages_that_change_the_call(system):
   system(*BOTH)
   config, _ = train_state.prepare(_config(balance={"enabled": True}))
   with pytest.raises(UserError, match="which encode and tail do not take"):
-    recipe.build(config, 0)
+    compose.build(config, 0)
 
 
 def test_running_means_of_parameters_are_for_training_in_one_stage(system):
   system(*BOTH)
   config, _ = train_state.prepare(_config(optim={"ema_decay": 0.5}))
   with pytest.raises(UserError, match="average=0.5: must be 0 for toy"):
-    recipe.build(config)
+    compose.build(config)

@@ -1,7 +1,6 @@
 """Several seeds in one program: the same as one by one, resumed, frozen, streamed."""
 
 import importlib
-import json
 
 import flax.linen as nn
 import jax
@@ -10,18 +9,20 @@ import numpy as np
 import pytest
 import toy
 import toy_stages
+from changes import change, resolve
 from small_spec import with_spec
 
-from msa_jax import config as config_lib
 from msa_jax import models
 from msa_jax.config import validate
+from msa_jax.config.options import BalanceConfig
 from msa_jax.data.batching import batches
 from msa_jax.errors import UserError
-from msa_jax.layers.masking import hide_unavailable, masked_mean
+from msa_jax.layers.masking import masked_mean
 from msa_jax.models.system import System
 from msa_jax.runs import prepare, run
 from msa_jax.runs import schedule as groups
-from msa_jax.train import loop, run_directory
+from msa_jax.step import recipe
+from msa_jax.train import loop
 from msa_jax.train.feed import Steps
 from msa_jax.train.vmapped_stages import ReplicaInputs, VmappedStages
 from msa_jax.typing import ModelOutput
@@ -38,7 +39,7 @@ class Balanced(nn.Module):
 
   def encode(self, batch, *, train):
     del train
-    seen = hide_unavailable(batch).modalities
+    seen = batch.modalities
     return {m: masked_mean(x.features, x.mask[..., None], 1) for m, x in seen.items()}
 
   def tail(self, features, omega, batch, *, train):
@@ -52,27 +53,29 @@ _PATIENT = [stage._replace(epochs=8, patience=2) for stage in toy_stages.BOTH]
 SYSTEMS = {
   "one stage": toy.SYSTEM,
   "stages": toy_stages.system(*_PATIENT),
-  "B-fusion": System(build=lambda config: Balanced()),
+  "B-fusion": System(build=lambda options, spec: Balanced()),
 }
 
 
 @pytest.fixture(autouse=True)
 def toy_system(monkeypatch):
   monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
-  monkeypatch.setattr(prepare, "load", lambda config: toy.corpus())
+  monkeypatch.setattr(prepare, "load", lambda config, **_: toy.corpus())
 
 
 def _config(mode="vmap", seeds=SEEDS, **sections):
   # Steps that overshoot, so that seeds stop at different epochs.
   config = toy.config(
-    epochs=8, patience=2, learning_rate=0.4, learning_rate_gate=0.4, schedule="constant"
+    epochs=8,
+    patience=2,
+    learning_rate=0.4,
+    learning_rates={"gate": 0.4},
+    schedule="constant",
   )
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.replicas.update({"seeds": seeds, "mode": mode})
-    for section, values in sections.items():
-      config[section].update(values)
-  return config
+  config = change(config, replicas={"seeds": seeds, "mode": mode})
+  if "balance" in sections:
+    config = config.replace(balance=BalanceConfig(**sections.pop("balance")))
+  return change(config, **sections)
 
 
 def _records(folder, seed):
@@ -177,12 +180,12 @@ def test_replicas_streamed_from_the_host_are_the_same(tmp_path):
 
 def test_a_loop_on_the_device_gives_the_same_replicas():
   corpus = toy.corpus()
-  config = config_lib.resolve(_config(), corpus)
+  config = resolve(_config(), corpus)
   programs = VmappedStages(config)
-  feed = run.make_feeds(config, corpus)["train"]
+  feed = run.feeds_of(config, corpus)["train"]
   orders = [np.asarray(batches.epoch_order(s, 0, feed.size, 8)) for s in SEEDS]
   order = np.stack(orders, axis=1)
-  lane = ReplicaInputs(np.asarray(SEEDS), np.asarray([True, False, True]), {})
+  lane = ReplicaInputs(np.asarray(SEEDS), np.asarray([True, False, True]))
   results = []
   for looped in (True, False):
     take = jax.vmap(batches.take, (None, 0))
@@ -207,19 +210,22 @@ def test_every_system_can_be_replicated(name):
   module = importlib.import_module(f"configs.{name}")
   config = with_spec(module.get_config(), "")
   programs = VmappedStages(config)
-  programs.trace()
-  state, best = programs.shapes(len(programs.stages) - 1, (0, 1))
+  example = recipe.example_batch(config.corpus_spec)
+  stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), example)
+  lane = ReplicaInputs(np.arange(2), np.ones(2, bool))
+  for index in range(len(programs.stages)):
+    state, best = programs.shapes(index, (0, 1))
+    step = programs.lifted(index).step
+    assert jax.eval_shape(step, state, stacked, lane)[1]["loss"].shape == (2,)
   assert {leaf.shape[0] for leaf in jax.tree.leaves((state, best))} == {2}
 
 
 def test_a_step_of_overhead_alone_is_shared_on_a_cpu(monkeypatch):
-  config = config_lib.resolve(_config("auto"), toy.corpus())
+  config = resolve(_config("auto"), toy.corpus())
   assert groups.at_once(config)
   monkeypatch.setattr(groups, "OVERHEAD_FLOPS", 1.0)
   assert not groups.at_once(config)
-  with config.unlocked():
-    config.replicas.mode = "vmap"
-  assert groups.at_once(config)
+  assert groups.at_once(config.replace("replicas", mode="vmap"))
 
 
 @pytest.mark.parametrize(
@@ -227,94 +233,8 @@ def test_a_step_of_overhead_alone_is_shared_on_a_cpu(monkeypatch):
   [
     ({"mode": "parallel"}, "replicas.mode='parallel' must be one of"),
     ({"most_at_once": -1}, "replicas.most_at_once=-1 must be 0"),
-    (
-      {"sweep": {"optim": {"learning_rate": (0.1, 0.1)}}},
-      "must be distinct finite numbers",
-    ),
-    (
-      {"sweep": {"optim": {"learning_rate": ("a",)}}},
-      "sweep.optim.learning_rate=.* distinct finite",
-    ),
   ],
 )
 def test_bad_options_are_named(replicas, message):
   with pytest.raises(UserError, match=message):
-    validate.validate(_config(replicas=replicas), models.SYSTEMS)
-
-
-def _sweep(**values):
-  """A config that sweeps options, keys with __ for dots."""
-  config = _config(seeds=(0, 3))
-  with config.unlocked():
-    for key, tried in values.items():
-      *path, last = key.split("__")
-      config_lib.get(config, ".".join(["replicas.sweep", *path]))[last] = tried
-  return config
-
-
-def test_a_sweep_trains_ranks_and_predicts_with_the_best(tmp_path, monkeypatch):
-  rates, dropouts = (0.4, 0.01), (0.0, 0.3)
-  summary = run.train(
-    _sweep(optim__learning_rate=rates, model__dropout=dropouts), tmp_path / "sweep"
-  )
-  # The rate may differ within a program, this model's dropout (Flax's) may not.
-  assert summary["trained_together"] == [4, 4]
-  rows = summary["sweep"]["settings"]
-  assert len(rows) == 4
-  assert [r["valid"] for r in rows] == sorted(r["valid"] for r in rows)
-  assert summary["sweep"]["best"] == rows[0]["name"]
-  for row in rows:
-    values = row["values"]
-    single = run.train(
-      _config(
-        "sequential",
-        seeds=(0, 3),
-        optim={"learning_rate": values["optim.learning_rate"]},
-        model={"dropout": values["model.dropout"]},
-      ),
-      tmp_path / row["name"],
-    )
-    figures = single["splits"]["valid"]["sentiment"]["mae"]
-    np.testing.assert_allclose(row["seeds"], figures["values"], rtol=2e-4)
-    np.testing.assert_allclose(row["valid"], figures["mean"], rtol=2e-4)
-    # Only the best has seen the test split.
-    folder = tmp_path / "sweep" / "sweep" / row["name"]
-    assert (folder / "predictions" / "test.csv").exists() == (row is rows[0])
-  monkeypatch.setattr(groups.loop, "fit", None)  # what follows trains nothing
-  report = run.evaluate(tmp_path / "sweep")
-  assert report["test"] == summary["splits"]["test"]
-  loser = run.evaluate(tmp_path / "sweep" / "sweep" / rows[-1]["name"])
-  np.testing.assert_allclose(
-    loser["valid"]["sentiment"]["mae"]["mean"], rows[-1]["valid"], rtol=1e-5
-  )
-
-
-def test_options_that_decide_while_the_program_is_made_are_told_apart():
-  config = config_lib.resolve(_config(), toy.corpus())
-  keys = ("loss.size", "optim.learning_rate", "optim.grad_clip_norm", "model.dropout")
-  assert groups.traceable(config, keys) == ("loss.size", "optim.learning_rate")
-
-
-def test_a_setting_that_diverges_comes_last_and_stops_no_other(tmp_path):
-  summary = run.train(_sweep(optim__learning_rate=(1e30, 0.4)), tmp_path)
-  rows = summary["sweep"]["settings"]
-  assert [row["values"]["optim.learning_rate"] for row in rows] == [0.4, 1e30]
-  assert rows[1]["valid"] is None
-  records = run_directory.RunDirectory(tmp_path / "sweep" / rows[1]["name"]).metrics()
-  assert len(records) < 8
-  text = json.loads((tmp_path / "summary.json").read_text())["sweep"]
-  assert text["settings"][1]["seeds"] == [None, None]
-
-
-def test_a_sweep_where_all_diverges_or_nothing_validates_is_refused(
-  tmp_path, monkeypatch
-):
-  with pytest.raises(UserError, match="infinite or NaN in every setting"):
-    run.train(_sweep(optim__learning_rate=(1e30, 1e31)), tmp_path / "a")
-  with pytest.raises(UserError, match="optim.ema_decay=1.0 must be in"):
-    run.train(_sweep(optim__average=(0.5, 1.0)), tmp_path / "b")
-  corpus = toy.corpus()
-  del corpus.splits["valid"]
-  monkeypatch.setattr(prepare, "load", lambda config: corpus)
-  with pytest.raises(UserError, match="has no split 'valid'"):
-    run.train(_sweep(optim__learning_rate=(0.1, 0.2)), tmp_path / "c")
+    validate.validate(_config(replicas=replicas))

@@ -7,10 +7,10 @@ import os
 import zipfile
 from collections.abc import Mapping
 
-import ml_collections
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
+from msa_jax.config.options import DataConfig
 from msa_jax.data.batching.batches import available_columns
 from msa_jax.data.lazy import map_rows
 from msa_jax.data.readers.fields import blocks
@@ -52,7 +52,7 @@ class Preprocessor:
   anchor_steps: int = 0
 
 
-def fit(corpus: Corpus, options: ml_collections.ConfigDict) -> Preprocessor:
+def fit(corpus: Corpus, options: DataConfig) -> Preprocessor:
   """Fits on the training split, over real steps only.
 
   Args:
