@@ -106,7 +106,7 @@ def test_masking_a_modality_is_the_same_as_never_having_had_it(trained):
   system = run.recipe.build(config)
   chosen = run.restore(run.RunDirectory(folder), config)
   corpus = dataclasses.replace(corpus, splits={"test": test})
-  feed = run.make_feeds(config, corpus)["test"]
+  feed = run.feeds_of(config, corpus)["test"]
   alone = feed_lib.Predictor(system, 16)(*chosen[0], feed).outputs["sentiment"]
   np.testing.assert_array_equal(masked, alone)
 

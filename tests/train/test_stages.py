@@ -81,7 +81,7 @@ def test_parameters_outside_a_stage_neither_move_nor_decay(tmp_path, system):
   system(*BOTH)
   config, corpus = train_state.prepare(_config())
   programs = CompiledStages(config)
-  feed = run.make_feeds(config, corpus)["train"]
+  feed = run.feeds_of(config, corpus)["train"]
   order = np.asarray([np.arange(8), np.arange(8, 16)])
   state, best = programs.begin([0])
   before = {k: parameter_hash(v) for k, v in state.params.items()}
@@ -102,7 +102,7 @@ def test_the_optimizer_starts_afresh_unless_it_is_carried(system, carry):
   system(FIRST, SECOND._replace(carry_opt_state=carry))
   config, corpus = train_state.prepare(_config())
   programs = CompiledStages(config)
-  feed = run.make_feeds(config, corpus)["train"]
+  feed = run.feeds_of(config, corpus)["train"]
   state, best = programs.begin([0])
   order = np.asarray([np.arange(8)])
   state, _ = programs.advance(0, state, feed, [order], 0, [0], [True])
@@ -269,5 +269,5 @@ def test_b_fusion_refuses_stages_that_change_the_call(system):
 def test_running_means_of_parameters_are_for_training_in_one_stage(system):
   system(*BOTH)
   config, _ = train_state.prepare(_config(optim={"ema_decay": 0.5}))
-  with pytest.raises(UserError, match="average=0.5: must be 0 for toy"):
+  with pytest.raises(UserError, match="ema_decay=0.5: must be 0 for toy"):
     compose.build(config)

@@ -22,7 +22,7 @@ from msa_jax.models.system import System
 from msa_jax.runs import prepare, run
 from msa_jax.runs import schedule as groups
 from msa_jax.step import recipe
-from msa_jax.train import loop
+from msa_jax.train import loop, run_directory
 from msa_jax.train.feed import Steps
 from msa_jax.train.vmapped_stages import ReplicaInputs, VmappedStages
 from msa_jax.typing import ModelOutput
@@ -162,8 +162,7 @@ def test_a_group_that_was_begun_is_finished_as_it_was(tmp_path, monkeypatch):
 
 
 def test_replicas_are_split_where_memory_is_short(tmp_path):
-  config = _config(optim={"epochs": 1})
-  config.replicas.most_at_once = 2
+  config = change(_config(optim={"epochs": 1}), replicas={"most_at_once": 2})
   assert run.train(config, tmp_path)["trained_together"] == [2, 2, 1]
 
 
