@@ -7,13 +7,13 @@ import pytest
 import tiny_systems
 
 from msa_jax.models import SYSTEMS
-from msa_jax.step import recipe
+from msa_jax.step import compose
 
 
 @pytest.mark.parametrize("name", sorted(SYSTEMS))
 def test_absent_modalities_have_exactly_no_influence(name):
   config = tiny_systems.config(name)
-  system = recipe.build(config)
+  system = compose.build(config)
   params, collections = tiny_systems.variables(system)
   predict = jax.jit(system.predict)
   batch = tiny_systems.batch(config)

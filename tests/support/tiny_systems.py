@@ -30,7 +30,7 @@ NARROW = {
 
 # Narrower still: of a system around a text encoder, little is there to be seen.
 LITTLE = {
-  "derl": {"layers": 1},
+  "derl": {"n_layers": 1},
   "hgem": {"fusion": "average"},
   "mmolre": {"n_blocks": 1},
   "momke": {"depth": 1, "level": "frame"},

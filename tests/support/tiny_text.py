@@ -3,11 +3,10 @@
 import json
 import pathlib
 
-import ml_collections
 import numpy as np
 import tiny_encoder
 
-from msa_jax.text import options
+from msa_jax.config.options import TextConfig
 from msa_jax.typing import Corpus, Sequences, Split, Task
 
 PIECES = (
@@ -29,10 +28,10 @@ def folder(path: pathlib.Path, **sizes) -> str:
   return str(path)
 
 
-def group(path: str, **changes) -> ml_collections.ConfigDict:
+def group(path: str, **changes) -> TextConfig:
   """`config.text` for an encoder, its features kept beside it."""
   values = {"input": "encoder", "encoder": path, "cache": f"{path}/cache"}
-  return ml_collections.ConfigDict({**options.defaults(), **values, **changes})
+  return TextConfig(**{**values, **changes})
 
 
 def corpus(audio: bool = True) -> Corpus:

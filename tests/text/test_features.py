@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_encoder
 import tiny_text
+from changes import change
 
 from msa_jax import train_state
 from msa_jax.data import __main__ as data_main
@@ -132,17 +133,16 @@ def test_features_are_kept_in_the_users_cache_folder(monkeypatch):
 def run_config(path, table, **text):
   from configs import mmolre
 
-  config = mmolre.get_config("mosi")
-  config.model.modalities = ("text",)
-  config.data.path = str(table)
-  config.data.max_steps = 0
-  config.text.update(tiny_text.group(path, **text).to_dict())
-  return config
+  return change(
+    mmolre.get_config("mosi"),
+    model={"modalities": ("text",)},
+    data={"path": str(table), "max_steps": 0},
+  ).replace(text=tiny_text.group(path, **text))
 
 
 def test_a_run_reads_transcripts_and_later_files_are_cut_like_its_own(path, table):
   prepared = prepare.prepare(run_config(path, table))
-  assert prepared.config.spec.widths.to_dict() == {"text": 8}
+  assert prepared.config.spec.widths == {"text": 8}
   assert prepared.config.text.max_length == 12
   assert prepared.description["notes"]["text"]["max_length"] == 12
   again = prepare.reload(prepared.config, prepared.preprocessor, "")
@@ -163,8 +163,7 @@ def test_features_of_another_encoder_are_not_taken_for_a_run_s_own(table, tmp_pa
   tiny_text.folder(tmp_path / "encoder", seed=1)  # as large, of other values
   with pytest.raises(UserError, match="features of 'c' are of another encoder"):
     prepare.reload(prepared.config, prepared.preprocessor, "")
-  tuned = prepared.config.copy_and_resolve_references()
-  tuned.text.finetune = "all"
+  tuned = change(prepared.config, text={"finetune": "all"})
   prepare.reread(tuned, "")  # its own is in its checkpoints
 
 
@@ -184,15 +183,14 @@ def test_a_run_that_trains_its_encoder_gets_ids_for_it(path, table):
 
 
 def test_an_encoder_for_a_run_without_text_is_refused(path, table):
-  config = run_config(path, table)
-  config.data.modalities = ("audio",)
+  config = change(run_config(path, table), data={"modalities": ("audio",)})
   with pytest.raises(UserError, match="leaves out the text"):
     prepare.load(config)
 
 
 def test_joined_corpora_have_one_width_and_length(path, table):
-  config = run_config(path, table)
-  config.data.extra_train_paths = (str(table),)
+  paths = {"extra_train_paths": (str(table),)}
+  config = change(run_config(path, table), data=paths)
   joined = prepare.load(config).splits["train"]
   assert joined.modalities["text"].features.shape == (8, 12, 8)
   first, second = np.split(joined.modalities["text"].features, 2)

@@ -5,20 +5,21 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 import tiny_encoder
 import tiny_systems
 import toy
+from changes import change, resolve
 
 from configs import lf_dnn
-from msa_jax import config as config_lib
 from msa_jax import train_state
+from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
+from msa_jax.models.with_text_encoder import in_encoder_or
 from msa_jax.runs import prepare, run
+from msa_jax.step import compose
 from msa_jax.step import optimizer as optim
-from msa_jax.step import recipe
 from msa_jax.step.balance import omega
 from msa_jax.text import finetune as tuning
 from msa_jax.text import weights
@@ -32,22 +33,24 @@ def folder(tmp_path):
 @pytest.fixture
 def reading(monkeypatch):
   """Runs read the corpus of tokens, whatever file they name."""
-  monkeypatch.setattr(prepare, "load", lambda config: tiny_encoder.corpus())
+  monkeypatch.setattr(prepare, "load", lambda config, **_: tiny_encoder.corpus())
 
 
-def config(folder, finetune="all", **optim_options):
-  made = lf_dnn.get_config()
-  with made.unlocked():
-    made.model.hidden = {"text": 4, "audio": 4}
-    made.model.update({"text_out": 4, "post": 4})
-    made.data.update({"modalities": ("text", "audio"), "align": "none"})
-    made.data.standardize = ("audio",)
-    made.optim.update(
-      {"epochs": 1, "batch_size": 8, "weight_decay": 0.1, **optim_options}
-    )
-    made.text.update({"input": "encoder", "encoder": folder, "finetune": finetune})
-    made.text.learning_rate = 1e-2
-  return made
+def config(folder, finetune="all", linguistic=False, **optim_options):
+  modalities = {"modalities": ("text", "audio"), "standardize": ("audio",)}
+  return change(
+    lf_dnn.get_config(),
+    model={"hidden": {"text": 4, "audio": 4}, "text_out": 4, "post": 4},
+    data={**modalities, "align": "none"},
+    optim={"epochs": 1, "batch_size": 8, "weight_decay": 0.1, **optim_options},
+    text={
+      "input": "encoder",
+      "encoder": folder,
+      "finetune": finetune,
+      "linguistic": linguistic,
+      "learning_rate": 1e-2,
+    },
+  )
 
 
 def same(ours, theirs):
@@ -56,7 +59,7 @@ def same(ours, theirs):
 
 def test_every_seed_starts_from_the_checkpoint_and_shapes_need_none(folder, reading):
   prepared = prepare.prepare(config(folder)).config
-  made = recipe.build(prepared)
+  made = compose.build(prepared)
   states = jax.jit(jax.vmap(made.init))(np.arange(2))
   loaded = weights.load(folder).params
   for lane in range(2):
@@ -95,7 +98,7 @@ def test_a_run_trains_the_top_layer_keeps_it_and_needs_no_checkpoint_again(
   train_state.export_encoder(str(work), str(tmp_path / "exported"))
   exported = weights.load(str(tmp_path / "exported"))
   same(weights.split(exported.params, 1), jax.tree.map(np.asarray, after))
-  assert exported.config == tuning.encoder_config(resolved)
+  assert exported.config == resolved.spec.encoder
 
 
 def test_norms_and_biases_of_stacked_layers_are_not_decayed():
@@ -108,11 +111,12 @@ def test_norms_and_biases_of_stacked_layers_are_not_decayed():
     "head": {"kernel": jnp.ones((3, 1)), "bias": jnp.ones(1)},
   }
   decayed = {"kernel", "word"}
+  rates = {"new": 0.1, "text_encoder": 0.1}
   for name in ("adamw", "adam"):
     made = toy.config(
       name=name, weight_decay=0.5, warmup_fraction=0.0, schedule="constant"
     )
-    optimizer = optim.build(made, lambda path: "new")
+    optimizer = optim.build(made.optim, 20, lambda path: "new", rates=rates)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     for path, leaf in jax.tree_util.tree_flatten_with_path(updates)[0]:
@@ -124,12 +128,19 @@ def test_norms_and_biases_of_stacked_layers_are_not_decayed():
 
 def test_the_encoder_has_a_learning_rate_of_its_own_and_is_the_text_s_network(folder):
   made = tiny_systems.encoding("awf", folder)
-  assert optim.learning_rates(made)["text_encoder"] == made.text.learning_rate
+  made = change(
+    made,
+    optim={"learning_rate": 0.0, "warmup_fraction": 0.0, "schedule": "constant"},
+    text={"learning_rate": 0.25},
+  )
+  recipe = compose.build(made)
+  state = jax.jit(recipe.init)(0)
+  after, _ = jax.jit(recipe.step)(state, tiny_systems.batch(made), 0)
+  for name, before in state.params.items():
+    moved = jax.tree.map(lambda a, b: np.any(a != b), before, after.params[name])
+    assert any(jax.tree.leaves(moved)) == (name == "text_encoder")
   path = ("text_encoder", "layers", "query", "kernel")
-  from msa_jax.models import SYSTEMS
-
-  assert SYSTEMS["awf"].partition(path) == "text_encoder"
-  assert SYSTEMS["mmolre"].shared(path) == "text_encoder"
+  assert in_encoder_or(lambda path: "", path) == "text_encoder"
   assert omega.owner_of(path, ("text", "audio")) == "text"
 
 
@@ -146,10 +157,8 @@ def linguistic(corpus):
 
 def test_linguistic_tables_start_at_zero_and_are_trained(folder, monkeypatch):
   corpus = linguistic(tiny_encoder.corpus())
-  monkeypatch.setattr(prepare, "load", lambda config: corpus)
-  made = config(folder, weight_decay=0.0, warmup_fraction=0.0)
-  with made.unlocked():
-    made.text.linguistic = True
+  monkeypatch.setattr(prepare, "load", lambda config, **_: corpus)
+  made = config(folder, linguistic=True, weight_decay=0.0, warmup_fraction=0.0)
   made, corpus = train_state.prepare(made)
   state = train_state.create(made)
   batch = jax.device_get(train_state.whole_split(made, corpus, "valid"))
@@ -158,34 +167,26 @@ def test_linguistic_tables_start_at_zero_and_are_trained(folder, monkeypatch):
     table = state.params["text_encoder"]["embeddings"][name]
     assert table.shape == (rows, 8) and not np.any(table)
     assert np.any(after.params["text_encoder"]["embeddings"][name] != 0.0)
-  tuning.export(made, after.params, folder + "/out")  # the format has no such tables
+  # The format has no such tables.
+  tuning.export(made.text, made.spec.encoder, after.params, folder + "/out")
   assert weights.load(folder + "/out").config.extras == ()
 
 
 def test_what_contradicts_the_encoder_or_the_corpus_is_one_line(folder, reading):
   with pytest.raises(UserError, match="'top_3': the encoder has 2 layers"):
     prepare.prepare(config(folder, "top_3"))
-  wrong = config(folder, "top_1")
-  with wrong.unlocked():
-    wrong.text.linguistic = True
   with pytest.raises(UserError, match="has no pos, word_polarity, sentence_polarity"):
-    prepare.prepare(wrong)
-  wrong.spec.ids = {"text": ("tokens",)}
+    prepare.prepare(config(folder, linguistic=True))
   with pytest.raises(UserError, match="tables lie below all layers"):
-    tuning.encoder_spec(wrong)
+    tuning.encoder_sizes(config(folder, "top_1", linguistic=True).text)
   with pytest.raises(UserError, match="text has no tokens"):
-    config_lib.resolve(config(folder), toy.corpus())
+    resolve(config(folder), toy.corpus())
   made = prepare.prepare(config(folder)).config
-  dialogues = made.copy_and_resolve_references()
-  with dialogues.unlocked():
-    dialogues.spec.utterances = 4
+  dialogues = change(made, spec={"utterances": 4})
   with pytest.raises(UserError, match="config.data.sample_unit='dialogue'"):
-    recipe.build(dialogues)
+    compose.build(dialogues)
   tiny_encoder.folder(tiny_encoder.pathlib.Path(folder), n_layers=1)
   with pytest.raises(UserError, match="holds another encoder"):
-    tuning.pretrained(made)
-  features = ml_collections.ConfigDict(
-    {"text": {"input": "features", "finetune": "none"}}
-  )
+    tuning.pretrained(made.text, made.spec.encoder)
   with pytest.raises(UserError, match="the run trained no text encoder"):
-    tuning.export(features, {}, folder)
+    tuning.export(TextConfig(), made.spec.encoder, {}, folder)

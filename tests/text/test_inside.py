@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tiny_encoder
 import tiny_systems
+from changes import change
 
 from msa_jax.models import SYSTEMS
-from msa_jax.step import recipe
+from msa_jax.step import compose, recipe
 
 VISIBLE, HIDDEN = range(2, 12), range(12, 29)  # ids that tokens have
 
@@ -35,7 +36,7 @@ def tokens(batch, seed):
 @pytest.mark.parametrize("name", sorted(SYSTEMS))
 def test_a_step_trains_the_encoder_by_the_tokens_that_are_there_alone(name, folder):
   config = tiny_systems.encoding(name, folder)
-  system = recipe.build(config)
+  system = compose.build(config)
   params, collections = tiny_systems.variables(system)
   batch = tiny_systems.batch(config)
   batch = batch.replace(
@@ -62,12 +63,13 @@ def test_a_step_trains_the_encoder_by_the_tokens_that_are_there_alone(name, fold
 
 @pytest.mark.parametrize("condition", ["atv", "all"])
 def test_momke_s_mixture_starts_from_the_encoder_of_its_text_expert(condition, folder):
-  config = tiny_systems.encoding("momke", folder).copy_and_resolve_references()
-  with config.unlocked():
-    config.model.condition, config.model.stage2_mask = condition, "condition"
-    config.model.stage1_epochs, config.optim.epochs = 1, 2
-  first, second = recipe.stages_of(config)
-  shapes = jax.eval_shape(recipe.build(config, 0).init, 0).params
+  config = change(
+    tiny_systems.encoding("momke", folder),
+    model={"condition": condition, "stage2_mask": "condition", "stage1_epochs": 1},
+    optim={"epochs": 2},
+  )
+  first, second = compose.stages_of(config)
+  shapes = jax.eval_shape(compose.build(config, 0).init, 0).params
 
   def numbered(number):
     return jax.tree.map(lambda leaf: jnp.full(leaf.shape, number), shapes)
@@ -83,11 +85,9 @@ def test_momke_s_mixture_starts_from_the_encoder_of_its_text_expert(condition, f
 
 
 def test_the_encoder_computes_in_the_system_s_type_and_gives_float32(folder):
-  config = tiny_systems.encoding("hgem", folder).copy_and_resolve_references()
-  with config.unlocked():
-    config.model.dtype = "bfloat16"
-    config.text.remat = True
-  model = SYSTEMS["hgem"].build(config)
+  config = tiny_systems.encoding("hgem", folder)
+  config = change(config, model={"dtype": "bfloat16"}, text={"remat": True})
+  model = compose.networks(config).outer
   assert model.dtype == jnp.bfloat16 and model.remat
   batch = recipe.example_batch(config.spec)
 
