@@ -171,8 +171,8 @@ def test_a_run_that_trains_its_encoder_gets_ids_for_it(path, table):
   config = run_config(path, table, finetune="all", linguistic=True)
   prepared = prepare.prepare(config)
   spec = prepared.config.spec
-  assert spec.ids.text == ("pos", "sentence_polarity", "tokens", "word_polarity")
-  assert spec.widths.text == 8 and spec.encoder.n_layers == 2
+  assert spec.ids["text"] == ("pos", "sentence_polarity", "tokens", "word_polarity")
+  assert spec.widths["text"] == 8 and spec.encoder.n_layers == 2
   batch = train_state.whole_split(prepared.config, prepared.corpus, "test")
   state = jax.eval_shape(functools.partial(train_state.create, prepared.config, seed=0))
   made = jax.eval_shape(
