@@ -33,7 +33,7 @@ def main(path: str, shape: str, rows: str) -> None:
   from msa_jax.config.experiment import from_json
   from msa_jax.devices import compilation
   from msa_jax.runs import prepare, run
-  from msa_jax.train.compiled_stages import CompiledStages
+  from msa_jax.training.compiled_stages import CompiledStages
 
   compilation.configure_process()
   laps.end("import_training")

@@ -18,8 +18,8 @@ from msa_jax.devices import compilation, sharding
 from msa_jax.devices.flops import matmul_flops
 from msa_jax.runs import prepare, run, schedule
 from msa_jax.step import compose, recipe
-from msa_jax.train.compiled_stages import mesh_of
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training.compiled_stages import mesh_of
+from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Batch
 
 

@@ -38,7 +38,7 @@ def main(_) -> None:
   from msa_jax.report.missing import print_grids
   from msa_jax.runs import run
   from msa_jax.studies.missing import grid
-  from msa_jax.train import loop
+  from msa_jax.training import loop
 
   compilation.configure_process()
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise

@@ -21,7 +21,7 @@ from msa_jax.runs import prepare as prepare_lib
 from msa_jax.runs import run as run_lib
 from msa_jax.step import compose, ema, objective, recipe
 from msa_jax.text import finetune
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Batch, Corpus, Metrics, ModelOutput, TrainState
 
 __all__ = [

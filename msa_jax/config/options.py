@@ -59,7 +59,7 @@ class TrainConfig:
 
   Attributes:
     monitor: what picks the epoch on validation: `auto`, or terms
-      `[weight*][task/]metric` with commas; see `train/selection.py`.
+      `[weight*][task/]metric` with commas; see `training/selection.py`.
     selection_split: `val`, or `official`: by the test split, as some released code
       does (with a warning).
     task_cosine: log how the tasks' gradients agree on shared parameters.
@@ -166,7 +166,7 @@ class ReplicasConfig:
   Attributes:
     seeds: one training each.
     mode: at once (`vmap`), one after the other (`sequential`), or as this machine does
-      it faster (`auto`); see `train/vmapped_stages.py`.
+      it faster (`auto`); see `training/vmapped_stages.py`.
     most_at_once: largest number in one program, to bound memory; 0 = all.
   """
 

@@ -21,7 +21,7 @@ from msa_jax.report.reading import Run, at
 from msa_jax.runs import prepare
 from msa_jax.runs import run as run_lib
 from msa_jax.step import compose, ema
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Batch
 
 

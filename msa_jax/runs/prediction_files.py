@@ -10,8 +10,8 @@ import numpy as np
 from msa_jax.data.batching import batches
 from msa_jax.data.transforms import dialogues
 from msa_jax.errors import UserError
-from msa_jax.train.feed import Predictions
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training.feed import Predictions
+from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Split, Task, modality_order, task_name
 
 Columns = dict[str, Any]  # name -> sequence or array, all of one length

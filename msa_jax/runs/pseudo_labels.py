@@ -9,10 +9,10 @@ from msa_jax.config.experiment import Experiment
 from msa_jax.data.transforms import preprocess
 from msa_jax.errors import UserError
 from msa_jax.step import compose
-from msa_jax.train import feed as feed_lib
-from msa_jax.train.checkpoint import load_best
-from msa_jax.train.compiled_stages import CompiledStages
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training import feed as feed_lib
+from msa_jax.training.checkpoint import load_best
+from msa_jax.training.compiled_stages import CompiledStages
+from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Corpus, Split, Task
 
 

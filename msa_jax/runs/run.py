@@ -19,11 +19,11 @@ from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
 from msa_jax.runs import prediction_files, prepare, schedule, summary
 from msa_jax.step import compose
-from msa_jax.train import feed as feed_lib
-from msa_jax.train import loop, scoring, selection
-from msa_jax.train.checkpoint import load_best
-from msa_jax.train.compiled_stages import CompiledStages, mesh_of
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training import feed as feed_lib
+from msa_jax.training import loop, scoring, selection
+from msa_jax.training.checkpoint import load_best
+from msa_jax.training.compiled_stages import CompiledStages, mesh_of
+from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Collections, Corpus, Params, Spec
 
 PREPROCESSING = "preprocessing.npz"

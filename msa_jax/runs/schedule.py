@@ -12,13 +12,13 @@ from msa_jax.devices import processes
 from msa_jax.devices.flops import matmul_flops
 from msa_jax.step import compose
 from msa_jax.step.recipe import example_batch
-from msa_jax.train import loop
-from msa_jax.train.checkpoint import ResumePoint, load_best
-from msa_jax.train.compiled_stages import CompiledStages
-from msa_jax.train.feed import Feed
-from msa_jax.train.loop import Replica, TrainResult
-from msa_jax.train.run_directory import RunDirectory
-from msa_jax.train.vmapped_stages import VmappedStages
+from msa_jax.training import loop
+from msa_jax.training.checkpoint import ResumePoint, load_best
+from msa_jax.training.compiled_stages import CompiledStages
+from msa_jax.training.feed import Feed
+from msa_jax.training.loop import Replica, TrainResult
+from msa_jax.training.run_directory import RunDirectory
+from msa_jax.training.vmapped_stages import VmappedStages
 
 # Steps of fewer floating-point operations than this are mostly overhead on a CPU.
 OVERHEAD_FLOPS = 5e7

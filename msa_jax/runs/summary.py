@@ -14,10 +14,10 @@ from msa_jax.metrics.routing import routing_metrics
 from msa_jax.models.outputs import output_specs
 from msa_jax.runs import prediction_files
 from msa_jax.step import compose
-from msa_jax.train import scoring, selection
-from msa_jax.train.feed import Predictions
-from msa_jax.train.loop import TrainResult
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training import scoring, selection
+from msa_jax.training.feed import Predictions
+from msa_jax.training.loop import TrainResult
+from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Corpus, Params
 
 

@@ -131,7 +131,7 @@ def execute(
 def main(arguments: list[str]) -> None:
   """Runs one study; bad input ends with one line and exit code 2."""
   from msa_jax.devices import compilation
-  from msa_jax.train import loop
+  from msa_jax.training import loop
 
   if arguments[1:] == ["list"]:
     print(listing())

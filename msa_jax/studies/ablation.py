@@ -13,8 +13,8 @@ from msa_jax.config.experiment import Experiment, from_tree, to_tree
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
 from msa_jax.studies import runner
-from msa_jax.train import selection
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training import selection
+from msa_jax.training.run_directory import RunDirectory
 
 Changes = Mapping[str, Any]
 

@@ -25,8 +25,8 @@ from msa_jax.step import compose
 from msa_jax.step.objective import task_losses
 from msa_jax.studies import probes, runner
 from msa_jax.studies.ablation import changed, figure
-from msa_jax.train import scoring
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training import scoring
+from msa_jax.training.run_directory import RunDirectory
 
 # Weights that never move: the model alone, its gradients measured all the same.
 WITHOUT = {"balance.enabled": True, "balance.omega_lr": "0"}

@@ -24,9 +24,9 @@ from msa_jax.metrics.routing import routing_metrics
 from msa_jax.runs import prediction_files, prepare, run
 from msa_jax.runs.summary import over_seeds
 from msa_jax.step import compose
-from msa_jax.train import feed as feed_lib
-from msa_jax.train import scoring
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training import feed as feed_lib
+from msa_jax.training import scoring
+from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import MODALITIES, Corpus, Split, modality_order, task_name
 
 # Figures of `bayes.optimum` by the task and metric that they bound.

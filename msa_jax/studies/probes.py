@@ -22,7 +22,7 @@ from msa_jax.errors import UserError
 from msa_jax.losses.task import masked_average, task_loss
 from msa_jax.models.outputs import OutputSpec, primary_output, shape_predictions
 from msa_jax.step.recipe import Recipe
-from msa_jax.train import scoring
+from msa_jax.training import scoring
 from msa_jax.typing import Batch, Collections, Corpus, Label, Params
 
 EPOCHS = 50

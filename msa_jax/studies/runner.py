@@ -16,7 +16,7 @@ from absl import logging
 from msa_jax.config.experiment import Experiment, to_json
 from msa_jax.errors import UserError
 from msa_jax.runs import prediction_files, run
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training.run_directory import RunDirectory
 
 _DONE = "cell.json"
 _MEASURED = "measured.json"

@@ -30,7 +30,7 @@ from msa_jax.data.synthetic.generator import TINY
 from msa_jax.devices import compilation
 from msa_jax.errors import UserError
 from msa_jax.step import recipe
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training.run_directory import RunDirectory
 
 
 def test_the_median_of_timings_is_that_of_calls_after_the_first():

@@ -21,7 +21,7 @@ from msa_jax.data.batching import batches
 from msa_jax.devices import processes, sharding
 from msa_jax.errors import UserError
 from msa_jax.runs import prepare, run
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training.run_directory import RunDirectory
 
 SECONDS = 120  # for a job that takes ten: a hang fails instead of lasting
 

@@ -11,9 +11,9 @@ from msa_jax.config import validate
 from msa_jax.errors import UserError
 from msa_jax.models.system import System
 from msa_jax.runs import prepare, run
-from msa_jax.train.checkpoint import ResumePoint
-from msa_jax.train.compiled_stages import CompiledStages, mesh_of
-from msa_jax.train.vmapped_stages import VmappedStages
+from msa_jax.training.checkpoint import ResumePoint
+from msa_jax.training.compiled_stages import CompiledStages, mesh_of
+from msa_jax.training.vmapped_stages import VmappedStages
 
 
 @pytest.fixture(autouse=True)

@@ -20,10 +20,10 @@ from msa_jax.models.outputs import output_specs
 from msa_jax.runs import prepare, run
 from msa_jax.runs.summary import over_seeds, parameter_hash
 from msa_jax.step import compose
-from msa_jax.train import loop, run_directory, scoring, selection
-from msa_jax.train.checkpoint import ResumePoint
-from msa_jax.train.compiled_stages import CompiledStages
-from msa_jax.train.feed import Steps
+from msa_jax.training import loop, run_directory, scoring, selection
+from msa_jax.training.checkpoint import ResumePoint
+from msa_jax.training.compiled_stages import CompiledStages
+from msa_jax.training.feed import Steps
 
 
 @pytest.fixture(autouse=True)

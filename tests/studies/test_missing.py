@@ -20,7 +20,7 @@ from msa_jax.errors import UserError
 from msa_jax.report.missing import print_grids
 from msa_jax.runs import prepare, run
 from msa_jax.studies.missing import grid
-from msa_jax.train import feed as feed_lib
+from msa_jax.training import feed as feed_lib
 from msa_jax.typing import MODALITIES
 
 

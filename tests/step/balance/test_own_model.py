@@ -24,7 +24,7 @@ from msa_jax.models.system import System
 from msa_jax.runs import prepare, run
 from msa_jax.step.balance.omega import owner_of
 from msa_jax.step.balance.recipe import balanced
-from msa_jax.train import run_directory
+from msa_jax.training import run_directory
 
 README = ROOT / "README.md"
 NAMES = ("text", "audio")

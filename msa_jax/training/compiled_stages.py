@@ -1,6 +1,6 @@
 """The compiled pieces of a training run, by stage: what the loop calls.
 
-A `CompiledStages` trains one seed at a time. `train.vmapped_stages` has the same face
+A `CompiledStages` trains one seed at a time. `training.vmapped_stages` has the same face
 for several at once; the loop does not know the difference.
 """
 
@@ -18,7 +18,7 @@ from msa_jax.devices import compilation, sharding
 from msa_jax.models.system import Stage
 from msa_jax.step import compose
 from msa_jax.step.recipe import Recipe
-from msa_jax.train.feed import Feed, Predictions, Predictor, Steps
+from msa_jax.training.feed import Feed, Predictions, Predictor, Steps
 from msa_jax.typing import Collections, Params, TrainState
 
 # Track name -> {"params": what the stage keeps of them, "collections": ...}.

@@ -22,9 +22,9 @@ from msa_jax.models.system import System
 from msa_jax.runs import prepare, run
 from msa_jax.runs import schedule as groups
 from msa_jax.step import recipe
-from msa_jax.train import loop, run_directory
-from msa_jax.train.feed import Steps
-from msa_jax.train.vmapped_stages import ReplicaInputs, VmappedStages
+from msa_jax.training import loop, run_directory
+from msa_jax.training.feed import Steps
+from msa_jax.training.vmapped_stages import ReplicaInputs, VmappedStages
 from msa_jax.typing import ModelOutput
 
 SEEDS = (0, 3, 5)

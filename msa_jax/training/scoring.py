@@ -8,7 +8,7 @@ from absl import logging
 
 from msa_jax import metrics as metrics_lib
 from msa_jax.data.transforms import dialogues
-from msa_jax.train.feed import Predictions
+from msa_jax.training.feed import Predictions
 from msa_jax.typing import Split, Task, task_name
 
 

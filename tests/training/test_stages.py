@@ -18,8 +18,8 @@ from msa_jax.models.system import one_loss
 from msa_jax.runs import prepare, run
 from msa_jax.runs.summary import parameter_hash
 from msa_jax.step import compose, objective, recipe
-from msa_jax.train import loop, run_directory, scoring
-from msa_jax.train.compiled_stages import CompiledStages
+from msa_jax.training import loop, run_directory, scoring
+from msa_jax.training.compiled_stages import CompiledStages
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_spec
-from msa_jax.train import selection
-from msa_jax.train.scoring import LabelArrays
+from msa_jax.training import selection
+from msa_jax.training.scoring import LabelArrays
 from msa_jax.typing import Task
 
 TASKS = {

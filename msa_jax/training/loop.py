@@ -13,12 +13,12 @@ from msa_jax.devices import processes
 from msa_jax.errors import UserError
 from msa_jax.metrics.routing import routing_metrics
 from msa_jax.models.outputs import output_specs
-from msa_jax.train import scoring, selection
-from msa_jax.train.checkpoint import ResumePoint, save_best
-from msa_jax.train.compiled_stages import CompiledStages, Snapshots
-from msa_jax.train.feed import Feed
-from msa_jax.train.progress import TrainingProgress
-from msa_jax.train.run_directory import RunDirectory
+from msa_jax.training import scoring, selection
+from msa_jax.training.checkpoint import ResumePoint, save_best
+from msa_jax.training.compiled_stages import CompiledStages, Snapshots
+from msa_jax.training.feed import Feed
+from msa_jax.training.progress import TrainingProgress
+from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Collections, Params, TrainState
 
 

@@ -13,7 +13,7 @@ from msa_jax import models
 from msa_jax.data.batching import batches, buckets
 from msa_jax.runs import run
 from msa_jax.step import compose, recipe
-from msa_jax.train.feed import Predictor, Steps, make_feed
+from msa_jax.training.feed import Predictor, Steps, make_feed
 from msa_jax.typing import Sequences, Spec, Task
 
 STEPS = {"text": 24, "audio": 40}

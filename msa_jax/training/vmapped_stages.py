@@ -18,13 +18,13 @@ from msa_jax.config.experiment import Experiment
 from msa_jax.data.batching import batches
 from msa_jax.devices import processes, sharding
 from msa_jax.step.recipe import Recipe
-from msa_jax.train.compiled_stages import (
+from msa_jax.training.compiled_stages import (
   CompiledStages,
   Snapshots,
   composed,
   snapshots,
 )
-from msa_jax.train.feed import Feed, Predictions, Predictor, Steps
+from msa_jax.training.feed import Feed, Predictions, Predictor, Steps
 from msa_jax.typing import Batch, Collections, Metrics, Params, TrainState
 
 
