@@ -1,6 +1,6 @@
 """The compiled pieces of a training run, by stage: what the loop calls.
 
-A `CompiledStages` trains one seed at a time. `training.vmapped_stages` has the same face
+A `CompiledStages` trains one seed at a time. `vmapped_stages` has the same face
 for several at once; the loop does not know the difference.
 """
 
