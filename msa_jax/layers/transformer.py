@@ -66,6 +66,7 @@ class EncoderStack(nn.Module):
     dtype: compute type; norms and probabilities are float32.
     unroll: True = one layer after the other, False = a loop, None = by the backend.
     remat: recomputes a layer's activations in the backward pass.
+    frozen: the layers' parameters get no gradient; the states below them do.
 
   Source: Devlin et al. 2019; Vaswani et al. 2017.
   """
@@ -82,21 +83,28 @@ class EncoderStack(nn.Module):
   dtype: Any = jnp.float32
   unroll: bool | None = None
   remat: bool = False
+  frozen: bool = False
 
   @nn.compact
   def __call__(
-    self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]
+    self,
+    hidden: Float[Array, "b t d"],
+    mask: Bool[Array, "b t"],
+    after: Mapping[int, Callable[[jax.Array], jax.Array]] | None = None,
   ) -> tuple[Float[Array, "b t d"], tuple[Float[Array, "b t d"], ...]]:
     """Runs the stack.
 
     Args:
       hidden: embeddings.
       mask: True = token that may be attended to.
+      after: what changes the states between layers, by the number of layers below it,
+        1 to `n_layers`. States must keep shape and type.
 
     Returns:
-      The last layer's states, and those of all layers in order.
+      The last layer's states, and those of all layers in order, as changed.
     """
     weights = {name: self._weights(name, *s) for name, s in self._shapes().items()}
+    weights = lax.stop_gradient(weights) if self.frozen else weights
     keys = None
     if not self.deterministic and max(self.dropout, self.attention_dropout) > 0:
       keys = jax.random.split(self.make_rng("dropout"), (self.n_layers, 3))
@@ -107,9 +115,35 @@ class EncoderStack(nn.Module):
 
     layer = jax.checkpoint(layer) if self.remat else layer
     unroll = jax.default_backend() == "cpu" if self.unroll is None else self.unroll
-    if not unroll:
-      hidden, states = lax.scan(layer, hidden, (weights, keys))
-      return hidden, tuple(states)
+    run = self._one_by_one if unroll else self._in_loops
+    return run(layer, hidden, weights, keys, after or {})
+
+  @nn.nowrap
+  def _in_loops(self, layer, hidden, weights, keys, after):
+    """One loop over all layers, or one per run of layers between hooks."""
+    ends = sorted({*after, self.n_layers})
+    if len(ends) == 1:
+      runs = [(weights, keys)]
+    else:
+      starts = [0, *ends[:-1]]
+      sizes = [end - start for start, end in zip(starts, ends, strict=True)]
+      leaves, tree = jax.tree.flatten(weights)
+      parts = zip(*(lax.split(leaf, sizes) for leaf in leaves), strict=True)
+      runs = [
+        (tree.unflatten(part), None if keys is None else keys[start:end])
+        for part, start, end in zip(parts, starts, ends, strict=True)
+      ]
+    states = []
+    for end, run in zip(ends, runs, strict=True):
+      hidden, more = lax.scan(layer, hidden, run)
+      states += tuple(more)
+      if end in after:
+        hidden = states[-1] = after[end](hidden)
+    return hidden, tuple(states)
+
+  @nn.nowrap
+  def _one_by_one(self, layer, hidden, weights, keys, after):
+    """The layers as a straight program."""
     # The transpose of a split is one concatenation; that of indexing, a sum of
     # arrays as large as all layers, once per layer.
     parts = jax.tree.map(lambda leaf: lax.split(leaf, (1,) * len(leaf)), weights)
@@ -120,6 +154,7 @@ class EncoderStack(nn.Module):
         for name, part in parts.items()
       }
       hidden, _ = layer(hidden, (own, None if keys is None else keys[i]))
+      hidden = after[i + 1](hidden) if i + 1 in after else hidden
       states.append(hidden)
     return hidden, tuple(states)
 

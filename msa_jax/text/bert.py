@@ -1,16 +1,19 @@
 """BERT in Flax: embeddings and encoder, without pooler and heads."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from msa_jax.errors import UserError
 from msa_jax.layers.transformer import ACTIVATIONS, EncoderStack, drop, layer_norm
+from msa_jax.text import hooks
 from msa_jax.text.roberta import padded_positions
 
 
@@ -153,10 +156,12 @@ class TextEncoder(nn.Module):
   """An encoder of any family.
 
   Attributes:
-    config: sizes and family.
-    trained: how many of the upper layers are trained; the layers below and the
-      embeddings then get no gradient. -1 = all of it.
+    config: sizes.
+    trained: how many of the upper layers are trained; the parameters of the layers
+      below and of the embeddings then get no gradient. -1 = all of it.
     deterministic, dtype, unroll, remat: see `EncoderStack`.
+    after: hooks by the number of layers below them, 0 = after the embeddings; see
+      `text.hooks`. They get their gradients wherever they sit.
   """
 
   config: EncoderConfig
@@ -165,6 +170,11 @@ class TextEncoder(nn.Module):
   dtype: Any = jnp.float32
   unroll: bool | None = None
   remat: bool = False
+  after: Mapping[int, hooks.Hook] = FrozenDict()
+
+  def __post_init__(self):
+    hooks.check(self.after, self.config.n_layers)
+    super().__post_init__()
 
   @nn.compact
   def __call__(
@@ -173,9 +183,21 @@ class TextEncoder(nn.Module):
     mask: Bool[Array, "b t"],
     types: Int[Array, "b t"] | None = None,
     extras: Mapping[str, Int[Array, "b t"]] | None = None,
+    **context: Any,
   ) -> tuple[Float[Array, "b t d"], ...]:
-    """All hidden states: the embeddings', then each layer's. States at padding are
-    whatever they come to be: mask them."""
+    """Computes all hidden states: the embeddings', then each layer's.
+
+    Args:
+      tokens: ids.
+      mask: True = token that may be attended to.
+      types: ids of segments; None = all zero.
+      extras: ids of the extra inputs of the config.
+      **context: what the hooks read beside the states, such as features of audio.
+
+    Returns:
+      n_layers + 1 arrays, each as its hook returned it where one sits. Values at
+      padding are undefined: mask them.
+    """
     config = self.config
     types = jnp.zeros_like(tokens) if types is None else types
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -183,18 +205,31 @@ class TextEncoder(nn.Module):
       positions = padded_positions(tokens, config.pad)
     embed = Embeddings(config, self.deterministic, self.dtype, name="embeddings")
     hidden = embed(tokens, positions, types, extras or {})
-    states = [hidden]
     upper = config.n_layers if self.trained < 0 else self.trained
-    for name, layers in (("lower", config.n_layers - upper), ("layers", upper)):
-      if name == "layers" and self.trained >= 0:
+    cut = config.n_layers - upper
+    # A gradient on its way to a hook passes the frozen layers above it, so there the
+    # parameters are frozen; without such a hook it ends where the frozen layers do.
+    passed = self.trained >= 0 and any(place <= cut for place in self.after)
+    hidden = lax.stop_gradient(hidden) if passed else hidden
+    hook = functools.partial(hooks.call, self.after, mask=mask, context=context)
+    hidden = hook(0, hidden)
+    states = [hidden]
+    for name, below, layers in (("lower", 0, cut), ("layers", cut, upper)):
+      if name == "layers" and self.trained >= 0 and not passed:
         hidden = lax.stop_gradient(hidden)
       if layers:
-        hidden, more = self._stack(layers, name)(hidden, mask)
+        after = {
+          place - below: functools.partial(hook, place)
+          for place in self.after
+          if below < place <= below + layers
+        }
+        stack = self._stack(layers, name, passed and name == "lower")
+        hidden, more = stack(hidden, mask, after)
         states += more
     return tuple(states)
 
   @nn.nowrap
-  def _stack(self, n_layers: int, name: str) -> EncoderStack:
+  def _stack(self, n_layers: int, name: str, frozen: bool) -> EncoderStack:
     config = self.config
     return EncoderStack(
       n_layers=n_layers,
@@ -209,5 +244,6 @@ class TextEncoder(nn.Module):
       dtype=self.dtype,
       unroll=self.unroll,
       remat=self.remat,
+      frozen=frozen,
       name=name,
     )
