@@ -1,10 +1,11 @@
-"""`python -m benchmarks`: measures one system, the expert bank, or PyTorch's steps.
+"""`python -m benchmarks`: measures a system, expert banks, kernels, PyTorch's steps.
 
   python -m benchmarks --config=configs/hgem.py                # MOSI, aligned
   python -m benchmarks --config=configs/lf_dnn.py --shape=mosei --epochs=3
   python -m benchmarks --config=configs/lf_dnn.py --epochs=3 --replicas=1,5,20
   python -m benchmarks --config=configs/lf_dnn.py --devices=1,2,4 --startup
   python -m benchmarks --dispatch --against=torch --torch_python=python3
+  python -m benchmarks --kernels                               # and their plain twins
 
 Prints markdown; `--output=report` writes report.md and report.json. A step takes
 seconds to measure, epochs as long as training for that many.
@@ -31,6 +32,7 @@ _REPLICAS = flags.DEFINE_string("replicas", "1", "How many seeds, e.g. 1,5,20.")
 _DEVICES = flags.DEFINE_string("devices", "", "Devices to split batches over: 1,2,4.")
 _STARTUP = flags.DEFINE_bool("startup", False, "Measure the start of new processes.")
 _DISPATCH = flags.DEFINE_bool("dispatch", False, "Measure the expert bank.")
+_KERNELS = flags.DEFINE_bool("kernels", False, "Measure the layers' kernels.")
 _AGAINST = flags.DEFINE_string("against", "", "torch: the same steps in PyTorch.")
 _PYTHON = flags.DEFINE_string(
   "torch_python", sys.executable, "Interpreter with PyTorch and transformers."
@@ -49,9 +51,10 @@ def _counts(flag: flags.FlagHolder) -> list[int]:
 
 def _check() -> tuple[list[int], list[int]]:
   """Checks the flags; returns the numbers of seeds and of devices."""
-  if _CONFIG.value is None and not _DISPATCH.value and not _AGAINST.value:
+  wanted = (_CONFIG.value, _DISPATCH.value, _KERNELS.value, _AGAINST.value)
+  if not any(wanted):
     raise UserError(
-      "nothing to measure: give --config=configs/<system>.py, --dispatch or"
+      "nothing to measure: give --config=configs/<system>.py, --dispatch, --kernels or"
       " --against=torch."
     )
   if _AGAINST.value not in ("", "torch"):
@@ -72,7 +75,14 @@ def _check() -> tuple[list[int], list[int]]:
 
 def _measure(seeds: list[int], devices: list[int]) -> dict[str, Any]:
   # Imported here: a wrong flag is answered before JAX starts.
-  from benchmarks import compare_torch, dispatch, measure, subprocesses, systems
+  from benchmarks import (
+    compare_torch,
+    dispatch,
+    kernels,
+    measure,
+    subprocesses,
+    systems,
+  )
   from msa_jax.config.experiment import experiment
   from msa_jax.devices import compilation
 
@@ -94,6 +104,8 @@ def _measure(seeds: list[int], devices: list[int]) -> dict[str, Any]:
       ]
   if _DISPATCH.value:
     figures["dispatch"] = dispatch.dispatch(_REPEATS.value)
+  if _KERNELS.value:
+    figures["kernels"] = kernels.kernels(_REPEATS.value)
   if _AGAINST.value:
     figures["against"] = compare_torch.against_torch(_PYTHON.value, _REPEATS.value)
   return figures

@@ -76,6 +76,10 @@ def report(figures: Mapping[str, Any]) -> str:
     parts.append("## Expert bank, forward and backward")
     rows = [[row[key] for key in keys] for row in figures["dispatch"]]
     parts.append(markdown(rows, keys))
+  if "kernels" in figures:
+    keys = ("kernel", "seconds", "plain_seconds", "times_as_fast")
+    parts.append("## Kernels of the layers and their plain twins")
+    parts.append(markdown([[row[k] for k in keys] for row in figures["kernels"]], keys))
   if "against" in figures:
     parts.append(f"## Training steps against PyTorch {figures['against']['torch']}")
     keys = ("seconds", "torch_seconds", "faster")

@@ -1,15 +1,19 @@
-"""Activations of which the frameworks' versions are inexact or slow."""
+"""Activations by the names that checkpoints give them."""
 
-import math
+import functools
+from collections.abc import Callable, Mapping
 
-from jax import lax
-from jaxtyping import Array, Float
+import flax.linen as nn
+import jax
 
+from msa_jax.layers.kernels.gelu import exact_gelu
 
-def exact_gelu(values: Float[Array, "..."]) -> Float[Array, "..."]:
-  """x Phi(x), the Gaussian error linear unit without tanh approximation.
+_tanh_gelu = functools.partial(nn.gelu, approximate=True)
 
-  Through erf, as PyTorch does; `jax.nn.gelu` takes erfc, whose two branches and
-  exponential cost a CPU several times as much. Source: Hendrycks & Gimpel 2016.
-  """
-  return 0.5 * values * (1.0 + lax.erf(values * math.sqrt(0.5)))
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+  "gelu": exact_gelu,
+  "gelu_new": _tanh_gelu,
+  "gelu_pytorch_tanh": _tanh_gelu,
+  "relu": nn.relu,
+  "silu": nn.silu,
+}

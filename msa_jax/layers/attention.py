@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from msa_jax.layers.activation import exact_gelu
 from msa_jax.layers.dropout import Dropout
+from msa_jax.layers.kernels.gelu import exact_gelu
+from msa_jax.layers.kernels.selection import keep_largest
 from msa_jax.layers.masking import masked_softmax
-from msa_jax.layers.selection import keep_largest
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -57,6 +57,12 @@ class _Affine(nn.Module):
 
 class MultiHeadAttention(nn.Module):
   """Scaled dot-product attention with separate query, key, value, output products.
+
+  >>> query, source = jnp.ones((2, 5, 8)), jnp.ones((2, 7, 3))
+  >>> mask = jnp.ones((2, 7), bool)
+  >>> layer = MultiHeadAttention(width=8, n_heads=2, top_k=4)
+  >>> layer.init_with_output(jax.random.key(0), query, source, mask)[0].shape
+  (2, 5, 8)
 
   The weights of a call are sown as `weights_all` and `weights` (before and after the
   selection of keys and before dropout) into the collection `intermediates`, which
@@ -145,6 +151,11 @@ class MultiHeadAttention(nn.Module):
 
 class TransformerBlock(nn.Module):
   """Pre-norm block: x + attention(norm(x)), then x + feed-forward(norm(x)).
+
+  >>> values, mask = jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)
+  >>> layer = TransformerBlock(ffn=16, n_heads=2)
+  >>> layer.init_with_output(jax.random.key(0), values, mask)[0].shape
+  (2, 5, 8)
 
   With a `source`, keys and values come from it, normalised by the same layer norm as
   the queries (MulT's cross-modal block).

@@ -11,6 +11,11 @@ from jaxtyping import Array, Bool, Float
 class MaskedConvolution(nn.Module):
   """1-D convolution over time, stride 1, output as long as the input.
 
+  >>> values, mask = jnp.ones((2, 5, 3)), jnp.ones((2, 5), bool)
+  >>> layer = MaskedConvolution(width=8)
+  >>> layer.init_with_output(jax.random.key(0), values, mask)[0].shape
+  (2, 5, 8)
+
   Masked steps are zero before the product and zero in the output, so that padding
   never matters. (Sums of shifted products and gathered windows are no faster than
   XLA's convolution, on a CPU either.)

@@ -6,46 +6,20 @@ step is spread over layers and entries by an integer hash, a few operations that
 compiler fuses into the layer.
 """
 
-import functools
 import math
 import zlib
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, UInt
 
+from msa_jax.errors import UserError
+from msa_jax.layers.kernels.position_hash import lowbias32, position_hash
+
 Rate = float | Float[Array, ""]
-
-
-@functools.partial(jax.jit, static_argnums=1)  # A step traces it once per shape.
-def position_hash(
-  words: UInt[Array, " w"], shape: tuple[int, ...]
-) -> UInt[Array, "..."]:
-  """Uniform 32-bit integers, a function of the key and each entry's position.
-
-  The position is mixed with the key's first word, finalised by two rounds of
-  multiply-xorshift (Wellons' `lowbias32`), mixed with the last word and finalised
-  again.
-
-  Args:
-    words: the key's data (`jax.random.key_data`).
-    shape: shape of the result.
-  """
-  position = jnp.zeros(shape, jnp.uint32)
-  stride = 1
-  for axis in reversed(range(len(shape))):
-    step = lax.broadcasted_iota(jnp.uint32, shape, axis)
-    position = position + step * jnp.uint32(stride % 2**32)
-    stride *= shape[axis]
-  return _finalise(_finalise(position ^ words[0]) ^ words[-1])
-
-
-def _finalise(bits: UInt[Array, "..."]) -> UInt[Array, "..."]:
-  bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
-  bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
-  return bits ^ (bits >> 16)
 
 
 def happens(
@@ -84,14 +58,37 @@ def stream_words(module: nn.Module, name: str) -> UInt[Array, " w"]:
   """
   if not module.has_rng(name):
     return jax.random.key_data(module.make_rng(name))  # Flax's own error
-  lazy = module.scope.rngs[name]
-  site = zlib.crc32(repr(lazy.suffix).encode())
-  words = jax.random.key_data(lazy.rng)
-  return _finalise(words ^ jnp.uint32(site))
+  key, path = _stream(module, name)
+  site = zlib.crc32(repr(path).encode())
+  return lowbias32(jax.random.key_data(key) ^ jnp.uint32(site))
+
+
+def _stream(module: nn.Module, name: str) -> tuple[jax.Array, tuple[str, ...]]:
+  """A stream's key, and the module's path below the root or the last lifted module.
+
+  Flax keeps both in its scope (`flax.core.scope.LazyRng`) and folds them together
+  before anything public returns them. This is the only place that looks inside.
+
+  Raises:
+    UserError: a Flax release that keeps them in another way.
+  """
+  try:
+    stream = module.scope.rngs[name]
+    return stream.rng, stream.suffix
+  except AttributeError as error:
+    raise UserError(
+      f"flax {flax.__version__}: its random streams lack `rng` and `suffix`, which"
+      " dropout reads; install a release of flax 0.12"
+    ) from error
 
 
 class Dropout(nn.Module):
   """`drop` with the rng stream `dropout`; the identity when deterministic.
+
+  >>> layer = Dropout(0.5, deterministic=False)
+  >>> dropped = layer.apply({}, jnp.ones(100), rngs={"dropout": jax.random.key(0)})
+  >>> sorted(set(dropped.tolist()))
+  [0.0, 2.0]
 
   Attributes:
     rate: probability of an entry to be zeroed, in [0, 1); may be traced (sweeps).

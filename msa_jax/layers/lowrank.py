@@ -2,26 +2,26 @@
 
 An expert of rank r is a convolution over time with r output channels, an activation,
 and a product back to the full width, so it maps every window of steps through r
-numbers. A bank of experts of any ranks is run in one piece: their first kernels are
-one wide convolution of R = sum of the ranks channels, every expert's channels are
-multiplied by its gate, and one product with the stacked second kernels adds all of them
-up. There is no loop over experts and no padding of ranks, and the cost grows with R.
+numbers. A bank of experts of any ranks is run in one piece: see
+`kernels.low_rank.mix_fused`.
 
 Source: MMoLRE (arXiv 2505.14143) states low-rank expert networks; a public summary of
 its method gives the two kernels and the ranks' index. The fused form is ours.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.errors import UserError
-from msa_jax.layers.activation import exact_gelu
+from msa_jax.layers.kernels.gelu import exact_gelu
+from msa_jax.layers.kernels.low_rank import Bank, join, mix_fused, mix_plain, split
+
+__all__ = ["ACTIVATIONS", "FORMS", "SECOND_INITS"]
+__all__ += ["Bank", "LowRankExperts", "join", "mix", "split"]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": exact_gelu,
@@ -32,55 +32,15 @@ SECOND_INITS = ("zeros", "lecun")
 FORMS = ("fused", "plain")
 
 
-class Bank(NamedTuple):
-  """Weights of e experts, side by side.
-
-  Attributes:
-    ranks: rank of each expert; they add up to r below.
-    first: [k d r] kernels over k neighbouring steps.
-    first_bias: [r].
-    second: [r d] products back to the full width.
-    second_bias: [e d].
-  """
-
-  ranks: tuple[int, ...]
-  first: Any
-  first_bias: Any
-  second: Any
-  second_bias: Any
-
-
-def join(banks: Sequence[Bank]) -> Bank:
-  """One bank of all experts, in order."""
-  return Bank(
-    ranks=sum((bank.ranks for bank in banks), ()),
-    first=jnp.concatenate([bank.first for bank in banks], axis=-1),
-    first_bias=jnp.concatenate([bank.first_bias for bank in banks]),
-    second=jnp.concatenate([bank.second for bank in banks]),
-    second_bias=jnp.concatenate([bank.second_bias for bank in banks]),
-  )
-
-
-def split(bank: Bank) -> tuple[Bank, ...]:
-  """One bank per expert; the inverse of `join`."""
-  parts, start = [], 0
-  for expert, rank in enumerate(bank.ranks):
-    channels = slice(start, start + rank)
-    parts.append(
-      Bank(
-        ranks=(rank,),
-        first=bank.first[..., channels],
-        first_bias=bank.first_bias[channels],
-        second=bank.second[channels],
-        second_bias=bank.second_bias[expert : expert + 1],
-      )
-    )
-    start += rank
-  return tuple(parts)
-
-
 class LowRankExperts(nn.Module):
   """The weights of a bank of experts; `mix` applies them.
+
+  >>> values, mask = jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)
+  >>> bank, _ = LowRankExperts(ranks=(1, 4), width=8).init_with_output(
+  ...   jax.random.key(0)
+  ... )
+  >>> mix(bank, values, mask, gates=jnp.ones((2, 2))).shape
+  (2, 5, 8)
 
   Attributes:
     ranks: rank of each expert, all at least 1.
@@ -159,34 +119,6 @@ def mix(
     raise UserError(f"dispatch={form!r}: choose one of {FORMS}")
   gates = gates if gates.ndim == 3 else gates[:, None]  # [b t|1 e]
   values = jnp.where(mask[..., None], values, 0.0)
-  act, dtype = ACTIVATIONS[activation], values.dtype
-  if form == "plain":
-    result = jnp.zeros_like(values)
-    for expert, one in enumerate(split(bank)):
-      gate = gates[..., expert : expert + 1].astype(dtype)
-      hidden = act(_convolve(one, values))
-      output = hidden @ one.second.astype(dtype)
-      result = result + gate * (output + one.second_bias.astype(dtype)[None])
-    return jnp.where(mask[..., None], result, 0.0)
-  # Broadcasts side by side: a gather of gates would make its gradient a scatter.
-  shape = gates.shape[:-1]
-  spread = [
-    jnp.broadcast_to(gates[..., i : i + 1], (*shape, r))
-    for i, r in enumerate(bank.ranks)
-  ]
-  hidden = act(_convolve(bank, values))  # [b t r]
-  hidden = hidden * jnp.concatenate(spread, axis=-1).astype(dtype)
-  result = hidden @ bank.second.astype(dtype)
-  result = result + gates.astype(dtype) @ bank.second_bias.astype(dtype)
+  apply = mix_fused if form == "fused" else mix_plain
+  result = apply(bank, values, gates, ACTIVATIONS[activation])
   return jnp.where(mask[..., None], result, 0.0)
-
-
-def _convolve(bank: Bank, values: Float[Array, "b t d"]) -> Float[Array, "b t r"]:
-  result = lax.conv_general_dilated(
-    values,
-    bank.first.astype(values.dtype),
-    window_strides=(1,),
-    padding="SAME",
-    dimension_numbers=("NTC", "TIO", "NTC"),
-  )
-  return result + bank.first_bias.astype(values.dtype)[None, None]

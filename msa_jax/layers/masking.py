@@ -13,6 +13,9 @@ def masked_softmax(
 ) -> Float[Array, "..."]:
   """Softmax over the valid entries, in float32.
 
+  >>> masked_softmax(jnp.zeros(3), jnp.asarray([True, True, False])).tolist()
+  [0.5, 0.5, 0.0]
+
   Args:
     logits: scores of any shape.
     mask: True = valid; broadcasts to `logits` (same rank).
@@ -23,7 +26,7 @@ def masked_softmax(
     is all zeros.
   """
   logits = jnp.where(mask, logits.astype(jnp.float32), -1e9)
-  # jax.nn.softmax has a derivative of its own, cheaper than that of its steps.
+  # jax.nn.softmax defines its derivative, which is cheaper than that of its steps.
   return jnp.where(mask, jax.nn.softmax(logits, axis=axis), 0.0)
 
 
@@ -31,6 +34,10 @@ def masked_mean(
   values: Float[Array, "..."], mask: Bool[Array, "..."], axis: int | tuple[int, ...]
 ) -> Float[Array, "..."]:
   """Mean over the valid entries of `axis`; zero where there is none.
+
+  >>> mask = jnp.asarray([True, True, False])
+  >>> float(masked_mean(jnp.asarray([1.0, 3.0, 99.0]), mask, axis=0))
+  2.0
 
   Args:
     values: any shape.

@@ -1,4 +1,4 @@
-"""Mixture of experts: a bank of like experts and two ways to send rows through it.
+"""Mixture of experts: a bank of equal experts and two ways to send rows through it.
 
 `dense` runs every expert on every row and weights the outputs; `capacity` gathers
 for each expert only the rows that selected it into a buffer of static size, so that
@@ -31,6 +31,11 @@ STACK = "experts"
 class MixtureOutput(NamedTuple):
   """What a mixture returns, whatever its options.
 
+  >>> mixture = MixtureOfExperts(nn.Dense(4), num_experts=3)
+  >>> output, _ = mixture.init_with_output(jax.random.key(0), jnp.ones((5, 8)))
+  >>> output.outputs.shape, output.routing.probs.shape, output.overflow.tolist()
+  ((5, 4), (5, 3), [0, 0, 0])
+
   Attributes:
     outputs: [n ...] combined expert outputs; zero for filler rows.
     routing: the `Routing` that was used; all zeros for filler rows.
@@ -46,6 +51,11 @@ class MixtureOutput(NamedTuple):
 @flax.struct.dataclass
 class Plan:
   """Which row sits in which slot of which expert's buffer (capacity dispatch).
+
+  >>> routing = route(jnp.asarray([[3.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), k=1)
+  >>> plan = plan_capacity(routing, capacity=1)
+  >>> plan.row.tolist(), plan.overflow.tolist()
+  ([[0], [1]], [1, 0])
 
   Attributes:
     row: [e c] int32, the row in each slot (any row where the slot is empty).
@@ -202,7 +212,11 @@ def _experts_of(plan: Plan) -> Array:
 
 
 class ExpertBank(nn.Module):
-  """Like experts in one stack: any module lifted by `nn.vmap`, params axis 0.
+  """Experts of one kind in one stack: any module lifted by `nn.vmap`, params axis 0.
+
+  >>> bank = ExpertBank(nn.Dense(4), num_experts=3)
+  >>> bank.init_with_output(jax.random.key(0), jnp.ones((5, 8)))[0].shape
+  (3, 5, 4)
 
   Each expert has its own parameters and its own dropout and noise. The expert must
   take `deterministic` (if it needs it) as an attribute: keyword arguments do not
@@ -244,6 +258,11 @@ class ExpertBank(nn.Module):
 
 class MixtureOfExperts(nn.Module):
   """Router -> `Routing` -> expert bank -> weighted sum.
+
+  >>> mixture = MixtureOfExperts(nn.Dense(4), num_experts=8, k=2, dispatch="capacity")
+  >>> params = mixture.init(jax.random.key(0), jnp.ones((5, 6)))
+  >>> mixture.apply(params, jnp.ones((5, 6))).outputs.shape
+  (5, 4)
 
   Optional arguments are keywords and would be dropped by `nn.vmap` or `nn.scan`:
   lift a function that calls this module, not the module itself.
@@ -287,8 +306,8 @@ class MixtureOfExperts(nn.Module):
       extras: further arrays [n ...] for the experts, such as the steps' mask.
       mask: False = filler row: output zero, no slot taken, no influence.
       available: False = this expert does not exist for this row.
-      routing: from a gate outside; None = the own router decides.
-      router_inputs: what the own router reads; None = `inputs`, which must then be
+      routing: from a gate outside; None = the built-in router decides.
+      router_inputs: what the built-in router reads; None = `inputs`, which must then be
         [n d].
       residual: for rows that do not fit, see `combine_capacity`.
 

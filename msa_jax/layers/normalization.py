@@ -11,8 +11,14 @@ from jaxtyping import Array, Bool, Float
 class MaskedBatchNorm(nn.Module):
   """Normalises every channel over the real entries of the whole batch.
 
+  >>> values = jnp.asarray([[[1.0], [3.0], [9.0]]])
+  >>> mask = jnp.asarray([[True, True, False]])
+  >>> layer = MaskedBatchNorm(use_running_average=False)
+  >>> layer.init_with_output(jax.random.key(0), values, mask)[0].round(2).tolist()
+  [[[-1.0], [1.0], [0.0]]]
+
   Masked entries neither enter the statistics nor come out as anything but zero. A
-  batch without a real entry leaves the running statistics as they are. Statistics are
+  batch without a real entry leaves the running statistics unchanged. Statistics are
   float32, the variance is the biased one and is taken around the mean in a second
   pass. Running statistics (`mean`, `var`) are in the collection `batch_stats`.
 

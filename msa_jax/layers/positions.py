@@ -32,6 +32,10 @@ def sinusoids(n_steps: int, width: int) -> Float[np.ndarray, "t d"]:
 class LearnedPositions(nn.Module):
   """A table of learned vectors, one per position.
 
+  >>> table = LearnedPositions(n_steps=50, width=8)
+  >>> table.init_with_output(jax.random.key(0), 5)[0].shape
+  (5, 8)
+
   Attributes:
     n_steps: positions in the table.
     width: feature width.

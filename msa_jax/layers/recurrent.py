@@ -5,8 +5,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
+
+from msa_jax.layers.kernels.recurrence import lstm_recurrence
 
 
 def _per_gate_orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any):
@@ -22,7 +23,14 @@ def _per_gate_orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any):
 class LSTM(nn.Module):
   """One LSTM layer, in one or both directions, in one scan over time.
 
-  Masked steps leave the state as it is and give zero output, so the reverse direction
+  >>> values, mask = jnp.ones((2, 5, 3)), jnp.ones((2, 5), bool)
+  >>> (states, last), _ = LSTM(hidden=4).init_with_output(
+  ...   jax.random.key(0), values, mask
+  ... )
+  >>> states.shape, last.shape
+  ((2, 5, 4), (2, 4))
+
+  Masked steps leave the state unchanged and give zero output, so the reverse direction
   starts at the last real step. Gate order is i, f, g, o (that of PyTorch) with one
   bias per gate; parameters `input_kernel` [directions, d, 4*hidden],
   `recurrent_kernel` [directions, hidden, 4*hidden] and `bias` [directions, 4*hidden].
@@ -75,88 +83,13 @@ class LSTM(nn.Module):
       inputs = _flip_second(inputs)
       steps = _flip_second(steps)
 
-    states = _recurrence(inputs, recurrent_kernel, steps)
+    states = lstm_recurrence(inputs, recurrent_kernel, steps)
     last = states[-1]
     if self.bidirectional:
       states = _flip_second(states)
     states = jnp.concatenate(list(states.transpose(1, 2, 0, 3)), axis=-1)  # [b t c]
     states = jnp.where(mask[..., None], states, 0.0)
     return states.astype(self.dtype), jnp.concatenate(list(last), axis=-1)
-
-
-@jax.custom_vjp
-def _recurrence(
-  inputs: Float[Array, "t r b g"],
-  kernel: Float[Array, "r h g"],
-  real: Bool[Array, "t r b 1"],
-) -> Float[Array, "t r b h"]:
-  """States of every step from the input's share of the gates, order i, f, g, o.
-
-  The derivative is written out: the recurrent kernel's is one product over all steps
-  after the loop, where automatic differentiation has a product and a sum in each step.
-  """
-  return _recur(inputs, kernel, real)[0]
-
-
-def _recur(inputs, kernel, real):
-  """The states, and what the derivative needs: states, cells, gates, arguments."""
-
-  def advance(state, step):
-    cell, output = state
-    share, here = step
-    product = jnp.einsum("rbh,rhg->rbg", output.astype(kernel.dtype), kernel)
-    gates = share + product.astype(jnp.float32)
-    admit, forget, candidate, emit = jnp.split(gates, 4, axis=-1)
-    admit, forget, emit = nn.sigmoid(admit), nn.sigmoid(forget), nn.sigmoid(emit)
-    candidate = jnp.tanh(candidate)
-    new_cell = forget * cell + admit * candidate
-    cell = jnp.where(here, new_cell, cell)
-    output = jnp.where(here, emit * jnp.tanh(new_cell), output)
-    gates = jnp.concatenate([admit, forget, candidate, emit], axis=-1)
-    return (cell, output), (output, cell, gates)
-
-  zeros = jnp.zeros((*inputs.shape[1:3], kernel.shape[1]), jnp.float32)
-  _, (states, cells, gates) = lax.scan(advance, (zeros, zeros), (inputs, real))
-  return states, (states, cells, gates, kernel, real)
-
-
-def _recur_backwards(kept, at_states):
-  states, cells, gates, kernel, real = kept
-  zeros = jnp.zeros_like(states[0])
-  cells_before = jnp.concatenate([zeros[None], cells[:-1]])
-  states_before = jnp.concatenate([zeros[None], states[:-1]])
-
-  def retreat(gradients, step):
-    at_cell, at_output = gradients
-    at_state, gates, cell, cell_before, here = step
-    at_output = at_output + at_state
-    admit, forget, candidate, emit = jnp.split(gates, 4, axis=-1)
-    squashed = jnp.tanh(cell)
-    at_new = at_cell + at_output * emit * (1.0 - squashed**2)
-    at_gates = [
-      at_new * candidate * admit * (1.0 - admit),
-      at_new * cell_before * forget * (1.0 - forget),
-      at_new * admit * (1.0 - candidate**2),
-      at_output * squashed * emit * (1.0 - emit),
-    ]
-    at_gates = jnp.where(here, jnp.concatenate(at_gates, axis=-1), 0.0)
-    product = jnp.einsum("rbg,rhg->rbh", at_gates.astype(kernel.dtype), kernel)
-    at_cell = jnp.where(here, at_new * forget, at_cell)
-    at_output = product.astype(jnp.float32) + jnp.where(here, 0.0, at_output)
-    return (at_cell, at_output), at_gates
-
-  steps = (at_states, gates, cells, cells_before, real)
-  _, at_inputs = lax.scan(retreat, (zeros, zeros), steps, reverse=True)
-  at_kernel = jnp.einsum(
-    "trbh,trbg->rhg",
-    states_before.astype(kernel.dtype),
-    at_inputs.astype(kernel.dtype),
-    preferred_element_type=jnp.float32,
-  )
-  return at_inputs, at_kernel.astype(kernel.dtype), None
-
-
-_recurrence.defvjp(_recur, _recur_backwards)
 
 
 def _flip_second(sequence: jax.Array) -> jax.Array:

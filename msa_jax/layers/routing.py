@@ -20,6 +20,9 @@ def select_top_k(
 ) -> Bool[Array, "*n e"]:
   """Marks the k best available candidates of each row.
 
+  >>> select_top_k(jnp.asarray([[2.0, 1.0, 2.0, 3.0]]), k=2).tolist()
+  [[True, False, False, True]]
+
   Candidates are compared pairwise, which for the few experts of a layer is cheaper
   than sorting on every backend and exact under jit and vmap.
 
@@ -56,6 +59,9 @@ def route(
 ) -> Routing:
   """Turns router logits into a `Routing`.
 
+  >>> route(jnp.asarray([[1.0, 0.0, 1.0]]), k=2).combine.tolist()
+  [[0.5, 0.0, 0.5]]
+
   With k > 1 the selected probabilities are renormalised to sum to 1. With k = 1 the
   selected expert is weighted by its probability among all available candidates: a
   renormalised weight would be the constant 1 and the router would receive no
@@ -91,6 +97,11 @@ def route(
 
 class Router(nn.Module):
   """Linear router, optionally with learned noise (Shazeer et al. 2017, Eq. 3-5).
+
+  >>> router = Router(num_experts=4, k=2)
+  >>> routing, _ = router.init_with_output(jax.random.key(0), jnp.ones((3, 8)))
+  >>> (routing.combine > 0).sum(axis=-1).tolist()
+  [2, 2, 2]
 
   logits = x W; when `noisy` and not `deterministic`, the selection sees
   logits + eps * softplus(x W_noise) with eps ~ N(0, 1) from the stream `noise`.

@@ -1,4 +1,4 @@
-"""The encoder of BERT and its kin: post-norm layers, stored stacked.
+"""The encoder of BERT and its relatives: post-norm layers, stored stacked.
 
 All layers' weights lie in one array per kind, layer first, whether the layers run in
 a loop (`lax.scan`: small programs, for accelerators) or one after the other (a CPU
@@ -6,7 +6,6 @@ runs loop bodies several times slower). Checkpoints do not tell the two apart.
 """
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,17 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from msa_jax.layers.activation import exact_gelu
+from msa_jax.layers.activation import ACTIVATIONS
 from msa_jax.layers.dropout import happens
 from msa_jax.layers.masking import masked_softmax
-
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-  "gelu": exact_gelu,
-  "gelu_new": lambda values: nn.gelu(values, approximate=True),
-  "gelu_pytorch_tanh": lambda values: nn.gelu(values, approximate=True),
-  "relu": nn.relu,
-  "silu": nn.silu,
-}
 
 
 def layer_norm(
@@ -47,7 +38,7 @@ def layer_norm(
 def drop(
   values: Float[Array, "..."], key: jax.Array | None, rate: float
 ) -> Float[Array, "..."]:
-  """Dropout by a key of its own; None = evaluation."""
+  """Dropout by an explicit key; None = evaluation."""
   if key is None or rate == 0.0:
     return values
   dropped = happens(jax.random.key_data(key), values.shape, rate)
@@ -56,6 +47,12 @@ def drop(
 
 class EncoderStack(nn.Module):
   """Layers of self-attention and feed-forward, each with its norm after the sum.
+
+  >>> values, mask = jnp.ones((2, 5, 8)), jnp.ones((2, 5), bool)
+  >>> stack = EncoderStack(n_layers=3, n_heads=2, width=8, inner=16)
+  >>> (last, states), _ = stack.init_with_output(jax.random.key(0), values, mask)
+  >>> last.shape, len(states)
+  ((2, 5, 8), 3)
 
   Attributes:
     n_layers, n_heads, width, inner: sizes.
@@ -204,6 +201,10 @@ _DENSE = ("kernel", "bias")
 
 class StackedWeights(nn.Module):
   """Kernel and bias, or scale and bias, of one kind of layer, layers first.
+
+  >>> weights, _ = StackedWeights(3, (8, 16)).init_with_output(jax.random.key(0))
+  >>> {name: value.shape for name, value in weights.items()}
+  {'kernel': (3, 8, 16), 'bias': (3, 16)}
 
   Attributes:
     n_layers: layers.

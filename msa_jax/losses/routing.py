@@ -5,14 +5,12 @@ expert (its probabilities are all zero) counts nowhere either. Every function gi
 zero, with zero gradient, when no row counts.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from msa_jax.errors import UserError
 from msa_jax.layers.masking import masked_mean
+from msa_jax.losses import distributions
 from msa_jax.typing import Routing
 
 
@@ -250,21 +248,12 @@ def _ratio(total, count):
 
 
 def _cv2(amounts: Float[Array, " e"]) -> Float[Array, ""]:
-  mean = jnp.mean(amounts)
-  return jnp.mean((amounts - mean) ** 2) / jnp.where(mean > 0, mean**2, 1.0)
+  return distributions.squared_variation(amounts, jnp)
 
 
 def _entropy(probs, base: str, normalised: bool) -> Array:
-  """Entropy over the last axis; 0 log 0 = 0, also in the gradient."""
-  if base not in ("nats", "bits"):
-    raise UserError(f"entropy base {base!r}: choose 'nats' or 'bits'")
-  probs = probs.astype(jnp.float32)
-  log = jnp.log(jnp.where(probs > 0, probs, 1.0))
-  experts = probs.shape[-1]
-  unit = math.log(2.0) if base == "bits" else 1.0
-  if normalised:
-    unit = math.log(experts) if experts > 1 else 1.0
-  return -jnp.sum(probs * log, axis=-1) / unit
+  unit = distributions.entropy_unit(base, normalised, probs.shape[-1])
+  return distributions.entropy(probs.astype(jnp.float32), unit, jnp)
 
 
 def _masked_logsumexp(logits, present) -> Array:

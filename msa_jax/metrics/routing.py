@@ -5,13 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float
 
+from msa_jax.losses.distributions import entropy, entropy_unit, squared_variation
+
 Weights = Float[np.ndarray, "n e"]
-
-
-def entropy(probs: Weights) -> Float[np.ndarray, " n"]:
-  """Entropy of each row in nats; 0 log 0 = 0."""
-  probs = probs.astype(float)
-  return -np.sum(probs * np.log(np.where(probs > 0, probs, 1.0)), axis=-1)
 
 
 def selection_frequency(combine: Weights) -> Float[np.ndarray, " e"]:
@@ -56,13 +52,13 @@ def gate_metrics(
   sparse = combine / np.where(total > 0, total, 1.0)
   result: dict[str, float | list[float]] = {}
   for stage, weights in (("dense", probs), ("sparse", sparse)):
-    decided = float(np.mean(entropy(weights)))
-    even = float(entropy(np.mean(weights, axis=0, keepdims=True))[0])
+    decided = float(np.mean(entropy(weights, 1.0, np)))
+    even = float(entropy(np.mean(weights, axis=0), 1.0, np))
     values = (("router_entropy", decided), ("load_entropy", even))
     for name, nats in (*values, ("information", even - decided)):
       result |= _units(f"{name}_{stage}", nats, experts)
   shares = load(combine)
-  result["load_cv2"] = float(experts * np.sum(shares**2) - 1.0) if shares.any() else 0.0
+  result["load_cv2"] = float(squared_variation(shares, np))
   result["mean_probs"] = np.mean(probs, axis=0).tolist()
   result["mean_combine"] = np.mean(combine, axis=0).tolist()
   result["selection_frequency"] = selection_frequency(combine).tolist()
@@ -87,11 +83,10 @@ def routing_metrics(
 
 
 def _units(name: str, nats: float, experts: int) -> dict[str, float]:
-  greatest = np.log(experts) if experts > 1 else 1.0
   return {
     f"{name}_nats": nats,
-    f"{name}_bits": float(nats / np.log(2.0)),
-    f"{name}_normalised": float(nats / greatest),
+    f"{name}_bits": nats / entropy_unit("bits", False, experts),
+    f"{name}_normalised": nats / entropy_unit("nats", True, experts),
   }
 
 

@@ -18,6 +18,7 @@ from benchmarks import (
   compare_torch,
   dispatch,
   first_step,
+  kernels,
   measure,
   shapes,
   subprocesses,
@@ -45,6 +46,20 @@ def test_even_routing_gives_every_expert_the_same_number_of_rows(k):
   routing = dispatch.even_routing(rows=16, experts=8, k=k)
   np.testing.assert_allclose(routing.combine.sum(axis=1), 1.0)
   np.testing.assert_array_equal((routing.combine > 0).sum(axis=0), 16 * k // 8)
+
+
+def test_every_kernel_is_timed_against_a_twin_that_gives_the_same():
+  sizes = {"rows": 2, "steps": 6, "width": 8}
+  figures = kernels.kernels(repeats=1, **sizes)
+  cases = kernels.cases(**sizes)
+  assert [row["kernel"] for row in figures] == list(cases)
+  machine = {"machine": {"cores": 1}, "repeats": 1}
+  assert "| selection | " in table.report({**machine, "kernels": figures})
+  # Another generator drops other entries.
+  del cases["dropout against jax.random"]
+  for name, case in cases.items():
+    ours, plain = case.kernel(*case.arguments), case.plain(*case.arguments)
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_a_shape_replaces_the_corpus_and_refuses_unknown_names():
@@ -258,7 +273,7 @@ def test_wrong_flags_are_one_line_and_exit_code_2():
   ]
   # One interpreter for all: its flags are not those of the tests.
   program = (
-    "import sys\nfrom absl import flags\nfrom msa_jax.bench import __main__ as bench\n"
+    "import sys\nfrom absl import flags\nfrom benchmarks import __main__ as bench\n"
     f"for case in {list(cases)!r}:\n"
     "  flags.FLAGS.unparse_flags()\n"
     f"  for name in {names}: flags.FLAGS[name].unparse()\n"
