@@ -5,14 +5,14 @@ Computer Systems & Applications 2024, 33(4).
   python -m msa_jax.main --config=configs/derl.py
   python -m msa_jax.main --config=configs/derl.py:mosi,tuned --config.data.path=mosi.pkl
 
-Variants: `mosi`, `mosei`, `sims`, `iemocap` (the paper's settings per data set; the
-path is yours to give), `tuned` (learning rate for features of a frozen text encoder),
+Variants: `mosi`, `mosei`, `sims`, `iemocap` (the paper's settings per data set; give
+its path), `tuned` (learning rate for features of a frozen text encoder),
 `paper_min` (only what the paper states: no dropout but the enhancement unit's, no
 warm-up, no clipping). They combine: `configs/derl.py:mosei,tuned`.
 
 The paper's ablations are values of `config.model`: `variant` (Table 4: ie_t, ie_a,
-ie_v, ie_tav, cie_tav, cie_atv, cie_vta, cie_all), `use_eu`, `use_fu` and
-`config.loss.dis=0` (Table 5), `n_layers` (Figure 5).
+ie_v, ie_tav, cie_tav, cie_atv, cie_vta, cie_all), `use_enhancement`, `use_filter` and
+`config.loss.dissimilarity=0` (Table 5), `num_layers` (Figure 5).
 
 The default trains on the synthetic corpus, which needs no file and no accelerator.
 Published, with a fine-tuned BERT: MOSI MAE .693, Corr .798; MOSEI MAE .530, Corr .770.
@@ -29,7 +29,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   chosen = config_lib.parse_variants(variants, VARIANTS)
   config = config_lib.base(derl.options())
   config.data.max_steps = 50
-  config.loss.update({"task": "mse", "dis": 0.005})
+  config.loss.update({"task": "mse", "dissimilarity": 0.005})
   config.text.learning_rate = 1e-5
   config.optim.update(
     {
@@ -51,8 +51,8 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
 
 def _synthetic(config):
   config.data.update({"align": "pool", "buckets": 4})
-  # A thousand samples are learnt by heart in a few epochs; losing modalities while
-  # training is what helps most against it.
+  # A thousand samples overfit in a few epochs; losing modalities while training is
+  # what helps most against it.
   config.missing.train = "dropout:0.2"
   config.optim.update({"learning_rate": 1e-3, "schedule": "linear", "epochs": 12})
   config.optim.ema_decay = 0.98
@@ -64,8 +64,8 @@ def _mosi(config):
 
 def _mosei(config):
   config.data.max_steps = 50
-  config.model.n_layers = 5
-  config.loss.dis = 0.5
+  config.model.num_layers = 5
+  config.loss.dissimilarity = 0.5
   config.optim.learning_rate = 2e-5
 
 
@@ -85,7 +85,7 @@ def _tuned(config):
 
 
 def _paper_min(config):
-  config.model.dropout.update({"attn": 0.0, "res": 0.0, "ffn": 0.0})
+  config.model.dropout.update({"attention": 0.0, "residual": 0.0, "ffn": 0.0})
   config.optim.update({"warmup_fraction": 0.0, "grad_clip_norm": 0.0})
 
 

@@ -50,7 +50,13 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
 def _small(config):
   # The same network at an eighth of the width, with ranks to match.
   config.model.update(
-    {"d": 96, "ranks": (4, 8, 16, 32), "ts_rank": 16, "ffn": 128, "head_hidden": 64}
+    {
+      "hidden_dim": 96,
+      "shared_ranks": (4, 8, 16, 32),
+      "task_rank": 16,
+      "ffn_dim": 128,
+      "head_hidden_dim": 64,
+    }
   )
   config.optim.update({"learning_rate": 1e-3, "epochs": 10})
   config.data.align = "pool"
@@ -64,20 +70,20 @@ def _paper(config):
 def _mosei(config):
   # Sentiment in [-3, 3] and, where the file has them, six yes/no emotions.
   config.data.max_steps = 50
-  config.loss.update({"sa": "l1", "er": "bce"})
+  config.loss.update({"sentiment": "l1", "emotion": "bce"})
 
 
 def _mosi(config):
   config.data.max_steps = 50
-  config.loss.sa = "l1"
+  config.loss.sentiment = "l1"
 
 
 def _iemocap(config):
   # One of four emotions; sentiment is the valence rating.
   config.data.valence = True
-  config.loss.update({"sa": "l1", "er": "cross_entropy"})
-  if config.model.d < 768:
-    # One vector per utterance is soon learnt by heart.
+  config.loss.update({"sentiment": "l1", "emotion": "cross_entropy"})
+  if config.model.hidden_dim < 768:
+    # One vector per utterance soon overfits.
     config.model.dropout = 0.3
     config.optim.weight_decay = 0.1
 
@@ -85,13 +91,13 @@ def _iemocap(config):
 def _meld(config):
   # Seven emotions and three sentiments, both classes, from transcripts.
   config.model.modalities = ("text",)
-  config.loss.update({"sa": "cross_entropy", "er": "cross_entropy"})
+  config.loss.update({"sentiment": "cross_entropy", "emotion": "cross_entropy"})
   config.data.max_steps = 50
 
 
 def _sims(config):
   config.data.max_steps = 50  # 39 tokens; sentiment only, labels in [-1, 1]
-  config.loss.sa = "l1"
+  config.loss.sentiment = "l1"
 
 
 VARIANTS = {

@@ -1,9 +1,22 @@
 """Names that config keys had in earlier versions, so that old runs can be read."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from msa_jax.errors import UserError
 
 FORMAT = 2  # of config.json; 1 (not written) was that of version 0.1
+
+
+class Only(NamedTuple):
+  """An option that is gone, for only one of its values is left.
+
+  Attributes:
+    value: the one left; runs that had another cannot be read.
+  """
+
+  value: Any
+
 
 # Dotted key of format 1 -> its name now; None = the option is gone.
 RENAMED: dict[str, str | None] = {
@@ -26,34 +39,92 @@ RENAMED: dict[str, str | None] = {
   "replicas.sweep": None,
 }
 # System -> further keys, of its own options.
-RENAMED_OF: dict[str, dict[str, str | None]] = {
+RENAMED_OF: dict[str, dict[str, str | None | Only]] = {
   "hgem": {"model.entropy": None},
-  "mmolre": {"loss.balance": "model.task_weights", "loss.task": None},
+  "derl": {
+    "model.d": "model.hidden_dim",
+    "model.n_heads": "model.num_heads",
+    "model.n_layers": "model.num_layers",
+    "model.ffn_mult": "model.ffn_multiplier",
+    "model.kernels": "model.kernel_sizes",
+    "model.attn_scale": "model.attention_scale",
+    "model.use_eu": "model.use_enhancement",
+    "model.use_fu": "model.use_filter",
+    "model.pool": "model.pooling",
+    "model.dropout.eu": "model.dropout.enhancement",
+    "model.dropout.attn": "model.dropout.attention",
+    "model.dropout.res": "model.dropout.residual",
+    "model.input_norm": Only("batch"),
+    "model.pe": Only("sin"),
+    "model.norm_style": Only("post"),
+    "model.eu_norm": Only("row"),
+    "model.gate_last": Only(False),
+    "model.cie_source": Only("enhanced"),
+    "model.share_gates": Only(False),
+    "model.dis": Only("l2"),
+    "loss.dis": "loss.dissimilarity",
+  },
+  "mmolre": {
+    "model.d": "model.hidden_dim",
+    "model.n_blocks": "model.num_blocks",
+    "model.ranks": "model.shared_ranks",
+    "model.ts_rank": "model.task_rank",
+    "model.kernel": "model.kernel_size",
+    "model.w2_init": "model.second_init",
+    "model.n_heads": "model.num_heads",
+    "model.ffn": "model.ffn_dim",
+    "model.head_hidden": "model.head_hidden_dim",
+    "model.attn_dropout": "model.attention_dropout",
+    "model.share_blocks": Only(False),
+    "model.act": Only("gelu"),
+    "model.residual": Only(True),
+    "model.router_level": Only("utterance"),
+    "model.router_scope": Only("all"),
+    "model.top_k": Only(0),
+    "model.fusion": Only("cross_gate"),
+    "model.dispatch": None,
+    "loss.sa": "loss.sentiment",
+    "loss.er": "loss.emotion",
+    "loss.er_weight": "loss.emotion_weight",
+    "loss.er_pos_weight": "loss.emotion_positive_weight",
+    "loss.bal": "loss.load_balance",
+    "loss.balance": "model.task_weights",
+    "loss.task": None,
+  },
 }
 
 
 def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """The tree of a config.json with today's names."""
+  """The tree of a config.json with today's names.
+
+  Raises:
+    UserError: an option had a value that this version no longer knows.
+  """
   tree = dict(tree)
   if tree.pop("format", 1) == FORMAT:
     return tree
   system = tree.get("model", {}).get("name", "")
   for old, new in {**RENAMED, **RENAMED_OF.get(system, {})}.items():
-    tree = _moved(tree, old.split("."), new and new.split("."))
+    tree = _moved(tree, old, new)
   return tree
 
 
-def _moved(tree: dict[str, Any], old: list[str], new: list[str] | None) -> dict:
+def _moved(tree: dict[str, Any], old: str, new: str | None | Only) -> dict:
+  *sections, last = path = old.split(".")
   node = tree
-  for key in old[:-1]:
+  for key in sections:
     node = node.get(key)
     if not isinstance(node, Mapping):
       return tree
-  if old[-1] not in node:
+  if last not in node:
     return tree
-  value = node[old[-1]]
-  tree = _without(tree, old)
-  return tree if new is None else _with(tree, new, value)
+  value = node[last]
+  if isinstance(new, Only) and value != new.value:
+    raise UserError(
+      f"{old}={value!r} must be {new.value!r}, the only value that is left."
+    )
+  tree = _without(tree, path)
+  return _with(tree, new.split("."), value) if isinstance(new, str) else tree
 
 
 def _without(tree: Mapping[str, Any], path: list[str]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from jaxtyping import Array, Bool, Float
 
 from msa_jax.errors import UserError
 
-DISTANCES = ("l2", "rms", "mse", "token_l2")
 _EPSILON = 1e-8  # keeps the root's gradient finite where two vectors coincide
 
 

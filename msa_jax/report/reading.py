@@ -241,7 +241,7 @@ def expert_names(run: Run, gate: str, count: int) -> list[str]:
   if run.model == "mmolre":
     if gate.startswith("beta_") and len(modalities) == count:
       return modalities
-    shared = len(at(run.config, "model").get("ranks", ()))
+    shared = len(at(run.config, "model").get("shared_ranks", ()))
     if gate.startswith("router_") and count == shared + 1:
       return [*[f"shared {index}" for index in range(shared)], "task's own"]
   return [f"expert {index}" for index in range(count)]

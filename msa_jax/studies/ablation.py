@@ -30,13 +30,13 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, Changes]]] = {
       "full": {},
     },
     "modules": {
-      "without_filter": {"model.use_fu": False},
-      "without_enhancement": {"model.use_eu": False},
-      "without_both": {"model.use_fu": False, "model.use_eu": False},
-      "without_distance": {"loss.dis": 0.0},
+      "without_filter": {"model.use_filter": False},
+      "without_enhancement": {"model.use_enhancement": False},
+      "without_both": {"model.use_filter": False, "model.use_enhancement": False},
+      "without_distance": {"loss.dissimilarity": 0.0},
       "full": {},
     },
-    "layers": {f"layers_{n}": {"model.n_layers": n} for n in range(1, 7)},
+    "layers": {f"layers_{n}": {"model.num_layers": n} for n in range(1, 7)},
   },
   "hgem": {
     "fusion": {

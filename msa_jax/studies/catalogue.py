@@ -37,12 +37,12 @@ def layers(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
   """Every system with 1 to 6 encoder layers (DERL Figure 5).
 
   Raises:
-    UserError: a system without `config.model.n_layers`.
+    UserError: a system without `config.model.num_layers`.
   """
   return [
     Trial(
       f"{name}_{count}",
-      changed(config, {"model.n_layers": count}),
+      changed(config, {"model.num_layers": count}),
       group=name,
       axis="encoder layers",
       x=float(count),

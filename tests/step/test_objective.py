@@ -59,7 +59,7 @@ PAIRS = ("none_one", "none_two", "one_two")
 def test_cosines_are_logged_on_request():
   names = {}
   for on in (False, True):
-    built = compose.build(tiny.config(train={"task_cosine": on}, n_blocks=1))
+    built = compose.build(tiny.config(train={"task_cosine": on}, num_blocks=1))
     state = jax.eval_shape(built.init, 0)
     names[on] = set(jax.eval_shape(built.step, state, tiny.batch(), 0)[1])
   groups = ("experts", "fusion")
@@ -75,7 +75,7 @@ def test_cosines_need_a_system_that_shares(monkeypatch):
 
 
 def test_the_objective_is_the_sum_of_its_terms():
-  config = tiny.config(loss={"bal": 0.1, "er_weight": 0.25}, n_blocks=1)
+  config = tiny.config(loss={"load_balance": 0.1, "emotion_weight": 0.25}, num_blocks=1)
   params, batch = tiny.variables(config), tiny.batch()
   output = tiny.compiled(functools.partial(tiny.apply, config))(params, batch)
   inner = compose.networks(config).inner
@@ -83,8 +83,10 @@ def test_the_objective_is_the_sum_of_its_terms():
   _, metrics = objective_terms(made, output, batch, jnp.zeros((), jnp.int32))
   total = metrics["loss"]
   parts = metrics["loss/sentiment"] + 0.25 * metrics["loss/emotion"]
-  np.testing.assert_allclose(total, parts + 0.1 * metrics["aux/bal"], rtol=1e-6)
-  assert float(metrics["aux/bal"]) > 0
+  np.testing.assert_allclose(
+    total, parts + 0.1 * metrics["aux/load_balance"], rtol=1e-6
+  )
+  assert float(metrics["aux/load_balance"]) > 0
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tasks") / "run"
   config = mmolre_config.get_config().copy_and_resolve_references()
   with config.unlocked():
-    config.model.update({**tiny.TINY, "n_blocks": 1, "fusion": "gate_only"})
+    config.model.update({**tiny.TINY, "num_blocks": 1})
     config.data.synthetic = {"preset": "tiny", "tasks": ("sentiment", "emotion")}
     config.optim.update({"epochs": 2, "batch_size": 12})
     config.train.task_cosine = True

@@ -16,7 +16,7 @@ def test_tables_name_the_papers_rows():
   tables = ablation.TABLES["derl"]
   assert len(tables["encoders"]) == 9
   assert set(tables["modules"]) >= {"without_filter", "without_enhancement", "full"}
-  layers = [changes["model.n_layers"] for changes in tables["layers"].values()]
+  layers = [changes["model.num_layers"] for changes in tables["layers"].values()]
   assert layers == [1, 2, 3, 4, 5, 6]
   for table in tables.values():
     for changes in table.values():

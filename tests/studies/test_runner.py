@@ -110,7 +110,7 @@ def test_shares_of_dialogues_and_joined_files_are_refused(toys):
 def test_studies_are_products_of_systems_files_and_settings():
   names = [cell.name for cell in catalogue.leaderboard([toy.config()], ["a.x", "b.x"])]
   assert names == ["toy_a", "toy_b"]
-  with pytest.raises(UserError, match="config.model.n_layers; toy has no such"):
+  with pytest.raises(UserError, match="config.model.num_layers; toy has no such"):
     catalogue.layers([toy.config()])
   hgem = command.other_config("configs/hgem.py:mosi")
   names = [cell.name for cell in catalogue.router_compare([hgem, toy.config()])]
@@ -118,7 +118,7 @@ def test_studies_are_products_of_systems_files_and_settings():
   assert names[4:] == ["toy_synthetic"]
   derl = command.other_config("configs/derl.py")
   (*_, last) = catalogue.layers([derl])
-  assert (last.config.model.n_layers, last.x, last.axis) == (6, 6.0, "encoder layers")
+  assert (last.config.model.num_layers, last.x, last.axis) == (6, 6.0, "encoder layers")
 
 
 def test_other_systems_that_are_no_configs_are_refused(tmp_path):

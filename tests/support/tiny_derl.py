@@ -5,13 +5,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from changes import change
 
 from configs import derl as derl_config
-from msa_jax import config as config_lib
+from msa_jax.config.experiment import from_json, to_json
+from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models.derl import system as derl
-from msa_jax.step import recipe
-from msa_jax.step.objective import objective
-from msa_jax.typing import Batch, Label, Modality
+from msa_jax.step import compose
+from msa_jax.step.objective import objective_terms
+from msa_jax.step.recipe import example_batch
+from msa_jax.typing import Batch, Label, Modality, Spec, Task
 
 # What XLA's optimisations save in run time of such models they cost many times over
 # in compile time.
@@ -21,39 +24,38 @@ compiled = functools.partial(
 
 WIDTHS = {"text": 5, "audio": 4, "vision": 3}
 NAMES = ("text", "audio", "vision")
+CLASSES = ("a", "b", "c", "d")
 TASKS = {
-  "regression": {"sentiment": ("regression", ())},
-  "classes": {"emotion": ("classes", ("a", "b", "c", "d"))},
-  "binary": {"emotion": ("binary", ("a", "b", "c", "d"))},
+  "regression": {"sentiment": Task("regression", -3.0, 3.0)},
+  "classes": {"emotion": Task("classes", classes=CLASSES, protocol="classes")},
+  "binary": {"emotion": Task("binary", classes=CLASSES, protocol="emotions")},
 }
-QUIET = {"eu": 0.0, "attn": 0.0, "res": 0.0, "ffn": 0.0, "text": 0.0}
+QUIET = dict.fromkeys(("text", "attention", "residual", "ffn", "enhancement"), 0.0)
+TINY = {"hidden_dim": 8, "num_heads": 2, "ffn_multiplier": 1, "dropout": QUIET}
 
 
-def resolved(
-  variants="", names=NAMES, steps=(6, 6, 6), widths=WIDTHS, kind="regression", **model
-):
-  """A config resolved against a corpus of these shapes; a tiny network."""
-  config = derl_config.get_config(variants).copy_and_resolve_references()
-  with config.unlocked():
-    config.model.update({"d": 8, "n_heads": 2, "ffn_mult": 1, "dropout": QUIET})
-    config.model.update(model)
-    # The network and its loss alone: no modality is lost, nothing is averaged.
-    config.missing.train = "none"
-    config.optim.ema_decay = 0.0
-    config.spec = {
-      "widths": {name: widths[name] for name in names},
-      "lengths": dict(zip(NAMES, steps, strict=True)),
-      "ids": {},
-      "tasks": {
-        name: {
-          "kind": kind, "low": -3.0, "high": 3.0, "classes": classes,
-          "protocol": "mosi",
-        }
-        for name, (kind, classes) in TASKS[kind].items()
-      },
-      "train_size": 100,
-    }  # fmt: skip
-  return config.lock()
+def spec_of(names=NAMES, steps=(6, 6, 6), widths=WIDTHS, kind="regression") -> Spec:
+  """A corpus of these shapes with one task."""
+  lengths = dict(zip(NAMES, steps, strict=True))
+  return Spec(
+    widths={name: widths[name] for name in names},
+    lengths={name: lengths[name] for name in names},
+    tasks=TASKS[kind],
+    train_size=100,
+  )
+
+
+def resolved(variants="", loss=None, optim=None, model=None, **spec):
+  """An experiment with a tiny network on a corpus; see `spec_of`."""
+  # The network and its loss alone: no modality is lost, nothing is averaged.
+  config = change(
+    derl_config.get_config(variants),
+    model={**TINY, **(model or {})},
+    loss=loss or {},
+    optim={"ema_decay": 0.0, **(optim or {})},
+    missing={"train": "none"},
+  )
+  return config.replace(spec=spec_of(**spec))
 
 
 def make_batch(steps=(6, 6, 6), size=4, names=NAMES, seed=0) -> Batch:
@@ -120,18 +122,16 @@ def drawn(shapes, seed=0):
 
 @functools.cache
 def _initial(text: str):
-  config = config_lib.from_json(text)
-  model = derl.build(config)
-  shapes = jax.eval_shape(
-    lambda key: model.init(key, recipe.example_batch(config.spec), train=False),
-    jax.random.key(0),
-  )
+  config = from_json(text)
+  model = derl.build(config.model, config.corpus_spec)
+  example = example_batch(config.corpus_spec)
+  shapes = jax.eval_shape(lambda key: model.init(key, example), jax.random.key(0))
   return model, drawn(shapes)
 
 
 def initial(config):
-  """The model of a config, and variables of it."""
-  return _initial(config_lib.to_json(config))
+  """The model of an experiment, and variables of it."""
+  return _initial(to_json(config))
 
 
 @functools.cache
@@ -139,7 +139,7 @@ def _predictor(model, train: bool):
   def run(variables, batch, key):
     return model.apply(
       variables,
-      batch,
+      hide_unavailable(batch),
       train=train,
       rngs={"dropout": key},
       mutable=["batch_stats"] if train else [],
@@ -161,12 +161,12 @@ def assert_close(one, other, atol=1e-5):
 
 def step_of(config):
   """State before, state after and metrics of one update."""
-  made = recipe.build(config)
-  shapes = jax.eval_shape(made.init, 0)
+  recipe = compose.build(config)
+  shapes = jax.eval_shape(recipe.init, 0)
   params, collections = drawn((shapes.params, shapes.collections))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   state = zeros.replace(params=params, collections=collections)
-  after, metrics = compiled(made.step)(state, make_batch(), 0)
+  after, metrics = compiled(recipe.step)(state, make_batch(), 0)
   return state, after, metrics
 
 
@@ -175,4 +175,5 @@ def loss_of(config):
   model, variables = initial(config)
   batch = make_batch()
   output, _ = predict(model, variables, batch, train=True)
-  return objective(config, derl.SYSTEM, output, batch, jnp.zeros((), jnp.int32))[1]
+  objective = compose.objective_of(config, derl.SYSTEM, model)
+  return objective_terms(objective, output, batch, jnp.zeros((), jnp.int32))[1]

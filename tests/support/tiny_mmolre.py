@@ -4,23 +4,26 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
+from changes import change
 
 from configs import mmolre as mmolre_config
+from msa_jax.config.experiment import from_json, to_json
+from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models.mmolre import system as mmolre
+from msa_jax.step import compose
+from msa_jax.step.objective import objective_terms
 from msa_jax.step.recipe import example_batch
-from msa_jax.typing import Batch, Label, Modality, modality_order
+from msa_jax.typing import Batch, Label, Modality, Spec, Task, modality_order
 
 WIDTHS = {"text": 8, "audio": 3, "vision": 5}
 STEPS = {"text": 5, "audio": 4, "vision": 3}
 QUESTIONS = ("happy", "sad", "angry")
-SENTIMENT = {"kind": "regression", "low": -3.0, "high": 3.0, "classes": ()}
-SENTIMENT["protocol"] = "mosi"
-EMOTION = {"kind": "binary", "low": 0.0, "high": 0.0, "classes": QUESTIONS}
-EMOTION["protocol"] = "emotions"
-TINY = {"d": 8, "ranks": (1, 2), "ts_rank": 3, "n_heads": 2, "ffn": 4}
-TINY |= {"head_hidden": 4, "dropout": 0.0, "attn_dropout": 0.0, "w2_init": "lecun"}
+SENTIMENT = Task("regression", -3.0, 3.0)
+EMOTION = Task("binary", classes=QUESTIONS, protocol="emotions")
+TINY = {"hidden_dim": 8, "shared_ranks": (1, 2), "task_rank": 3, "num_heads": 2}
+TINY |= {"ffn_dim": 4, "head_hidden_dim": 4, "second_init": "lecun"}
+TINY |= {"dropout": 0.0, "attention_dropout": 0.0}
 
 TASKS = ("sentiment", "emotion")
 
@@ -31,21 +34,26 @@ compiled = functools.partial(
 
 
 def config(widths=None, loss=None, labels=None, train=None, **model):
-  """A resolved config of the tiny network; keywords override `config.model`."""
+  """A resolved experiment of the tiny network; keywords are options of the model."""
   widths = {n: WIDTHS[n] for n in ("text", "audio")} if widths is None else widths
-  made = mmolre_config.get_config().copy_and_resolve_references()
-  with made.unlocked():
-    made.model.update({**TINY, **model})
-    made.loss.update(loss or {})
-    made.train.update(train or {})
-    made.spec = {
-      "widths": dict(widths),
-      "lengths": {name: STEPS[name] for name in widths},
-      "ids": {name: () for name in widths},
-      "tasks": labels or {"sentiment": SENTIMENT, "emotion": EMOTION},
-      "train_size": 64,
-    }
-  return ml_collections.FrozenConfigDict(made)
+  made = change(
+    mmolre_config.get_config(),
+    model={**TINY, **model},
+    loss=loss or {},
+    train=train or {},
+  )
+  spec = Spec(
+    widths=dict(widths),
+    lengths={name: STEPS[name] for name in widths},
+    tasks=labels or {"sentiment": SENTIMENT, "emotion": EMOTION},
+    train_size=64,
+  )
+  return made.replace(spec=spec)
+
+
+def network(made):
+  """The network of an experiment."""
+  return mmolre.build(made.model, made.corpus_spec)
 
 
 def batch(widths=None, rows=6, seed=0, steps=None):
@@ -85,10 +93,8 @@ def batch(widths=None, rows=6, seed=0, steps=None):
 
 def variables(made, seed=0):
   """Parameters of the network, all of them away from zero."""
-  model = mmolre.build(made)
-  shapes = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), example_batch(made.spec), train=False)
-  )["params"]
+  example = example_batch(made.corpus_spec)
+  shapes = jax.eval_shape(network(made).init, jax.random.key(0), example)["params"]
   random = np.random.default_rng(seed)
   return jax.tree.map(
     lambda leaf: jnp.asarray(0.4 * random.normal(size=leaf.shape), leaf.dtype), shapes
@@ -97,21 +103,31 @@ def variables(made, seed=0):
 
 def apply(made, params, data):
   """The network in evaluation."""
-  return mmolre.build(made).apply({"params": params}, data, train=False)
+  return network(made).apply({"params": params}, hide_unavailable(data))
+
+
+def terms(made, output, data):
+  """The terms of the objective, and metrics."""
+  objective = compose.objective_of(made, mmolre.SYSTEM, network(made))
+  return objective_terms(objective, output, data, jnp.zeros((), jnp.int32))
 
 
 @functools.cache
 def base():
-  """Config, parameters, batch and output of one block per modality."""
-  made = config(n_blocks=1)
+  """Experiment, parameters, batch and output of one block per modality."""
+  made = config(num_blocks=1)
   params, data = variables(made), batch()
   return made, params, data, predict(made)(params, data)
 
 
-@functools.cache
 def predict(made):
   """The compiled network in evaluation: (params, batch) -> output."""
-  return compiled(functools.partial(apply, made))
+  return _predictor(to_json(made))
+
+
+@functools.cache
+def _predictor(text):
+  return compiled(functools.partial(apply, from_json(text)))
 
 
 def same(a, b, **tolerance):

@@ -28,13 +28,11 @@ class ModalityBank(nn.Module):
     layer: what every modality gets a copy of; made with `parent=None`; positional
       arguments only, with an attribute `deterministic`.
     names: the modalities, in the order of the inputs.
-    shared: True = one set of parameters for all of them.
     stacked: False = always loop.
   """
 
   layer: nn.Module
   names: tuple[str, ...]
-  shared: bool = False
   stacked: bool = True
 
   @nn.compact
@@ -56,10 +54,8 @@ class ModalityBank(nn.Module):
 
     if self.stacked and _same_shapes(inputs):
       arguments = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inputs)
-      axes = (0, None if self.shared else 0, 0)
-      own = jax.tree.map(lambda p: p[0], params) if self.shared else params
       slots = jnp.arange(len(inputs))
-      outputs, sown = jax.vmap(run, in_axes=axes)(slots, own, arguments)
+      outputs, sown = jax.vmap(run)(slots, params, arguments)
       results = [
         (outputs[i], jax.tree.map(lambda leaf, i=i: leaf[i], sown))
         for i in range(len(inputs))
@@ -67,8 +63,7 @@ class ModalityBank(nn.Module):
     else:
       results = []
       for slot, arguments in enumerate(inputs):
-        row = 0 if self.shared else slot
-        own = jax.tree.map(lambda p, row=row: p[row], params)
+        own = jax.tree.map(lambda p, slot=slot: p[slot], params)
         results.append(run(slot, own, arguments))
     if watched:
       for name, (_, sown) in zip(self.names, results, strict=True):
@@ -84,7 +79,7 @@ class ModalityBank(nn.Module):
     layer = layer.clone(deterministic=True)
 
     def initial(key):
-      keys = jax.random.split(key, 1 if self.shared else len(self.names))
+      keys = jax.random.split(key, len(self.names))
       return jax.vmap(lambda each: layer.init(each, *arguments)["params"])(keys)
 
     return self.param("stack", initial)
@@ -103,27 +98,24 @@ class EncoderLayer(nn.Module):
   on. A stage whose source has no valid step adds nothing, not even a bias.
 
   Attributes:
-    n_heads, scale: see `MultiHeadAttention`.
-    ffn: hidden width of the feed-forward part (ReLU).
+    num_heads, scale: heads and factor of the logits, see `MultiHeadAttention`.
+    ffn_dim: hidden width of the feed-forward part (ReLU).
     attends: which stages have an attention; the others are their layer norm alone
       (the source exists for no modality of the corpus).
     attention_dropout, residual_dropout, ffn_dropout: rates on the attention
       probabilities, on what is added to the residual stream, on the hidden layer.
-    norm_style: `post` = norm(x + f(x)), `pre` = x + f(norm(x)), sources normalised by
-      the norm of the queries.
     deterministic: True = evaluation.
     dtype: compute type.
 
   Source: DERL (2024), Eq. 5-11 and 12-15.
   """
 
-  n_heads: int
-  ffn: int
+  num_heads: int
+  ffn_dim: int
   attends: tuple[bool, ...] = (True,)
   attention_dropout: float = 0.0
   residual_dropout: float = 0.0
   ffn_dropout: float = 0.0
-  norm_style: str = "post"
   scale: float | None = None
   deterministic: bool = True
   dtype: Any = jnp.float32
@@ -147,8 +139,7 @@ class EncoderLayer(nn.Module):
     remaining = None if sources is None else zip(sources, source_masks, strict=True)
     for stage, attends in enumerate(self.attends, start=1):
       if not attends:
-        if self.norm_style == "post":
-          values = self._norm(stage)(values)
+        values = self._norm(stage)(values)
         continue
       source = None if remaining is None else next(remaining)
       values = self._attend(stage, values, mask, source)
@@ -165,7 +156,7 @@ class EncoderLayer(nn.Module):
   def _attend(self, stage: int, values: Array, mask: Array, source) -> Array:
     attention = MultiHeadAttention(
       values.shape[-1],
-      self.n_heads,
+      self.num_heads,
       self.attention_dropout,
       self.deterministic,
       scale=self.scale,
@@ -173,26 +164,19 @@ class EncoderLayer(nn.Module):
       kernel_init=XAVIER,
       name=f"attention_{stage}",
     )
-    norm = self._norm(stage)
-    before = norm if self.norm_style == "pre" else lambda x: x
-    after = norm if self.norm_style == "post" else lambda x: x
-    query = before(values)
-    keys, key_mask = (query, mask) if source is None else (before(source[0]), source[1])
-    added = attention(query, keys, key_mask)
+    keys, key_mask = (values, mask) if source is None else source
+    added = attention(values, keys, key_mask)
     added = jnp.where(jnp.any(key_mask, axis=1)[:, None, None], added, 0.0)
     added = Dropout(self.residual_dropout, self.deterministic)(added)
-    return after(values + added)
+    return self._norm(stage)(values + added)
 
   @nn.nowrap
   def _feed_forward(self, number: int, values: Array) -> Array:
-    norm = self._norm(number)
-    hidden = norm(values) if self.norm_style == "pre" else values
-    hidden = nn.relu(dense(self.ffn, self.dtype, "ffn_1")(hidden))
+    hidden = nn.relu(dense(self.ffn_dim, self.dtype, "ffn_1")(values))
     hidden = Dropout(self.ffn_dropout, self.deterministic)(hidden)
     hidden = dense(values.shape[-1], self.dtype, "ffn_2")(hidden)
     hidden = Dropout(self.residual_dropout, self.deterministic)(hidden)
-    values = values + hidden
-    return norm(values) if self.norm_style == "post" else values
+    return self._norm(number)(values + hidden)
 
 
 def dense(width: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
@@ -204,22 +188,21 @@ def enhancement_weights(
   private: Float[Array, "b t d"],
   product: Float[Array, "b t d"],
   mask: Bool[Array, "b t"],
-  norm: str = "row",
 ) -> Float[Array, "b t t"]:
   """Token-to-token map of the enhancement unit, in float32; rows sum to 1.
 
+  Keys are divided by the length of each token, sqrt(sum F^2 + 1e-6); by the length of
+  the whole matrix the map would hardly differ from the mean over tokens.
+
   Args:
     private: H' = H W_H, the queries.
-    product: F = M' * H', the keys, divided by their length.
+    product: F = M' * H', the keys.
     mask: real steps; the others are no keys.
-    norm: `row` = each token by its own length sqrt(sum F^2 + 1e-6), `frobenius` = all
-      by the length of the whole matrix (real steps).
 
   Source: DERL (2024), Eq. 19.
   """
   product = jnp.where(mask[..., None], product, 0.0).astype(jnp.float32)
-  axes = (-1,) if norm == "row" else (-2, -1)
-  square = jnp.sum(product**2, axis=axes, keepdims=True)
+  square = jnp.sum(product**2, axis=-1, keepdims=True)
   keys = product * jax.lax.rsqrt(square + 1e-6)
   logits = jnp.einsum("btd,bsd->bts", private.astype(jnp.float32), keys)
   return masked_softmax(logits, mask[:, None, :])
@@ -231,7 +214,6 @@ class EnhancementUnit(nn.Module):
   The weights W_F are sown as `weights` into `intermediates`.
 
   Attributes:
-    norm: see `enhancement_weights`.
     dropout: rate on W_F.
     deterministic: True = evaluation.
     dtype: compute type; W_F is float32.
@@ -239,7 +221,6 @@ class EnhancementUnit(nn.Module):
   Source: DERL (2024), Eq. 16-20.
   """
 
-  norm: str = "row"
   dropout: float = 0.0
   deterministic: bool = True
   dtype: Any = jnp.float32
@@ -254,7 +235,7 @@ class EnhancementUnit(nn.Module):
     width = common.shape[-1]
     left = dense(width, self.dtype, "common", use_bias=False)(common)  # M'
     right = dense(width, self.dtype, "private", use_bias=False)(private)  # H'
-    weights = enhancement_weights(right, left * right, mask, self.norm)
+    weights = enhancement_weights(right, left * right, mask)
     self.sow("intermediates", "weights", weights)
     weights = Dropout(self.dropout, self.deterministic)(weights)
     added = jnp.einsum("bts,bsd->btd", weights.astype(self.dtype), right)
@@ -292,6 +273,6 @@ class FilterUnit(nn.Module):
     return jnp.where(mask[..., None], gate * private + (1 - gate) * common, 0.0)
 
 
-def attention_scale(kind: str, width: int, n_heads: int) -> float:
+def attention_scale(kind: str, width: int, num_heads: int) -> float:
   """1 / sqrt(head width) for `head`, 1 / sqrt(width) for `model` (Eq. 5 literally)."""
-  return 1.0 / math.sqrt(width if kind == "model" else width // n_heads)
+  return 1.0 / math.sqrt(width if kind == "model" else width // num_heads)

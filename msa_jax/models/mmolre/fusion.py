@@ -6,13 +6,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.layers.activation import exact_gelu
 from msa_jax.layers.attention import LAYER_NORM_EPSILON, MultiHeadAttention
 from msa_jax.layers.dropout import Dropout
-from msa_jax.layers.masking import masked_mean, masked_softmax
+from msa_jax.layers.masking import masked_mean
 from msa_jax.layers.routing import route
 from msa_jax.typing import Routing
 
@@ -27,13 +26,19 @@ class CrossAttention(nn.Module):
   only where there is something to attend to.
 
   Attributes:
-    options: `config.model`, frozen.
+    num_heads: attention heads; divides d.
+    ffn_dim: hidden width of the feed-forward part.
+    dropout: rate on what attention adds and on the feed-forward's hidden layer.
+    attention_dropout: rate on the attention probabilities.
     deterministic: True = evaluation.
     dtype: compute type.
   """
 
-  options: ml_collections.FrozenConfigDict
-  deterministic: bool
+  num_heads: int = 8
+  ffn_dim: int = 1024
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  deterministic: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -45,20 +50,20 @@ class CrossAttention(nn.Module):
     source_mask: Bool[Array, "b s"],
   ) -> Float[Array, "b t d"]:
     """Masked steps come out as zeros."""
-    options = self.options
+    width = values.shape[-1]
     attended = MultiHeadAttention(
-      *(options.d, options.n_heads, options.attn_dropout, self.deterministic),
+      *(width, self.num_heads, self.attention_dropout, self.deterministic),
       dtype=self.dtype,
       name="attention",
     )(self._norm("query", values), self._norm("source", source), source_mask)
     some = jnp.any(source_mask, axis=1)[:, None, None]
-    attended = Dropout(options.dropout, self.deterministic)(attended)
+    attended = Dropout(self.dropout, self.deterministic)(attended)
     values = values + jnp.where(some, attended, 0.0)
-    hidden = nn.Dense(options.ffn, dtype=self.dtype, name="ffn_1")(
+    hidden = nn.Dense(self.ffn_dim, dtype=self.dtype, name="ffn_1")(
       self._norm("ffn", values)
     )
-    hidden = Dropout(options.dropout, self.deterministic)(exact_gelu(hidden))
-    values = values + nn.Dense(options.d, dtype=self.dtype, name="ffn_2")(hidden)
+    hidden = Dropout(self.dropout, self.deterministic)(exact_gelu(hidden))
+    values = values + nn.Dense(width, dtype=self.dtype, name="ffn_2")(hidden)
     return jnp.where(mask[..., None], values, 0.0)
 
   @nn.nowrap
@@ -88,53 +93,21 @@ class ModalityGate(nn.Module):
     return jnp.einsum("bm,bmd->bd", routing.combine, pooled), routing
 
 
-class TaskQuery(nn.Module):
-  """One learnt query reads all steps of all modalities; beta is each one's share."""
-
-  @nn.compact
-  def __call__(
-    self,
-    values: Float[Array, "b t d"],
-    mask: Bool[Array, "b t"],
-    steps: tuple[int, ...],
-  ) -> tuple[Float[Array, "b d"], Routing]:
-    """Reads modalities laid end to end.
-
-    Args:
-      values: steps of all modalities; mask: True = real step.
-      steps: number of steps of each modality, adding up to t.
-    """
-    width = values.shape[-1]
-    query = self.param("query", nn.initializers.normal(0.02), (width,))
-    values = values.astype(jnp.float32)
-    logits = jnp.einsum("btd,d->bt", values, query) / jnp.sqrt(float(width))
-    weights = masked_softmax(logits, mask)
-    fused = jnp.einsum("bt,btd->bd", weights, values)
-    parts = jnp.split(weights, _borders(steps), axis=1)
-    shares = jnp.stack([part.sum(axis=1) for part in parts], axis=1)  # [b m]
-    tiny = jnp.finfo(jnp.float32).tiny
-    return fused, Routing(shares, shares, jnp.log(jnp.maximum(shares, tiny)))
-
-
-def _borders(steps: tuple[int, ...]) -> tuple[int, ...]:
-  return tuple(sum(steps[: i + 1]) for i in range(len(steps) - 1))
-
-
 class TaskFusion(nn.Module):
   """From every task's streams of all modalities to one vector per task.
 
   Attributes:
-    options: `config.model`, frozen; `fusion` is `cross_gate` (cross-attention, gates),
-      `gate_only` (no attention), `concat` (cross-attention, concatenated means and a
-      linear layer per task) or `query` (cross-attention, one query per task).
     tasks: names of the tasks.
-    deterministic: True = evaluation.
-    dtype: compute type; gates are float32.
+    num_heads, ffn_dim, dropout, attention_dropout, deterministic, dtype: see
+      `CrossAttention`; gates are float32.
   """
 
-  options: ml_collections.FrozenConfigDict
   tasks: tuple[str, ...]
-  deterministic: bool
+  num_heads: int = 8
+  ffn_dim: int = 1024
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  deterministic: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -148,22 +121,26 @@ class TaskFusion(nn.Module):
       masks: modality -> [b t].
 
     Returns:
-      Task -> [b d], and task -> beta [b m] (nothing with `concat`).
+      Task -> [b d], and task -> beta [b m], whose experts are the modalities.
     """
     order = tuple(streams)
     size = len(masks[order[0]])
     # Tasks share the attention: they are stacked on the batch axis.
     stacked = {name: jnp.concatenate(streams[name]) for name in order}
     tiled = {name: jnp.tile(masks[name], (len(self.tasks), 1)) for name in order}
-    if self.options.fusion != "gate_only" and len(order) > 1:
+    if len(order) > 1:
       stacked = self._attend(stacked, tiled)
+    available = jnp.stack([jnp.any(masks[name], axis=1) for name in order], axis=1)
     fused, gates = {}, {}
     for number, task in enumerate(self.tasks):
       rows = slice(number * size, (number + 1) * size)
-      own = {name: stacked[name][rows] for name in order}
-      fused[task], beta = self._fuse(task, own, masks)
-      if beta is not None:
-        gates[task] = beta
+      pooled = [
+        masked_mean(stacked[name][rows].astype(jnp.float32), masks[name][..., None], 1)
+        for name in order
+      ]
+      gate = ModalityGate(name=f"gate_{task}")
+      fused[task], beta = gate(jnp.stack(pooled, axis=1), available)
+      gates[task] = beta.replace(experts=order)
     return fused, gates
 
   @nn.nowrap
@@ -172,7 +149,9 @@ class TaskFusion(nn.Module):
     for name in values:
       others = [other for other in values if other != name]
       layer = CrossAttention(
-        self.options, self.deterministic, self.dtype, name=f"cross_{name}"
+        *(self.num_heads, self.ffn_dim, self.dropout, self.attention_dropout),
+        *(self.deterministic, self.dtype),
+        name=f"cross_{name}",
       )
       result[name] = layer(
         values[name],
@@ -181,21 +160,3 @@ class TaskFusion(nn.Module):
         jnp.concatenate([masks[other] for other in others], axis=1),
       )
     return result
-
-  @nn.nowrap
-  def _fuse(self, task: str, values: Values, masks: Masks):
-    if self.options.fusion == "query":
-      return TaskQuery(name=f"query_{task}")(
-        jnp.concatenate(list(values.values()), axis=1),
-        jnp.concatenate([masks[name] for name in values], axis=1),
-        tuple(value.shape[1] for value in values.values()),
-      )
-    pooled = [
-      masked_mean(value.astype(jnp.float32), masks[name][..., None], 1)
-      for name, value in values.items()
-    ]
-    if self.options.fusion == "concat":
-      layer = nn.Dense(self.options.d, dtype=self.dtype, name=f"concat_{task}")
-      return layer(jnp.concatenate(pooled, axis=-1)), None
-    available = jnp.stack([jnp.any(masks[name], axis=1) for name in values], axis=1)
-    return ModalityGate(name=f"gate_{task}")(jnp.stack(pooled, axis=1), available)

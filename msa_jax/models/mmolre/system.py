@@ -20,82 +20,49 @@ table. Each of our choices is an option below, with the other readings as its va
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Float
 
 from msa_jax.errors import UserError
-from msa_jax.layers.lowrank import ACTIVATIONS, FORMS, SECOND_INITS
 from msa_jax.losses.routing import importance_cv2
 from msa_jax.models.mmolre.network import MMoLRE
+from msa_jax.models.options import construct, defaults
 from msa_jax.models.outputs import output_specs
 from msa_jax.models.system import Options, System, TaskTerm
 from msa_jax.typing import Batch, ModelOutput, Spec
 
-_CHOICES = {
-  "sharing": ("mixed", "hard", "specific"),
-  "act": tuple(ACTIVATIONS),
-  "router_level": ("utterance", "token"),
-  "router_scope": ("all", "shared_only"),
-  "w2_init": SECOND_INITS,
-  "fusion": ("cross_gate", "gate_only", "concat", "query"),
-  "dispatch": FORMS,
-  "task_weights": ("fixed", "uncertainty"),
-  "dtype": ("float32", "bfloat16"),
-}
 
+def options() -> dict[str, Any]:
+  """Options of the model (`config.model`): the fields of `MMoLRE`.
 
-def options() -> ml_collections.ConfigDict:
-  """Options of the model (`config.model`).
-
-  Ablations: `sharing=hard` (one stream and one router for all tasks, no own experts),
-  `sharing=specific` (own experts only), `full_rank=True` (every rank = d), `ranks` of
-  any number and size, `n_blocks=1`.
+  Two are read against the corpus: `tasks`, those predicted (() = sentiment and
+  emotion, as the corpus has), and `modalities`, those used of the ones that the corpus
+  has (() = all).
   """
-  return ml_collections.ConfigDict(
-    {
-      "name": "mmolre",
-      "tasks": (),  # tasks predicted; () = sentiment and emotion, as the corpus has
-      "modalities": ("text", "audio"),  # of those the corpus has; () = all
-      "d": 768,
-      "n_blocks": 2,
-      "ranks": (16, 32, 64, 128),  # of the shared experts
-      "ts_rank": 64,  # of each task's own expert
-      "full_rank": False,
-      "sharing": "mixed",
-      "share_blocks": False,  # the same shared experts in every block of a modality
-      "act": "gelu",
-      "kernel": 3,
-      "residual": True,
-      "router_level": "utterance",
-      "router_scope": "all",  # shared_only: a task's own expert has weight one
-      "top_k": 0,  # experts used per router; 0 = all
-      "w2_init": "zeros",
-      "dispatch": "fused",  # plain: a loop over experts, for comparison
-      "fusion": "cross_gate",
-      "n_heads": 8,
-      "ffn": 1024,
-      "head_hidden": 256,
-      "dropout": 0.1,
-      "attn_dropout": 0.1,
-      "dtype": "float32",
-      # of the tasks' losses; uncertainty: learned log variances s, exp(-s) L + s
-      "task_weights": "fixed",
-    }
-  )
+  fields = defaults(MMoLRE)
+  del fields["task"]
+  return {
+    "name": "mmolre",
+    "tasks": (),
+    "modalities": ("text", "audio"),
+    **fields,
+  }
 
 
 def losses() -> dict[str, object]:
   """Options of the objective that this system adds to `config.loss`."""
   return {
-    "sa": "default",  # of sentiment: l1, mse, huber; cross-entropy for classes
-    "er": "default",  # of emotion: (binary) cross-entropy
-    "er_weight": 1.0,  # of the emotion loss, that of sentiment being one
-    "er_pos_weight": (),  # of present emotions, yes/no questions only: one or c numbers
-    "bal": 0.0,  # of the routers' imbalance: squared variation of experts' shares
+    "sentiment": "default",  # l1, mse, huber; cross-entropy for classes
+    "emotion": "default",  # (binary) cross-entropy
+    "emotion_weight": 1.0,  # that of sentiment is one
+    # factors of present emotions, yes/no questions only: one for all or one for each
+    "emotion_positive_weight": (),
+    # of the routers' imbalance: squared coefficient of variation of experts' shares
+    "load_balance": 0.0,
   }
 
 
@@ -126,45 +93,22 @@ def build(options: Options, spec: Spec) -> MMoLRE:
   Raises:
     UserError: a value out of range, or one that contradicts the corpus.
   """
-  model = ml_collections.FrozenConfigDict(options)
-  _check(model)
-  return MMoLRE(
-    options=model,
+  fields = {name: value for name, value in options.items() if name != "modalities"}
+  return construct(
+    MMoLRE,
+    fields,
+    outputs=output_specs(options, spec),
     modalities=modalities_of(options, spec),
-    targets=output_specs(options, spec),
-    uncertainty=model.task_weights == "uncertainty",
-    dtype=jnp.bfloat16 if model.dtype == "bfloat16" else jnp.float32,
   )
 
 
-def _check(model: ml_collections.FrozenConfigDict) -> None:
-  for key, choices in _CHOICES.items():
-    if model[key] not in choices:
-      raise UserError(f"model.{key}={model[key]!r}: choose one of {choices}")
-  for key in ("d", "n_blocks", "ts_rank", "kernel", "n_heads", "ffn", "head_hidden"):
-    if model[key] < 1:
-      raise UserError(f"model.{key}={model[key]}: must be at least 1")
-  if model.top_k < 0:
-    raise UserError(f"model.top_k={model.top_k}: must be 0 (all experts) or positive")
-  if min(model.ranks, default=0) < 1 and model.sharing != "specific":
-    raise UserError(
-      f"model.ranks={model.ranks}: give at least one shared expert, of rank 1 or more,"
-      " or choose model.sharing='specific'"
-    )
-  if model.d % model.n_heads:
-    raise UserError(f"model.n_heads={model.n_heads}: must divide model.d={model.d}")
-  for site in ("dropout", "attn_dropout"):
-    if not 0.0 <= model[site] < 1.0:
-      raise UserError(f"model.{site}={model[site]}: must be in [0, 1)")
-
-
 def terms(loss: Options, spec: Spec) -> Mapping[str, TaskTerm]:
-  """Loss and weight of each task: `config.loss.sa`, `er`, `er_weight`; any other task
-  of the corpus has its default loss."""
+  """Loss and weight of each task: `config.loss.sentiment`, `emotion`,
+  `emotion_weight`; any other task of the corpus has its default loss."""
   found = {name: TaskTerm() for name in spec.tasks}
-  found["sentiment"] = TaskTerm(loss["sa"])
-  positive = tuple(loss["er_pos_weight"])
-  found["emotion"] = TaskTerm(loss["er"], loss["er_weight"], positive)
+  found["sentiment"] = TaskTerm(loss["sentiment"])
+  positive = tuple(loss["emotion_positive_weight"])
+  found["emotion"] = TaskTerm(loss["emotion"], loss["emotion_weight"], positive)
   return found
 
 
@@ -174,12 +118,12 @@ def auxiliary(
   batch: Batch,
   progress: Float[Array, ""],
 ) -> Mapping[str, jax.Array]:
-  """`bal`: imbalance of the routers, mean over them of the squared coefficient of
-  variation of the experts' summed probabilities; 0 = even."""
+  """`load_balance`: mean over routers of the squared coefficient of variation of the
+  experts' summed probabilities; 0 = even."""
   del model, progress
   routers = [r for name, r in output.routing.items() if name.startswith("router_")]
   values = [importance_cv2(r.probs, batch.sample_mask) for r in routers]
-  return {"bal": jnp.mean(jnp.stack(values))}
+  return {"load_balance": jnp.mean(jnp.stack(values))}
 
 
 def shared(path: tuple[str, ...]) -> str:

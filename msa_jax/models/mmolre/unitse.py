@@ -10,7 +10,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.layers.attention import LAYER_NORM_EPSILON
@@ -20,27 +19,7 @@ from msa_jax.layers.masking import masked_mean
 from msa_jax.layers.routing import Router
 from msa_jax.typing import Routing
 
-Streams = tuple[Any, ...]  # one [b t d] per task
-
-HARD = "shared"  # name of the only stream when tasks share everything
-
-
-def streams_of(sharing: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
-  """Names of the streams inside UniTSE: the tasks, or one for all of them."""
-  return (HARD,) if sharing == "hard" else tasks
-
-
-def expert_ranks(
-  options: ml_collections.FrozenConfigDict,
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Ranks of the shared experts and of a task's own, after `sharing`, `full_rank`."""
-  shared, own = tuple(options.ranks), (options.ts_rank,)
-  if options.full_rank:
-    shared, own = (options.d,) * len(shared), (options.d,)
-  return (
-    () if options.sharing == "specific" else shared,
-    () if options.sharing == "hard" else own,
-  )
+Streams = tuple[Any, ...]  # one [b t d] per stream
 
 
 class UniTSEBlock(nn.Module):
@@ -50,15 +29,21 @@ class UniTSEBlock(nn.Module):
   the task's own, so that nothing of a task's own receives gradient from another.
 
   Attributes:
-    options: `config.model`, frozen.
     streams: names of the task streams.
+    own_ranks: ranks of each task's own experts; () = none.
+    kernel_size: steps that an expert's first kernel sees.
+    second_init: initialiser of an expert's second kernel, see `LowRankExperts`.
+    dropout: rate on what the experts add.
     deterministic: True = evaluation.
     dtype: compute type; routers and norm statistics are float32.
   """
 
-  options: ml_collections.FrozenConfigDict
   streams: tuple[str, ...]
-  deterministic: bool
+  own_ranks: tuple[int, ...] = (64,)
+  kernel_size: int = 3
+  second_init: str = "zeros"
+  dropout: float = 0.0
+  deterministic: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -68,29 +53,35 @@ class UniTSEBlock(nn.Module):
     mask: Bool[Array, "b t"],
     shared: LowRankExperts | None,
   ) -> tuple[Streams, Mapping[str, Routing]]:
-    """Returns the new streams (zero at masked steps) and each task's routing [b e]."""
-    options = self.options
-    own = expert_ranks(options)[1]
+    """One block.
+
+    Args:
+      inputs: one [b t d] per stream.
+      mask: True = real step.
+      shared: the experts that all streams use; None = none.
+
+    Returns:
+      The new streams (zero at masked steps), and each stream's routing [b e] over the
+      shared experts and then its own.
+    """
     banks = [] if shared is None else [shared()]
     outputs, routings = [], {}
     for name, values in zip(self.streams, inputs, strict=True):
       norm = nn.LayerNorm(LAYER_NORM_EPSILON, dtype=self.dtype, name=f"norm_{name}")
       normalised = jnp.where(mask[..., None], norm(values), 0.0)
       candidates = list(banks)
-      if own:
-        candidates.append(self._experts(own, f"expert_{name}")())
+      if self.own_ranks:
+        own = LowRankExperts(
+          *(self.own_ranks, values.shape[-1], self.kernel_size, self.second_init),
+          name=f"expert_{name}",
+        )
+        candidates.append(own())
       bank = join(candidates)
-      routing, gates = self._route(name, normalised, mask, len(bank.ranks))
-      mixed = mix(bank, normalised, mask, gates, options.act, options.dispatch)
-      mixed = Dropout(options.dropout, self.deterministic)(mixed)
-      outputs.append(values + mixed if options.residual else mixed)
+      routing = self._route(name, normalised, mask, len(bank.ranks))
+      mixed = mix(bank, normalised, mask, routing.combine)
+      outputs.append(values + Dropout(self.dropout, self.deterministic)(mixed))
       routings[name] = routing
     return tuple(outputs), routings
-
-  @nn.nowrap
-  def _experts(self, ranks: tuple[int, ...], name: str) -> LowRankExperts:
-    options = self.options
-    return LowRankExperts(ranks, options.d, options.kernel, options.w2_init, name=name)
 
   @nn.nowrap
   def _route(
@@ -98,86 +89,71 @@ class UniTSEBlock(nn.Module):
     name: str,
     values: Float[Array, "b t d"],
     mask: Bool[Array, "b t"],
-    n_experts: int,
-  ) -> tuple[Routing, Float[Array, "b ... e"]]:
-    """The routing to report [b e], and the gates of all candidates."""
-    options = self.options
-    # Task experts outside the router's scope always take part, with weight one.
-    outside = options.router_scope == "shared_only" and options.sharing == "mixed"
+    num_experts: int,
+  ) -> Routing:
+    """Routes a sample by the mean of its steps; one without any to no expert."""
     router = Router(
-      n_experts - outside,
-      options.top_k or None,
+      num_experts,
       use_bias=True,
       kernel_init=nn.initializers.zeros,
       name=f"router_{name}",
     )
-    if options.router_level == "token":
-      routing = router(values, _spread(mask, n_experts - outside))
-      gates, real = routing.combine, mask
-      weights = mask[..., None]
-      routing = Routing(
-        *(masked_mean(x, weights, 1) for x in (routing.probs, routing.combine)),
-        masked_mean(routing.logits, weights, 1),
-      )
-    else:
-      pooled = masked_mean(values.astype(jnp.float32), mask[..., None], 1)
-      real = jnp.any(mask, axis=1)
-      routing = router(pooled, _spread(real, n_experts - outside))
-      gates = routing.combine
-    if outside:
-      gates = jnp.concatenate([gates, real[..., None].astype(gates.dtype)], axis=-1)
-    return routing, gates
-
-
-def _spread(mask: Bool[Array, "*n"], experts: int) -> Bool[Array, "*n e"]:
-  return jnp.broadcast_to(mask[..., None], (*mask.shape, experts))
+    pooled = masked_mean(values.astype(jnp.float32), mask[..., None], 1)
+    real = jnp.any(mask, axis=1)[:, None]
+    routing = router(pooled, jnp.broadcast_to(real, (len(mask), num_experts)))
+    num_own = len(self.own_ranks)
+    shared = (f"shared {index}" for index in range(num_experts - num_own))
+    return routing.replace(experts=(*shared, *["own"] * num_own))
 
 
 class UniTSE(nn.Module):
   """Stacked blocks of one modality, after an input adapter where widths differ.
 
   Attributes:
-    options: `config.model`, frozen.
-    tasks: names of the tasks.
-    deterministic: True = evaluation.
-    dtype: compute type.
+    streams: names of the task streams.
+    hidden_dim: width d of the streams.
+    num_blocks: blocks.
+    shared_ranks: ranks of each block's shared experts; () = none.
+    own_ranks, kernel_size, second_init, dropout, deterministic, dtype: see
+      `UniTSEBlock`.
   """
 
-  options: ml_collections.FrozenConfigDict
-  tasks: tuple[str, ...]
-  deterministic: bool
+  streams: tuple[str, ...]
+  hidden_dim: int = 768
+  num_blocks: int = 2
+  shared_ranks: tuple[int, ...] = (16, 32, 64, 128)
+  own_ranks: tuple[int, ...] = (64,)
+  kernel_size: int = 3
+  second_init: str = "zeros"
+  dropout: float = 0.0
+  deterministic: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
     self, values: Float[Array, "b t k"], mask: Bool[Array, "b t"]
   ) -> tuple[Streams, list[Mapping[str, Routing]]]:
-    """Every task's stream [b t d], in the order of `tasks`, and the blocks' routings.
-
-    With hard sharing all tasks get the same stream and the routings have one entry.
-    """
-    options = self.options
+    """Every stream [b t d] (zero at masked steps), and the routings of each block."""
     values = values.astype(self.dtype)
-    if values.shape[-1] != options.d:
-      values = nn.Dense(options.d, dtype=self.dtype, name="adapter")(values)
-      values = nn.LayerNorm(LAYER_NORM_EPSILON, dtype=self.dtype, name="adapter_norm")(
-        values
-      )
+    if values.shape[-1] != self.hidden_dim:
+      values = nn.Dense(self.hidden_dim, dtype=self.dtype, name="adapter")(values)
+      norm = nn.LayerNorm(LAYER_NORM_EPSILON, dtype=self.dtype, name="adapter_norm")
+      values = norm(values)
     values = jnp.where(mask[..., None], values, 0.0)
-    names = streams_of(options.sharing, self.tasks)
-    ranks = expert_ranks(options)[0]
-    outputs: Streams = (values,) * len(names)
-    routings, shared = [], None
-    for block in range(options.n_blocks):
-      if ranks and (shared is None or not options.share_blocks):
+    outputs: Streams = (values,) * len(self.streams)
+    routings = []
+    for number in range(self.num_blocks):
+      shared = None
+      if self.shared_ranks:
         shared = LowRankExperts(
-          *(ranks, options.d, options.kernel, options.w2_init),
-          name=f"shared_{block}",
+          *(self.shared_ranks, self.hidden_dim, self.kernel_size, self.second_init),
+          name=f"shared_{number}",
         )
-      outputs, routing = UniTSEBlock(
-        options, names, self.deterministic, self.dtype, name=f"block_{block}"
-      )(outputs, mask, shared)
+      block = UniTSEBlock(
+        *(self.streams, self.own_ranks, self.kernel_size, self.second_init),
+        *(self.dropout, self.deterministic, self.dtype),
+        name=f"block_{number}",
+      )
+      outputs, routing = block(outputs, mask, shared)
       routings.append(routing)
-    if len(names) == 1:
-      outputs = outputs * len(self.tasks)
     return outputs, routings

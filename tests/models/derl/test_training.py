@@ -21,7 +21,11 @@ from tiny_derl import (
 
 from msa_jax.errors import UserError
 from msa_jax.models.derl import system as derl
-from msa_jax.step import recipe
+from msa_jax.step.recipe import example_batch
+
+
+def build(config):
+  return derl.build(config.model, config.corpus_spec)
 
 
 def training_gradient(config, params_change=lambda params: params):
@@ -32,7 +36,7 @@ def training_gradient(config, params_change=lambda params: params):
     variables_ = {**variables, "params": params}
     output, _ = model.apply(variables_, batch, train=True, mutable=["batch_stats"])
     apart = output.predictions["sentiment"] - batch.labels["sentiment"].value
-    return jnp.mean(apart**2) + 0.1 * output.losses["dis"]
+    return jnp.mean(apart**2) + 0.1 * output.losses["dissimilarity"]
 
   return compiled(jax.grad(loss))(params_change(variables["params"]))
 
@@ -71,28 +75,20 @@ def test_each_unit_acts_through_its_own_encoder_of_the_next_layer(
 def test_the_loss_is_the_task_loss_plus_beta_times_the_distance():
   config = resolved()
   _, _, metrics = step_of(config)
-  assert config.loss.dis == 0.005 and config.loss.task == "mse"
-  expected = metrics["loss/sentiment"] + 0.005 * metrics["aux/dis"]
+  assert config.loss["dissimilarity"] == 0.005 and config.loss["task"] == "mse"
+  expected = metrics["loss/sentiment"] + 0.005 * metrics["aux/dissimilarity"]
   np.testing.assert_allclose(metrics["loss"], expected, atol=1e-6)
-  assert metrics["aux/dis"] > 0.1
-  model, variables = initial(config)
-  assert "dis" in model.apply(variables, make_batch(), train=False).losses
+  assert metrics["aux/dissimilarity"] > 0.1
 
 
 def test_beta_zero_removes_every_path_of_the_distance():
-  config = resolved()
-  with config.unlocked():
-    config.loss.dis = 0.0
-    config.optim.update(
-      {
-        "name": "sgd",
-        "learning_rate": 1.0,
-        "grad_clip_norm": 0.0,
-        "warmup_fraction": 0.0,
-      }
-    )
+  sgd = {"name": "sgd", "learning_rate": 1.0}
+  config = resolved(
+    loss={"dissimilarity": 0.0},
+    optim={**sgd, "grad_clip_norm": 0.0, "warmup_fraction": 0.0},
+  )
   before, after, _ = step_of(config)
-  model = derl.build(config)
+  model = build(config)
   batch = make_batch()
 
   def task_loss(params):
@@ -121,12 +117,12 @@ TABLE_4 = [
 
 @pytest.mark.parametrize("variant, streams", TABLE_4)
 def test_the_encoder_ablations_train_with_the_streams_they_name(variant, streams):
-  config = resolved(variant=variant, n_layers=1)
+  config = resolved(model={"variant": variant, "num_layers": 1})
   before, after, metrics = step_of(config)
   assert np.isfinite(metrics["loss"])
   output = jax.eval_shape(
-    lambda params, batch: derl.build(config).apply(
-      {"params": params, **before.collections}, batch, train=False
+    lambda params, batch: build(config).apply(
+      {"params": params, **before.collections}, batch
     ),
     after.params,
     make_batch(),
@@ -134,7 +130,7 @@ def test_the_encoder_ablations_train_with_the_streams_they_name(variant, streams
   assert set(output.features) == streams
   assert not any(name[:4] in ("enha", "filt") for name in after.params)
   assert after.params["head_1"]["kernel"].shape == (24, 24)  # zeros keep the width
-  assert (metrics["aux/dis"] > 0) == (len(streams) == 6)
+  assert (metrics["aux/dissimilarity"] > 0) == (len(streams) == 6)
   assert (
     np.abs(after.params["head_1"]["kernel"] - before.params["head_1"]["kernel"]).max()
     > 0
@@ -142,60 +138,21 @@ def test_the_encoder_ablations_train_with_the_streams_they_name(variant, streams
 
 
 @pytest.mark.parametrize(
-  "options", [{"use_fu": False}, {"use_eu": False}, {"use_fu": False, "use_eu": False}]
+  "options",
+  [
+    {"use_filter": False},
+    {"use_enhancement": False},
+    {"use_filter": False, "use_enhancement": False},
+  ],
 )
 def test_the_module_ablations_train_and_change_the_prediction(options):
-  before, after, metrics = step_of(resolved(**options))
+  before, after, metrics = step_of(resolved(model=options))
   assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before.params, after.params)
   # Adam's first update moves everything that has a gradient.
   assert moved["cross_1"]["stack"]["ffn_1"]["kernel"] > 0
   default = loss_of(resolved())["loss/sentiment"]
   assert abs(default - metrics["loss/sentiment"]) > 1e-6
-
-
-@pytest.mark.parametrize(
-  "options",
-  [
-    {"n_layers": 3, "share_gates": True},
-    {"gate_last": True, "norm_style": "pre", "input_norm": "none"},
-    {"pe": "learned", "dis": "token_l2"},
-    {"eu_norm": "frobenius"},
-    {"attn_scale": "model", "dis": "rms"},
-  ],
-)
-def test_the_flags_change_the_prediction(options):
-  metrics = loss_of(resolved(**options))
-  default = loss_of(resolved())
-  assert np.isfinite(metrics["loss"])
-  assert abs(default["loss/sentiment"] - metrics["loss/sentiment"]) > 1e-6
-  if "dis" in options:
-    assert abs(default["aux/dis"] - metrics["aux/dis"]) > 1e-3
-
-
-def test_sources_of_the_first_layer_matter_only_beyond_it():
-  for n_layers, differs in ((1, False), (2, True)):
-    model, variables = initial(resolved(n_layers=n_layers))
-    other, _ = initial(resolved(n_layers=n_layers, cie_source="layer_input"))
-    one = predict(model, variables, make_batch()).predictions["sentiment"]
-    two = predict(other, variables, make_batch()).predictions["sentiment"]
-    assert (np.abs(one - two).max() > 1e-4) == differs
-
-
-@pytest.mark.parametrize("pool", ["first", "last"])
-def test_pooling_takes_the_first_or_last_real_step(pool):
-  model, variables = initial(resolved(pool=pool))
-  batch = make_batch()
-  lost = batch.modalities["audio"].mask & (jnp.arange(6)[None] == 0)
-  batch = replace(batch, "audio", lost=lost)  # the first real step is the second
-  features = predict(model, variables, batch).features
-  for name in NAMES:
-    mask = np.asarray(batch.modalities[name].mask & ~batch.modalities[name].lost)
-    total = features[f"M_{name}"] + features[f"H_{name}"]
-    for row in range(4):
-      step = np.flatnonzero(mask[row])[0 if pool == "first" else -1]
-      expected = total[row, step]
-      np.testing.assert_allclose(features[f"F_{name}"][row], expected, atol=1e-6)
 
 
 def aligned(batch):
@@ -207,7 +164,7 @@ def aligned(batch):
 
 def test_pooling_after_a_linear_head_equals_pooling_before_it():
   before, variables = initial(resolved())
-  after, _ = initial(resolved(pool="after_mlp"))
+  after, _ = initial(resolved(model={"pooling": "after_mlp"}))
   batch = aligned(make_batch())
 
   def both(variables):
@@ -225,25 +182,19 @@ def test_pooling_after_a_linear_head_equals_pooling_before_it():
   np.testing.assert_allclose(one, two, atol=2e-4)
 
 
-@pytest.mark.parametrize("options", [{"pool": "after_mlp"}, {"dis": "token_l2"}])
-def test_flags_that_need_equal_lengths_say_so(options):
-  config = resolved(steps=(6, 11, 6), **options)
-  model = derl.build(config)
-  key = next(iter(options))
-  with pytest.raises(UserError, match=f"model.{key}.*equal length.*11.*align"):
-    jax.eval_shape(
-      lambda: model.init(
-        jax.random.key(0), recipe.example_batch(config.spec), train=False
-      )
-    )
+def test_a_head_at_every_step_needs_equal_lengths_and_says_so():
+  config = resolved(model={"pooling": "after_mlp"}, steps=(6, 11, 6))
+  example = example_batch(config.corpus_spec)
+  with pytest.raises(UserError, match="model.pooling.*equal length.*11.*align"):
+    jax.eval_shape(build(config).init, jax.random.key(0), example)
 
 
 def test_maps_are_reported_on_request():
-  model, variables = initial(resolved(dropout={**QUIET, "eu": 0.5}))
+  model, variables = initial(resolved(model={"dropout": {**QUIET, "enhancement": 0.5}}))
   batch = make_batch()
-  _, sown = compiled(
-    lambda v, b: model.apply(v, b, train=False, mutable=["intermediates"])
-  )(variables, batch)
+  _, sown = compiled(lambda v, b: model.apply(v, b, mutable=["intermediates"]))(
+    variables, batch
+  )
   maps = sown["intermediates"]
   for name in NAMES:
     mask = np.asarray(batch.modalities[name].mask)
@@ -257,33 +208,25 @@ def test_maps_are_reported_on_request():
 
 
 OTHER_OPTIONS = {
-  "d": 12,
-  "n_heads": 4,
-  "n_layers": 1,
-  "ffn_mult": 2,
-  "kernels": (3, 1, 3),
-  "input_norm": "layer",
-  "pe": "learned",
-  "attn_scale": "model",
-  "norm_style": "pre",
-  "eu_norm": "frobenius",
-  "gate_last": True,
-  "cie_source": "layer_input",
-  "share_gates": True,
-  "use_eu": False,
-  "use_fu": False,
+  "hidden_dim": 12,
+  "num_heads": 4,
+  "num_layers": 1,
+  "ffn_multiplier": 2,
+  "kernel_sizes": (3, 1, 3),
+  "attention_scale": "model",
+  "use_enhancement": False,
+  "use_filter": False,
   "variant": "ie_tav",
-  "pool": "last",
-  "dis": "rms",
+  "pooling": "after_mlp",
   "dtype": "bfloat16",
 }
 
 
-def test_every_option_of_the_specification_changes_the_program():
+def test_every_option_changes_the_program():
   batch = make_batch(size=2)
 
   def program(**options):
-    model = derl.build(resolved(**options))
+    model = build(resolved(model=options))
 
     def run(batch, key):
       rngs = {"params": key, "dropout": key}
@@ -297,5 +240,4 @@ def test_every_option_of_the_specification_changes_the_program():
     assert program(**{key: value}) != default, key
   for site in QUIET:
     assert program(dropout={**QUIET, site: 0.5}) != default, site
-  named = {"name", "task", "dropout"}
-  assert set(resolved().model) - set(OTHER_OPTIONS) == named
+  assert set(resolved().model) - set(OTHER_OPTIONS) == {"task", "dropout"}

@@ -10,35 +10,43 @@ import pytest
 import tiny_mmolre as tiny
 from tiny_mmolre import SENTIMENT, TASKS, base, compiled, predict, same
 
+from msa_jax.config.experiment import from_json, to_json
 from msa_jax.layers.lowrank import Bank, mix, split
 from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models.mmolre import system as mmolre
 from msa_jax.models.mmolre.unitse import UniTSE
-from msa_jax.step import recipe
-from msa_jax.step.objective import objective_terms, task_losses
+from msa_jax.step import compose
+from msa_jax.step.objective import task_losses
+
+
+def _losses(config, output, batch):
+  """Loss of every task."""
+  tasks = config.corpus_spec.tasks
+  terms = mmolre.terms(config.loss, config.corpus_spec)
+  return task_losses(tasks, terms, output, batch)
+
+
+def _jacobian(config):
+  """Gradient of every task's loss, by task."""
+  return _compiled_jacobian(to_json(config))
 
 
 @functools.cache
-def _jacobian(config):
-  """Gradient of every task's loss, by task."""
-  terms = mmolre.terms(config)
+def _compiled_jacobian(text):
+  config = from_json(text)
 
   def losses(params, batch):
-    return task_losses(config, tiny.apply(config, params, batch), batch, terms)
+    return _losses(config, tiny.apply(config, params, batch), batch)
 
   return compiled(jax.jacrev(losses))
 
 
-def _streams(config, params, name, data):
-  """UniTSE of one modality by itself."""
-  data = hide_unavailable(data).modalities[name]
-  return data, _unitse(config)(params[f"unitse_{name}"], data.features, data.mask)
-
-
-@functools.cache
-def _unitse(config):
-  module = UniTSE(mmolre.build(config).options, TASKS, True)
-  return compiled(lambda params, *inputs: module.apply({"params": params}, *inputs))
+def _streams(params, data):
+  """UniTSE of the text by itself, of one block."""
+  data = hide_unavailable(data).modalities["text"]
+  module = UniTSE(TASKS, 8, 1, (1, 2), (3,))
+  run = compiled(module.apply)
+  return data, run({"params": params["unitse_text"]}, data.features, data.mask)
 
 
 def test_each_task_reaches_its_own_parameters_and_the_shared_ones_alone():
@@ -87,14 +95,14 @@ def test_routers_on_the_task_experts_leave_the_shared_experts_without_gradient()
 
 @pytest.mark.parametrize("chosen", [0, 1, 2, None])
 def test_a_block_adds_the_chosen_expert_or_the_mean_of_all(chosen):
-  config, params, batch, _ = base()
+  _, params, batch, _ = base()
   params = jax.tree.map(lambda leaf: leaf, params)  # its mappings are changed below
   router = jnp.zeros(3) if chosen is None else 1000.0 * jnp.eye(3)[chosen]
   block = params["unitse_text"]["block_0"]
   for task in TASKS:
     logits = block[f"router_{task}"]["logits"]
     logits["kernel"], logits["bias"] = jnp.zeros((8, 3)), router
-  data, (streams, routing) = _streams(config, params, "text", batch)
+  data, (streams, routing) = _streams(params, batch)
   mask = np.asarray(data.mask)
   for task, stream in zip(TASKS, streams, strict=True):
     norm = block[f"norm_{task}"]
@@ -119,9 +127,9 @@ def test_a_block_adds_the_chosen_expert_or_the_mean_of_all(chosen):
 
 
 def test_zero_second_kernels_make_unitse_the_identity_for_all_tasks():
-  config = tiny.config(w2_init="zeros")
-  params = compiled(recipe.build(config).init)(0).params
-  data, (streams, routing) = _streams(config, params, "text", tiny.batch())
+  config = tiny.config(second_init="zeros", num_blocks=1)
+  params = compiled(compose.build(config).init)(0).params
+  data, (streams, routing) = _streams(params, tiny.batch())
   for stream in streams:
     np.testing.assert_array_equal(stream, data.features)  # width d: no adapter
   for block in routing:
@@ -148,7 +156,7 @@ def test_hidden_content_and_longer_padding_leave_the_predictions_alone():
 
 def test_losses_are_means_over_the_owners_of_a_label():
   config, params, batch, output = base()
-  losses = task_losses(config, output, batch, mmolre.terms(config))
+  losses = _losses(config, output, batch)
   rows = np.asarray([0, 1, 3, 4])
   predicted = np.asarray(output.predictions["sentiment"], np.float64)[rows]
   label = np.asarray(batch.labels["sentiment"].value, np.float64)[rows]
@@ -165,7 +173,7 @@ def test_losses_are_means_over_the_owners_of_a_label():
   label = batch.labels["emotion"]
   nobody = dataclasses.replace(label, mask=jnp.zeros_like(label.mask))
   alone = batch.replace(labels={**batch.labels, "emotion": nobody})
-  losses = task_losses(config, output, alone, mmolre.terms(config))
+  losses = _losses(config, output, alone)
   assert float(losses["emotion"]) == 0.0 and float(losses["sentiment"]) > 0
   gradients = _jacobian(config)(params, alone)["emotion"]
   assert not any(leaf.any() for leaf in jax.tree.leaves(gradients))
@@ -186,14 +194,12 @@ def test_gates_sum_to_one_over_available_modalities_and_absent_ones_do_not_matte
 
 
 def test_learned_log_variances_balance_as_their_formula_says():
-  config = tiny.config(loss={"balance": "uncertainty"}, n_blocks=1)
+  config = tiny.config(task_weights="uncertainty", num_blocks=1)
   params, batch = tiny.variables(config), tiny.batch()
 
   def total(params, batch):
     output = tiny.apply(config, params, batch)
-    terms, metrics = objective_terms(
-      config, mmolre.SYSTEM, output, batch, jnp.zeros((), jnp.int32)
-    )
+    terms, metrics = tiny.terms(config, output, batch)
     return sum(terms[task] for task in TASKS), metrics
 
   step = compiled(jax.value_and_grad(total, has_aux=True))
@@ -233,7 +239,7 @@ def test_samples_do_not_see_each_other():
 
 def test_swapping_the_tasks_parameters_swaps_their_predictions():
   twin = {"sentiment": SENTIMENT, "emotion": SENTIMENT}
-  config, batch = tiny.config(labels=twin, n_blocks=1), tiny.batch()
+  config, batch = tiny.config(labels=twin, num_blocks=1), tiny.batch()
   params = tiny.variables(config)
 
   def swapped(tree):
