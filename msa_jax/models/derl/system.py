@@ -120,4 +120,24 @@ def _check_corpus(
     )
 
 
-SYSTEM = System(build=build)
+# Tables 4 and 5, figure 5.
+ABLATIONS = {
+  "encoders": {
+    **{
+      name: {"model.variant": name}
+      for name in ("ie_t", "ie_a", "ie_v", "ie_tav")
+      + ("cie_tav", "cie_atv", "cie_vta", "cie_all")
+    },
+    "full": {},
+  },
+  "modules": {
+    "without_filter": {"model.use_fu": False},
+    "without_enhancement": {"model.use_eu": False},
+    "without_both": {"model.use_fu": False, "model.use_eu": False},
+    "without_distance": {"loss.dis": 0.0},
+    "full": {},
+  },
+  "layers": {f"layers_{n}": {"model.n_layers": n} for n in range(1, 7)},
+}
+
+SYSTEM = System(build=build, ablations=ABLATIONS)
