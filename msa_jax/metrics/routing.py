@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from msa_jax.losses.distributions import entropy, entropy_unit, squared_variation
+from msa_jax.typing import Routing
 
 Weights = Float[np.ndarray, "n e"]
 
@@ -67,18 +68,17 @@ def gate_metrics(
 
 
 def routing_metrics(
-  gates: Mapping[str, Mapping[str, np.ndarray]],
+  gates: Mapping[str, Routing],
   mask: Bool[np.ndarray, " n"] | None = None,
 ) -> dict[str, dict[str, float | list[float]]]:
   """`gate_metrics` of every gate.
 
   Args:
-    gates: gate name -> {"probs": [n e], "combine": [n e]}.
+    gates: gate name -> `Routing` of arrays on the host.
     mask: True = real row.
   """
   return {
-    name: gate_metrics(gate["probs"], gate["combine"], mask)
-    for name, gate in gates.items()
+    name: gate_metrics(gate.probs, gate.combine, mask) for name, gate in gates.items()
   }
 
 

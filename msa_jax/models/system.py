@@ -14,6 +14,10 @@ from msa_jax.typing import Batch, ModelOutput, Params, Spec
 # Options of a system (`config.model` without its name) or of its objective: plain,
 # nested mappings.
 Options = Mapping[str, Any]
+# Dotted key of a config -> another value, e.g. {"model.dropout": 0.0}.
+Changes = Mapping[str, Any]
+# Name of a run -> its changes.
+Variants = Mapping[str, Changes]
 
 
 def no_auxiliary(
@@ -134,6 +138,12 @@ def nothing_shared(path: tuple[str, ...]) -> str:
   return ""
 
 
+def no_attention(options: Options) -> str:
+  """No attention selects its keys."""
+  del options
+  return ""
+
+
 class System(NamedTuple):
   """A system: how its network is built, and what of its training is special.
 
@@ -156,6 +166,15 @@ class System(NamedTuple):
     units: what one sample may be, of `utterance` and `dialogue` (`data.sample_unit`).
     sees_dropped: whether the network reads steps whose content was lost; other systems
       get batches in which such steps are hidden.
+    ablations: table -> its runs, for the study `ablation`.
+    router_variants: ways to combine experts, for the study `router_compare`; empty =
+      the system itself.
+    robustness: runs that leave out what a method has against missing modalities, which
+      the study `missing` trains beside the whole system. A run's folder is named
+      `<system>_<data>_<name>`.
+    attention: options -> a name in the path of the modules whose attention keeps the
+      top k of its keys, for the report's figure of one sample; "" = none. Its tokens
+      are all real steps, the modalities of a step side by side in canonical order.
   """
 
   build: Callable[[Options, Spec], nn.Module]
@@ -167,3 +186,7 @@ class System(NamedTuple):
   shared: Callable[[tuple[str, ...]], str] = nothing_shared
   units: tuple[str, ...] = ("utterance",)
   sees_dropped: bool = False
+  ablations: Mapping[str, Variants] = MappingProxyType({})
+  router_variants: Variants = MappingProxyType({})
+  robustness: Variants = MappingProxyType({})
+  attention: Callable[[Options], str] = no_attention

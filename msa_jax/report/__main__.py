@@ -46,18 +46,22 @@ def compare_study(folder: str, console: Console) -> None:
     console: where to.
   """
   from msa_jax.report import results
-  from msa_jax.report import studies as trials
+  from msa_jax.report import studies as studies_lib
 
-  lines = trials.read(folder)
-  runs, gaps = trials.runs(folder, lines)
+  lines = studies_lib.read(folder)
+  runs, gaps = studies_lib.runs(folder, lines)
   board = lines[0]["study"] == "leaderboard"
-  for table in trials.result_tables(lines, runs):
+  sweep = studies_lib.is_sweep(lines)
+  if sweep and (ranking := studies_lib.ranking(folder, gaps)):
+    blocks = [rows for _, rows in ranking.blocks]
+    console.print(_table(ranking.title, ranking.names, blocks))
+  for table in studies_lib.result_tables(lines, runs):
     if not (board and table.task in results.tasks(runs)):
       blocks = [rows for _, rows in table.blocks]
       console.print(_table(table.title, table.names, blocks))
   if board:  # in full, beside all that is published of the corpora
     compare(runs, console)
-  else:
+  elif not sweep:
     for task in results.tasks(runs):
       _print_verdicts(runs, task, console)
   _print_gaps(gaps, console)
@@ -91,7 +95,7 @@ def _print_verdicts(runs, task: str, console: Console) -> None:
 def main(arguments: list[str]) -> None:
   """Reads the runs; bad input ends with one line and exit code 2."""
   from msa_jax.report import page, reading
-  from msa_jax.report import studies as trials
+  from msa_jax.report import studies as studies_lib
 
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
   folders = arguments[1:]
@@ -100,7 +104,7 @@ def main(arguments: list[str]) -> None:
   try:
     if not folders:
       raise UserError("give one run directory or more, e.g. runs/a; or: compare A B.")
-    studies = [folder for folder in folders if trials.is_study(folder)]
+    studies = [folder for folder in folders if studies_lib.is_study(folder)]
     runs = [reading.read(folder) for folder in folders if folder not in studies]
     if only_tables:
       console = Console()

@@ -1,4 +1,4 @@
-"""Looks into a trained H-GEM: attention of a sample before and after selection.
+"""Looks into a trained system: attention of a sample before and after selection.
 
 Source: H-GEM (Computer Systems & Applications 2026, 35(3)), figure 2, equations 3, 4.
 """
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from msa_jax import models
+from msa_jax.config.aliases import upgrade
 from msa_jax.data.batching import batches
 from msa_jax.data.transforms import preprocess
 from msa_jax.errors import UserError
@@ -45,25 +47,27 @@ class Attention(NamedTuple):
   kept: int
 
 
-def selects_keys(run: Run) -> bool:
-  """Whether the run's model has an attention that keeps the top k of its keys."""
-  model = at(run.config, "model")
-  off = "sparse" in model.get("disabled_experts", ())
-  layers = model.get("fusion") in ("moe", "single", "multi")
-  return run.model == "hgem" and layers and not off
+def selecting_module(run: Run) -> str:
+  """Name of the module whose attention keeps the top k of its keys; "" = none."""
+  system = models.SYSTEMS.get(run.model)
+  model = at(upgrade(run.config), "model")
+  return system.attention(model) if system is not None and model else ""
 
 
 def attention(run: Run, sample: str = "") -> Attention:
-  """Attention of the first sparse layer for one sample, by the run's first seed.
+  """Attention of the first selecting layer for one sample, by the run's first seed.
 
   Args:
-    run: a trained H-GEM; its data file must be there.
+    run: a trained run; its data file must be there.
     sample: id in `run.split`; "" = the one with the most steps.
 
   Raises:
     UserError: the run or its data cannot be read, there is no such sample, or the
-      model's sparse expert is left out.
+      model has no attention that selects.
   """
+  module = selecting_module(run)
+  if not module:
+    raise UserError(f"{run.model} has no top-k attention over all its steps.")
   directory = RunDirectory(run.path)
   config = directory.experiment()
   params, collections = ema.predicting(*run_lib.restore(directory, config)[0])
@@ -80,10 +84,7 @@ def attention(run: Run, sample: str = "") -> Attention:
 
   batch = hide_unavailable(batches.take(data, jnp.asarray([row])), keep_lost=True)
   sown = looked_into({"params": params, **collections}, batch)
-  found = _first_selection(sown.get("intermediates", {}))
-  if found is None:
-    raise UserError(f"{config.system} has no top-k attention over all its steps.")
-  before, after = found
+  before, after = _first_selection(sown["intermediates"], module)
   # A key that no query and no head gives any weight is padding.
   real = np.any(before > 0, axis=(0, 1))
   order = config.corpus_spec.modalities
@@ -114,16 +115,16 @@ def by_modality(
   return [order[column] for column in columns[sort]], positions[sort]
 
 
-def _first_selection(sown):
-  """Weights [h t s] before and after the selection of the first layer that selects."""
+def _first_selection(sown, module: str):
+  """Weights [h t s] before and after the selection of the first layer of a module."""
   layers: dict[str, dict[str, np.ndarray]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(sown):
     names = [str(entry.key) for entry in path if hasattr(entry, "key")]
     layers.setdefault("/".join(names[:-1]), {})[names[-1]] = np.asarray(leaf)[0]
-  for name in sorted(layers):
-    if "sparse" in name and {"weights_all", "weights"} <= set(layers[name]):
-      return layers[name]["weights_all"], layers[name]["weights"]
-  return None
+  first = min(
+    name for name in layers if module in name and "weights_all" in layers[name]
+  )
+  return layers[first]["weights_all"], layers[first]["weights"]
 
 
 def _row(ids: np.ndarray, data: Batch, sample: str) -> int:
@@ -163,7 +164,8 @@ def drawing(run: Run, found: Attention) -> Drawing:
   else:
     all_kept = ""
   caption = (
-    f"The sparse expert's first layer on {found.sample} of {found.split}, first seed."
+    f"The first layer that selects its keys, on {found.sample} of {found.split}, first"
+    " seed."
     f" Each of {count} queries keeps up to {found.kept} keys in every head.{all_kept}"
   )
   title = f"Top-k attention of sample {found.sample}"

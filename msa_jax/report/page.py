@@ -8,7 +8,7 @@ from typing import Any
 
 from msa_jax.errors import UserError
 from msa_jax.report import errors, figures, grids, results, style
-from msa_jax.report import studies as trials
+from msa_jax.report import studies as studies_lib
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
 
@@ -87,7 +87,7 @@ def _attention(run: Run, sample: str) -> Drawing | None:
   # Imported here: only this figure needs JAX and the run's data.
   from msa_jax.report import inspection
 
-  if not inspection.selects_keys(run):
+  if not inspection.selecting_module(run):
     return None
   return inspection.drawing(run, inspection.attention(run, sample))
 
@@ -150,36 +150,39 @@ def _gaps(gaps: Sequence[str]) -> str:
 
 def _study(study: str | pathlib.Path, folder: pathlib.Path) -> str:
   path = pathlib.Path(study).expanduser().resolve()
-  lines = trials.read(path)
-  runs, gaps = trials.runs(path, lines)
+  lines = studies_lib.read(path)
+  runs, gaps = studies_lib.runs(path, lines)
   parts = [f"<h2>Study {html.escape(path.name)}</h2>"]
   board = lines[0]["study"] == "leaderboard" and bool(runs)
-  for table in trials.result_tables(lines, runs):
+  sweep = studies_lib.is_sweep(lines)
+  if sweep and (ranking := studies_lib.ranking(path, gaps)):
+    parts.append(_table(ranking.title, "setting", ranking.names, ranking.blocks))
+  for table in studies_lib.result_tables(lines, runs):
     if not (board and table.task in results.tasks(runs)):
-      parts.append(_table(table.title, "cell", table.names, table.blocks))
+      parts.append(_table(table.title, "trial", table.names, table.blocks))
   if board:  # in full, beside all that is published of the corpora
     parts.append(_tables(runs))
-  else:
+  elif not sweep:
     for task in results.tasks(runs):
       parts += _verdicts(runs, task)
   makers = [
-    ("the study's figures", lambda: trials.drawings(lines)),
+    ("the study's figures", lambda: studies_lib.drawings(lines)),
     ("balance", lambda: figures.balance(runs)),
   ]
   for run in runs:
-    makers.append((run.name, lambda run=run: _of_cell(run)))
+    makers.append((run.name, lambda run=run: _of_trial(run)))
   folder.mkdir(parents=True, exist_ok=True)
   with style.look():
     shown = [_figure(drawing, folder) for drawing in _made(makers, gaps)]
   parts += [_gaps(gaps), *shown]
   parts.append(
-    '<p class="remark">All figures of one cell: python -m msa_jax.report'
-    f" {html.escape(str(path))}/CELL</p>"
+    '<p class="remark">All figures of one trial: python -m msa_jax.report'
+    f" {html.escape(str(path))}/TRIAL</p>"
   )
   return "\n".join(parts)
 
 
-def _of_cell(run: Run) -> list[Drawing]:
+def _of_trial(run: Run) -> list[Drawing]:
   """What a study's csv does not hold: experts' weights under missing modalities."""
   return [
     drawing._replace(

@@ -24,7 +24,8 @@ class Run:
     config, data, summary: the JSON files; empty where absent.
     epochs: the lines of metrics.jsonl.
     predictions: split -> column -> strings.
-    routing: split -> `<gate>/combine` etc. -> [seed n e], and `ids`.
+    routing: split -> `<gate>/combine` etc. -> [seed n e], `<gate>/experts` (names,
+      where the router gives them) and `ids`.
     grids: name -> contents of a missing-modality grid.
     gaps: one line per part that is absent or damaged.
   """
@@ -206,10 +207,7 @@ def _is_figure(entry: Any) -> bool:
 
 def _checkpoints(folder: pathlib.Path, summary, gaps: list[str]) -> None:
   for seed in summary.get("seeds", ()):
-    for parent in (folder, *sorted((folder / "sweep").glob("*"))):
-      if (parent / "checkpoints" / f"seed_{seed}" / "best").is_dir():
-        break
-    else:
+    if not (folder / "checkpoints" / f"seed_{seed}" / "best").is_dir():
       gaps.append(f"checkpoints/seed_{seed}/best is absent")
 
 
@@ -223,29 +221,15 @@ def numbers(column: Sequence[str]) -> np.ndarray:
 
 
 def expert_names(run: Run, gate: str, count: int) -> list[str]:
-  """Names of a gate's experts where the config tells them, else numbers.
+  """Names of a gate's experts as its router gave them, else numbers.
 
   Args:
-    run: the run.
+    run: the run; the arrays of any of its splits have the names.
     gate: name of the gate.
     count: number of its experts.
   """
-  modalities = [m for m in ("text", "audio", "vision") if m in _widths(run)]
-  fusion = ["sparse", "dense", "robust"]
-  polarity = ["negative", "neutral", "positive"]
-  known = {"gate0": modalities, "gate1": fusion, "gate2": polarity, "gate3": polarity}
-  if run.model == "hgem" and len(known.get(gate, ())) == count:
-    return known[gate]
-  if run.model == "momke" and len(modalities) == count:
-    return [f"{name} expert" for name in modalities]
-  if run.model == "mmolre":
-    if gate.startswith("beta_") and len(modalities) == count:
-      return modalities
-    shared = len(at(run.config, "model").get("shared_ranks", ()))
-    if gate.startswith("router_") and count == shared + 1:
-      return [*[f"shared {index}" for index in range(shared)], "task's own"]
+  for arrays in run.routing.values():
+    names = arrays.get(f"{gate}/experts")
+    if names is not None and names.shape == (count,):
+      return [str(name) for name in names]
   return [f"expert {index}" for index in range(count)]
-
-
-def _widths(run: Run) -> Mapping[str, Any]:
-  return at(run.config, "spec", "widths")

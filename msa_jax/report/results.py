@@ -72,7 +72,7 @@ def study_rows(study: str, runs: Sequence[Run]) -> list[Row]:
 
   Args:
     study: its name in study.csv, e.g. `ablation_fusion`.
-    runs: its cells, as far as they can be read.
+    runs: its trials, as far as they can be read.
   """
   own = {corpus: remark for corpus, remark in map(corpus_of, runs) if corpus}
   grouped: dict[tuple[str, str, str], dict[str, str]] = {}

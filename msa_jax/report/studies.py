@@ -3,6 +3,7 @@
 import collections
 import csv
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,9 @@ from msa_jax.errors import UserError
 from msa_jax.report import reading, results, style
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
-from msa_jax.report.terminal import SHOWN, directed
+from msa_jax.report.terminal import SHOWN, directed, figure
 
-_NEEDED = ("study", "cell", "group", "axis", "x", "split", "task", "metric", "value")
+_NEEDED = ("study", "trial", "group", "axis", "x", "split", "task", "metric", "value")
 _PANELS = 6
 _GATE = "gate "
 _ENTROPIES = ("router_entropy_dense_bits", "router_entropy_dense_normalised")
@@ -29,7 +30,7 @@ class Part:
 
   Attributes:
     task: what was scored.
-    axis: what tells places apart; "" = only cells differ.
+    axis: what tells places apart; "" = only trials differ.
     rows: label -> metric -> values over seeds.
     places: label -> group, place on the axis.
   """
@@ -80,9 +81,9 @@ def read(folder: str | pathlib.Path) -> list[dict[str, str]]:
   return lines
 
 
-def cells(lines: Sequence[Line]) -> list[str]:
-  """Names of the study's cells, in its order."""
-  return list(dict.fromkeys(line["cell"] for line in lines))
+def trials(lines: Sequence[Line]) -> list[str]:
+  """Names of the study's trials, in its order."""
+  return list(dict.fromkeys(line["trial"] for line in lines))
 
 
 def collect(lines: Sequence[Line]) -> list[Part]:
@@ -97,19 +98,19 @@ def collect(lines: Sequence[Line]) -> list[Part]:
   chosen = [line for line in chosen if line is not None]
   seen = collections.defaultdict(set)
   for line in chosen:
-    seen[line["task"], line["axis"], line["cell"]].add(line["x"])
+    seen[line["task"], line["axis"], line["trial"]].add(line["x"])
   parts: dict[tuple[str, str], Part] = {}
   for line in chosen:
     key = (line["task"], line["axis"])
     part = parts.setdefault(key, Part(*key))
-    several = len(seen[*key, line["cell"]]) > 1
-    label = f"{line['cell']}: {line['x']}" if several else line["cell"]
+    several = len(seen[*key, line["trial"]]) > 1
+    label = f"{line['trial']}: {line['x']}" if several else line["trial"]
     values = part.rows.setdefault(label, {}).setdefault(line["metric"], [])
     values.append(float(line["value"] or "nan"))
-    part.places[label] = (line["group"] or line["cell"], line["x"])
+    part.places[label] = (line["group"] or line["trial"], line["x"])
   for part in parts.values():
     empty = [label for label, row in part.rows.items() if not _any_finite(row.values())]
-    for label in empty:  # gates that a cell leaves out
+    for label in empty:  # gates that a trial leaves out
       del part.rows[label], part.places[label]
   return [part for part in parts.values() if part.rows]
 
@@ -131,7 +132,7 @@ def tables(lines: Sequence[Line]) -> list[tuple[str, list[list[str]]]]:
   made = []
   for part in collect(lines):
     metrics = part.metrics()
-    rows = [["cell", *metrics]]
+    rows = [["trial", *metrics]]
     for label, figures in part.rows.items():
       rows.append([label, *[_text(figures.get(metric, ())) for metric in metrics]])
     made.append((f"{lines[0]['study']}: {part.title}", rows))
@@ -159,7 +160,7 @@ def result_tables(lines: Sequence[Line], runs: Sequence[Run]) -> list[ResultTabl
 
   Args:
     lines: of study.csv.
-    runs: its cells, as far as they can be read; they tell the corpus.
+    runs: its trials, as far as they can be read; they tell the corpus.
   """
   published = results.study_rows(lines[0]["study"], runs)
   made = []
@@ -176,19 +177,49 @@ def result_tables(lines: Sequence[Line], runs: Sequence[Run]) -> list[ResultTabl
   return made
 
 
+def is_sweep(lines: Sequence[Line]) -> bool:
+  """Whether a study tries settings: the test split judges none but the best one's."""
+  return lines[0]["study"] == "sweep"
+
+
+def ranking(folder: str | pathlib.Path, gaps: list[str]) -> ResultTable | None:
+  """Settings of a sweep from best to worst by validation, from its study.json.
+
+  Args:
+    folder: of the study.
+    gaps: gets a line where the file is absent or damaged.
+  """
+  path = pathlib.Path(folder).expanduser() / "study.json"
+  try:
+    report = json.loads(path.read_text())
+    criterion = str(report["selected_by"])
+    rows = []
+    for place, entry in enumerate(report["ranking"], 1):
+      shown = figure({"mean": entry["valid"], "std": entry["std"]})
+      cells = {criterion: "diverged" if entry["diverged"] else shown}
+      rows.append(results.Row(f"{place}. {entry['name']}", cells, ""))
+  except FileNotFoundError:
+    gaps.append("study.json is absent: the sweep has not finished")
+    return None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    gaps.append(f"study.json is damaged ({type(error).__name__})")
+    return None
+  return ResultTable("settings by validation", "", [criterion], [("own", rows)])
+
+
 def runs(
   folder: str | pathlib.Path, lines: Sequence[Line]
 ) -> tuple[list[Run], list[str]]:
-  """Run directories of a study's cells, and a line for each part that is not there."""
+  """Run directories of a study's trials, and a line for each part that is not there."""
   found, gaps = [], []
-  for cell in cells(lines):
+  for trial in trials(lines):
     try:
-      run = reading.read(pathlib.Path(folder).expanduser() / cell)
+      run = reading.read(pathlib.Path(folder).expanduser() / trial)
     except UserError as error:
-      gaps.append(f"{cell}: {error}")
+      gaps.append(f"{trial}: {error}")
       continue
     found.append(run)
-    gaps += [f"{cell}: {gap}" for gap in run.gaps]
+    gaps += [f"{trial}: {gap}" for gap in run.gaps]
   return found, gaps
 
 

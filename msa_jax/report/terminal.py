@@ -57,20 +57,8 @@ def training(summary: Mapping[str, Any], workdir: str | pathlib.Path) -> str:
       f" this run is at {bayes['mae_ratio']:.3f} times that"
     )
   lines += _entropies(summary["routing"])
-  lines += _ranking(summary.get("sweep"))
   lines.append(f"run directory: {workdir}")
   return "\n".join(lines)
-
-
-def _ranking(sweep: Mapping[str, Any] | None) -> list[str]:
-  """Settings of a sweep from best to worst by validation."""
-  if not sweep:
-    return []
-  lines = ["settings by validation (the figures above are the first one's):"]
-  for place, row in enumerate(sweep["settings"], 1):
-    value = figure({"mean": row["valid"], "std": row["std"]})
-    lines.append(f"  {place}. {row['name']}: {value}")
-  return lines
 
 
 def _entropies(routing: Mapping[str, Any]) -> list[str]:

@@ -76,11 +76,18 @@ def _content_columns(data: Split) -> Columns:
 
 
 def gate_columns(per_seed: Sequence[Predictions]) -> Columns:
-  """Columns `<gate>_<expert>`: weight given to each expert, mean over seeds."""
+  """Columns `<gate>_<expert>`: weight given to each expert, mean over seeds.
+
+  Experts without names are numbered from 0.
+  """
   columns: Columns = {}
-  for gate in per_seed[0].routing:
-    weights = np.mean([p.routing[gate]["combine"] for p in per_seed], axis=0)
-    columns |= {f"{gate}_{e}": _rounded(weights[:, e]) for e in range(weights.shape[1])}
+  for gate, first in per_seed[0].routing.items():
+    weights = np.mean([p.routing[gate].combine for p in per_seed], axis=0)
+    names = first.experts or range(weights.shape[1])
+    columns |= {
+      f"{gate}_{name}": _rounded(column)
+      for name, column in zip(names, weights.T, strict=True)
+    }
   return columns
 
 
@@ -122,13 +129,18 @@ def write_routing(
   per_seed: Sequence[Predictions],
   seeds: Sequence[int],
 ) -> None:
-  """Writes routing/<split>.npz: `ids`, `seeds`, `<gate>/probs|combine|logits`
-  [seed n e]; nothing for models without gates."""
-  arrays = {
-    f"{gate}/{kind}": np.stack([p.routing[gate][kind] for p in per_seed])
-    for gate, kinds in per_seed[0].routing.items()
-    for kind in kinds
-  }
+  """Writes routing/<split>.npz; nothing for models without gates.
+
+  Arrays: `ids`, `seeds`, `<gate>/probs|combine|logits` [seed n e] and, where the
+  router names its experts, `<gate>/experts` [e] strings.
+  """
+  arrays: dict[str, np.ndarray] = {}
+  for gate, first in per_seed[0].routing.items():
+    for kind in ("probs", "combine", "logits"):
+      each = [getattr(p.routing[gate], kind) for p in per_seed]
+      arrays[f"{gate}/{kind}"] = np.stack(each)
+    if first.experts:
+      arrays[f"{gate}/experts"] = np.asarray(first.experts)
   if not arrays:
     return
   data = dialogues.utterances(data)

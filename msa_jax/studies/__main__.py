@@ -9,6 +9,8 @@
   python -m msa_jax.studies low_resource --config=configs/hgem.py --workdir=studies/low
   python -m msa_jax.studies leaderboard --config=configs/awf.py --also=configs/tfn.py \\
     --data=mosi.pkl --data=sims.pkl --workdir=studies/board
+  python -m msa_jax.studies sweep --config=configs/tfn.py --workdir=studies/rates \\
+    --sweep=optim.learning_rate=1e-3,3e-4 --sweep=model.dropout=0.1,0.2
 
 The seeds of `--config` are those of every system. The same command goes on where it
 was stopped. `python -m msa_jax.report FOLDER` draws a study from its study.csv.
@@ -43,6 +45,9 @@ _ALSO = flags.DEFINE_multi_string(
 _DATA = flags.DEFINE_multi_string(
   "data", [], "Data file for every system; may be given again. None: the config's own."
 )
+_SWEEP = flags.DEFINE_multi_string(
+  "sweep", [], "sweep: option=value,value; may be given again, for every combination."
+)
 STUDIES = {
   "ablation": "rows of a system's own tables (DERL 4, 5; H-GEM 3)",
   "missing": "every condition and rate of missing modalities (H-GEM, figures 4, 5)",
@@ -51,8 +56,10 @@ STUDIES = {
   "balance": "with and without B-fusion, probes, optimizers, attention (AWF)",
   "layers": "1 to 6 encoder layers (DERL, figure 5)",
   "leaderboard": "systems x data files x seeds",
+  "sweep": "every combination of options' values, ranked on validation",
 }
-_TABLED = ("ablation", "balance")  # studies of one system, by --table
+_TABLED = ("ablation", "balance")  # by --table
+_SINGLE = (*_TABLED, "sweep")  # studies of one system
 
 
 def other_config(entry: str):
@@ -87,6 +94,7 @@ def execute(
   workdir: str | pathlib.Path,
   table: str | None = None,
   grids: str | None = None,
+  sweeps: Sequence[str] = (),
 ) -> str:
   """Runs a study.
 
@@ -97,6 +105,7 @@ def execute(
     workdir: folder of the study.
     table: of an ablation or balance study.
     grids: of a missing study.
+    sweeps: of a sweep, see `sweep.settings`.
 
   Returns:
     What to print.
@@ -104,28 +113,38 @@ def execute(
   Raises:
     UserError: bad input, or an option that the study does not take.
   """
-  from msa_jax.studies import ablation, balance, catalogue, robustness, runner
+  from msa_jax.report import terminal
+  from msa_jax.studies import ablation, balance, catalogue, robustness, runner, sweep
+  from msa_jax.studies.changes import changed
 
   if name not in STUDIES:
     raise UserError(f"choose a study: {', '.join(STUDIES)}; or list.")
-  if (len(configs) > 1 or files) and name in _TABLED:
+  if (len(configs) > 1 or files) and name in _SINGLE:
     raise UserError(f"{name} takes no --also and no --data.")
   if table is not None and name not in _TABLED:
     raise UserError(f"{name} takes no --table; {' and '.join(_TABLED)} do.")
   if grids is not None and name != "missing":
     raise UserError(f"{name} takes no --grids; missing does.")
+  if sweeps and name != "sweep":
+    raise UserError(f"{name} takes no --sweep; sweep does.")
+  workdir = pathlib.Path(workdir).expanduser()
   if name in _TABLED:
     chosen = {"ablation": ablation, "balance": balance}[name]
     table = table or ("balance" if chosen is balance else "")
     report = chosen.study(configs[0], workdir, table)
     return chosen.as_text(report, ablation.metric_of(workdir, report))
+  if name == "sweep":
+    report = sweep.study(configs[0], workdir, sweeps)
+    best = f"the best one, {workdir / report['best']}:"
+    figures = terminal.evaluation(report["figures"])
+    return "\n".join([sweep.as_text(report), best, figures])
   seeds = {"replicas.seeds": configs[0].replicas.seeds}
-  configs = [ablation.changed(config, seeds) for config in configs]
+  configs = [changed(config, seeds) for config in configs]
   if name == "missing":
     robustness.study(configs, files, workdir, grids or robustness.GRIDS)
   else:
     runner.run_trials(name, catalogue.STUDIES[name](configs, files), workdir)
-  return f"study: {pathlib.Path(workdir) / 'study.csv'}"
+  return f"study: {workdir / 'study.csv'}"
 
 
 def main(arguments: list[str]) -> None:
@@ -146,6 +165,7 @@ def main(arguments: list[str]) -> None:
     found = [_CONFIG.value, *map(other_config, _ALSO.value)]
     configs = [experiment(config) for config in found]
     options = {"table": _TABLE.value, "grids": _GRIDS.value}
+    options["sweeps"] = _SWEEP.value
     print(execute(arguments[1], configs, _DATA.value, _WORKDIR.value, **options))
   except loop.Interrupted as interruption:
     print(interruption, file=sys.stderr)

@@ -1,7 +1,6 @@
 """Ablations: the same system trained with parts left out, or with other sizes.
 
-Sources: DERL (Computer Systems & Applications 2024, 33(4)), tables 4 and 5, figure 5;
-H-GEM (2026, 35(3)), table 3.
+What there is to leave out a system declares (`models.system.System.ablations`).
 """
 
 import json
@@ -9,61 +8,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from msa_jax.config.experiment import Experiment, from_tree, to_tree
+from msa_jax import models
+from msa_jax.config.experiment import Experiment
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
 from msa_jax.studies import runner
+from msa_jax.studies.changes import changed
 from msa_jax.training import selection
 from msa_jax.training.run_directory import RunDirectory
-
-Changes = Mapping[str, Any]
-
-# System -> table -> name of a run -> what it changes in the config.
-TABLES: Mapping[str, Mapping[str, Mapping[str, Changes]]] = {
-  "derl": {
-    "encoders": {
-      **{
-        name: {"model.variant": name}
-        for name in ("ie_t", "ie_a", "ie_v", "ie_tav")
-        + ("cie_tav", "cie_atv", "cie_vta", "cie_all")
-      },
-      "full": {},
-    },
-    "modules": {
-      "without_filter": {"model.use_filter": False},
-      "without_enhancement": {"model.use_enhancement": False},
-      "without_both": {"model.use_filter": False, "model.use_enhancement": False},
-      "without_distance": {"loss.dissimilarity": 0.0},
-      "full": {},
-    },
-    "layers": {f"layers_{n}": {"model.num_layers": n} for n in range(1, 7)},
-  },
-  "hgem": {
-    "fusion": {
-      name: {"model.fusion": name} for name in ("average", "fixed", "single", "multi")
-    }
-  },
-}
-
-
-def changed(config: Experiment, changes: Changes) -> Experiment:
-  """A copy of an experiment with dotted keys replaced.
-
-  Raises:
-    UserError: it has no such key.
-  """
-  tree = to_tree(config)
-  for path, value in changes.items():
-    *sections, key = path.split(".")
-    node = tree
-    for section in sections:
-      node = node.get(section, {})
-    if key not in node:
-      raise UserError(
-        f"this study changes config.{path}; {config.system} has no such option."
-      )
-    node[key] = value
-  return from_tree(tree)
 
 
 def study(
@@ -76,7 +28,7 @@ def study(
   Args:
     config: not resolved.
     workdir: folder of the study; gets `<run>/`, `study.csv` and `study.json`.
-    table: one of the system's in `TABLES`; "" = the only one that it has.
+    table: one of the system's `ablations`; "" = the only one that it has.
 
   Returns:
     Run -> `figures` (test metrics over seeds; validation if there is no test split)
@@ -85,12 +37,13 @@ def study(
   Raises:
     UserError: unknown table.
   """
-  known = TABLES.get(config.system, {})
+  known = models.get(config.system).ablations
   table = next(iter(known)) if not table and len(known) == 1 else table
   if table not in known:
+    others = [name for name, system in models.SYSTEMS.items() if system.ablations]
     raise UserError(
-      f"--table={table}: {config.system} has"
-      f" {', '.join(known) or 'no ablations'}; DERL has {', '.join(TABLES['derl'])}."
+      f"--table={table}: {config.system} has {', '.join(known) or 'no ablations'}"
+      f" (systems with ablations: {', '.join(others)})."
     )
   workdir = pathlib.Path(workdir)
   report: dict[str, dict[str, Any]] = {}

@@ -24,7 +24,8 @@ from msa_jax.runs.summary import over_seeds
 from msa_jax.step import compose
 from msa_jax.step.objective import task_losses
 from msa_jax.studies import probes, runner
-from msa_jax.studies.ablation import changed, figure
+from msa_jax.studies.ablation import figure
+from msa_jax.studies.changes import changed
 from msa_jax.training import scoring
 from msa_jax.training.run_directory import RunDirectory
 
@@ -255,24 +256,24 @@ def _compared(folder: pathlib.Path, table: str) -> dict[str, Any]:
 
 
 def lines(
-  found: Mapping[str, Any], seeds: Sequence[int], cell: str
+  found: Mapping[str, Any], seeds: Sequence[int], trial: str
 ) -> Iterator[runner.Line]:
   """Lines of study.csv for gradients, probes and attention ratios of one run.
 
   Args:
     found: `gradients`, and where they were made `probes` and `ratios`.
     seeds: the run's.
-    cell: name of the run, which groups its bars.
+    trial: name of the run, which groups its bars.
   """
-  yield from runner.lines_of(found["gradients"], seeds, task="gradients", group=cell)
+  yield from runner.lines_of(found["gradients"], seeds, task="gradients", group=trial)
   for kind, modalities in found.get("probes", {}).items():
     for modality, figures in modalities.items():
-      about = {"task": "one modality", "group": cell, "axis": _PROBES[kind]}
+      about = {"task": "one modality", "group": trial, "axis": _PROBES[kind]}
       yield from runner.lines_of(figures, seeds, x=modality, **about)
   for entry in found.get("ratios", ()):
     shares = {f"share_{name}": share for name, share in entry["ratio"].items()}
     for metric, value in {**shares, **entry["figures"]}.items():
-      about = {"task": "attention trained again", "axis": "seed", "group": cell}
+      about = {"task": "attention trained again", "axis": "seed", "group": trial}
       about |= {"x": f"seed {entry['seed']}", "seed": entry["seed"]}
       yield {**about, "metric": metric, "value": value}
 

@@ -7,13 +7,13 @@ Sources: H-GEM (Computer Systems & Applications 2026, 35(3)), tables 2 and 4; DE
 import pathlib
 from collections.abc import Sequence
 
+from msa_jax import models
 from msa_jax.config.experiment import Experiment
-from msa_jax.studies.ablation import changed
+from msa_jax.errors import UserError
+from msa_jax.studies.changes import changed
 from msa_jax.studies.runner import Trial
 
 SHARES = (0.1, 0.2, 0.5, 1.0)
-LAYERS = range(1, 7)
-ROUTERS = ("average", "fixed", "single", "multi")
 
 Configs = Sequence[Experiment]
 
@@ -37,32 +37,32 @@ def layers(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
   """Every system with 1 to 6 encoder layers (DERL Figure 5).
 
   Raises:
-    UserError: a system without `config.model.num_layers`.
+    UserError: a system without an ablation table `layers`.
   """
-  return [
-    Trial(
-      f"{name}_{count}",
-      changed(config, {"model.num_layers": count}),
-      group=name,
-      axis="encoder layers",
-      x=float(count),
-    )
-    for name, config in leaderboard(configs, files, named=True)
-    for count in LAYERS
-  ]
+  trials = []
+  for name, config in leaderboard(configs, files, named=True):
+    table = models.get(config.system).ablations.get("layers")
+    if not table:
+      raise UserError(f"{config.system} has no ablation 'layers' for this study.")
+    for changes in table.values():
+      (count,) = changes.values()
+      own = changed(config, changes)
+      trials.append(
+        Trial(f"{name}_{count}", own, name, axis="encoder layers", x=float(count))
+      )
+  return trials
 
 
 def router_compare(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
-  """H-GEM's ways to combine experts, and other systems with gates (Tables 2 and 3)."""
+  """A system's ways to combine experts, and other systems with gates (H-GEM Tables 2
+  and 3)."""
   trials = []
   for name, config in leaderboard(configs, files, named=True):
-    if config.system == "hgem":
-      trials += [
-        Trial(f"{name}_{kind}", changed(config, {"model.fusion": kind}))
-        for kind in ROUTERS
-      ]
-    else:
-      trials.append(Trial(name, config))
+    variants = models.get(config.system).router_variants
+    trials += [
+      Trial(f"{name}_{kind}", changed(config, changes))
+      for kind, changes in variants.items()
+    ] or [Trial(name, config)]
   return trials
 
 

@@ -8,26 +8,24 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from msa_jax import models
 from msa_jax.config.experiment import Experiment
 from msa_jax.studies import catalogue, missing, runner
-from msa_jax.studies.ablation import changed
+from msa_jax.studies.changes import changed
 
 GRIDS = "conditions,random"
-_ROBUST = ("model.disabled_experts", ("robust",))
 
 
 def trials(
   configs: Sequence[Experiment], files: Sequence[str] = ()
 ) -> list[runner.Trial]:
-  """Every system on every file; H-GEM also without its robust expert (figure 5)."""
+  """Every system on every file, and its `robustness` runs (H-GEM, figure 5)."""
   made = []
   for trial in catalogue.leaderboard(configs, files):
     made.append(trial._replace(group=trial.name))
-    if trial.config.system == "hgem":
-      name = f"{trial.name}_without_robust"
-      made.append(
-        runner.Trial(name, changed(trial.config, dict([_ROBUST])), group=name)
-      )
+    for name, changes in models.get(trial.config.system).robustness.items():
+      own = f"{trial.name}_{name}"
+      made.append(runner.Trial(own, changed(trial.config, changes), group=own))
   return made
 
 
@@ -48,7 +46,7 @@ def study(
     wanted: what `data.missing.grids` reads.
 
   Returns:
-    Cell -> contents of its summary.json.
+    Trial -> contents of its summary.json.
 
   Raises:
     UserError: bad input, or a pattern that does not fit the data.

@@ -16,9 +16,10 @@ from absl import logging
 from msa_jax.config.experiment import Experiment, to_json
 from msa_jax.errors import UserError
 from msa_jax.runs import prediction_files, run
+from msa_jax.training import loop
 from msa_jax.training.run_directory import RunDirectory
 
-_DONE = "cell.json"
+_DONE = "trial.json"
 _MEASURED = "measured.json"
 Line = dict[str, Any]
 
@@ -52,6 +53,8 @@ def run_trials(
   workdir: str | pathlib.Path,
   measure: Measure | None = None,
   key: str = "",
+  splits: Sequence[str] = (),
+  may_diverge: bool = False,
 ) -> dict[str, dict[str, Any]]:
   """Trains every trial in `workdir/<name>` and writes `workdir/study.csv`.
 
@@ -64,13 +67,17 @@ def run_trials(
     workdir: folder of the study.
     measure: gives further lines of each trained trial. They are kept in its
       `measured.json` and not measured again.
-    key: what `measure` does; kept lines of another key are measured anew.
+    key: what `measure` does; kept lines of another key are measured again.
+    splits: whose figures the csv has; () = all.
+    may_diverge: a trial whose loss becomes infinite or NaN is left out of the csv, and
+      the study goes on.
 
   Returns:
-    Trial -> contents of its summary.json.
+    Trial -> contents of its summary.json, or `{"diverged": message}`.
 
   Raises:
     UserError: two trials of one name, bad input, or a folder with another run.
+    loop.Diverged: unless `may_diverge`.
     loop.Interrupted: everything is saved; the same call goes on.
   """
   names = [trial.name for trial in trials]
@@ -81,9 +88,11 @@ def run_trials(
   summaries: dict[str, dict[str, Any]] = {}
   lines: list[dict[str, Any]] = []
   for number, trial in enumerate(trials, 1):
-    logging.warning("%s: trial %d of %d, %s", study, number, len(trials), trial.name)
-    summaries[trial.name] = _train(trial, workdir / trial.name)
-    lines += tidy(study, trial, summaries[trial.name])
+    about = f"{study}: trial {number} of {len(trials)}, {trial.name}"
+    summaries[trial.name] = _train(trial, workdir / trial.name, about, may_diverge)
+    if "diverged" in summaries[trial.name]:
+      continue
+    lines += tidy(study, trial, summaries[trial.name], splits)
     if measure is not None:
       found = _measured(measure, key, workdir / trial.name, summaries[trial.name])
       lines += [
@@ -96,18 +105,31 @@ def run_trials(
   return summaries
 
 
-def _train(trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
+def _train(
+  trial: Trial, folder: pathlib.Path, about: str, may_diverge: bool
+) -> dict[str, Any]:
   """Trains a trial, or reads it if it has been."""
   text = to_json(trial.config)
   digest = hashlib.sha256(text.encode()).hexdigest()
   directory = RunDirectory(folder)
+  done = {"config_sha256": digest}
   try:
-    if json.loads((folder / _DONE).read_text()) == {"config_sha256": digest}:
+    kept = json.loads((folder / _DONE).read_text())
+    if may_diverge and kept == {**done, "diverged": kept.get("diverged")}:
+      return {"diverged": kept["diverged"]}
+    if kept == done:
       return directory.read_json("summary.json")
-  except (OSError, ValueError):
+  except (OSError, ValueError, AttributeError):
     pass  # not finished, or damaged: the run itself knows how to go on
-  run.train(trial.config, folder)
-  directory.write_json(_DONE, {"config_sha256": digest})
+  logging.warning("%s", about)
+  try:
+    run.train(trial.config, folder)
+  except loop.Diverged as error:
+    if not may_diverge:
+      raise
+    directory.write_json(_DONE, {**done, "diverged": str(error)})
+    return {"diverged": str(error)}
+  directory.write_json(_DONE, done)
   # From the file, so that a trial gives the same lines now and when it is read again.
   return directory.read_json("summary.json")
 
@@ -157,7 +179,7 @@ def _fixed(study: str, trial: Trial, summary: Mapping[str, Any]) -> Line:
 
 
 def tidy(
-  study: str, trial: Trial, summary: Mapping[str, Any]
+  study: str, trial: Trial, summary: Mapping[str, Any], splits: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
   """Lines of the csv for one trial: task metrics, and entropies of gates.
 
@@ -165,9 +187,10 @@ def tidy(
     study: its name.
     trial: the trial.
     summary: contents of its summary.json.
+    splits: whose figures; () = all.
   """
   fixed = _fixed(study, trial, summary)
-  for split in summary["splits"]:
+  for split in splits or summary["splits"]:
     routing = {
       f"gate {gate}": {
         name: figure for name, figure in figures.items() if "entropy" in name

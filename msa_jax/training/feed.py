@@ -16,7 +16,15 @@ from msa_jax.data.batching import buckets as buckets_lib
 from msa_jax.data.transforms import dialogues
 from msa_jax.devices import compilation, sharding
 from msa_jax.step.recipe import Recipe, has_content
-from msa_jax.typing import Batch, Collections, Metrics, Split, Task, TrainState
+from msa_jax.typing import (
+  Batch,
+  Collections,
+  Metrics,
+  Routing,
+  Split,
+  Task,
+  TrainState,
+)
 
 # Modality and steps; hashable, so that programs are compiled per value.
 Lengths = tuple[tuple[str, int], ...] | None
@@ -252,13 +260,13 @@ class Predictions(NamedTuple):
 
   Attributes:
     outputs: task name -> [n ...].
-    routing: gate name -> {"probs", "combine", "logits"} -> [n e].
+    routing: gate name -> `Routing` of arrays on the host.
     content: [n] or [n t] bool; False = nothing of the sample is there, and the
       prediction is the training prior.
   """
 
   outputs: Mapping[str, np.ndarray]
-  routing: Mapping[str, Mapping[str, np.ndarray]]
+  routing: Mapping[str, Routing]
   content: np.ndarray
 
 
@@ -328,8 +336,4 @@ class Predictor:
 
 def _predict_batch(recipe, params, collections, batch):
   output = recipe.predict(params, collections, batch)
-  routing = {
-    gate: {"probs": r.probs, "combine": r.combine, "logits": r.logits}
-    for gate, r in output.routing.items()
-  }
-  return dict(output.predictions), routing, has_content(batch)
+  return dict(output.predictions), dict(output.routing), has_content(batch)

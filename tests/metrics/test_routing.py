@@ -9,6 +9,7 @@ import pytest
 from msa_jax.layers.routing import route
 from msa_jax.losses import routing as losses
 from msa_jax.metrics.routing import gate_metrics, routing_metrics
+from msa_jax.typing import Routing
 
 
 def random_gate(seed=0, rows=20, experts=3, k=2):
@@ -83,7 +84,7 @@ def test_a_gate_without_rows_is_nan_under_the_same_keys():
 
 def test_every_gate_is_summarised_under_its_name():
   _, probs, combine = random_gate()
-  gates = {name: {"probs": probs, "combine": combine} for name in ("gate1", "gate2")}
+  gates = {name: Routing(probs, combine, probs) for name in ("gate1", "gate2")}
   got = routing_metrics(gates)
   assert set(got) == {"gate1", "gate2"}
   assert got["gate2"] == gate_metrics(probs, combine)

@@ -16,7 +16,6 @@ from msa_jax.report import (
   reading,
   results,
   style,
-  terminal,
 )
 
 LABELS = [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]
@@ -72,7 +71,11 @@ def run_folder(tmp_path):
   combine[:, :2] = [0.0, 0.0, 1.0]  # the negative ones go to the third expert
   np.savez(
     folder / "routing" / "test.npz",
-    **{"ids": np.asarray([f"u{i}" for i in range(7)]), "gate1/combine": combine},
+    **{
+      "ids": np.asarray([f"u{i}" for i in range(7)]),
+      "gate1/combine": combine,
+      "gate1/experts": np.asarray(["sparse", "dense", "robust"]),
+    },
   )
   row = {"pattern": "text", "rate": 0.0, "figures": {"sentiment": {"mae": figure(0.7)}}}
   row["bayes"] = {"sentiment": {"mae": 0.6}}
@@ -173,6 +176,20 @@ def test_the_heat_map_averages_weights_by_kind_of_sample(run_folder):
   assert columns == ["gate1: sparse", "gate1: dense", "gate1: robust"]
 
 
+def test_experts_without_names_are_numbered(run_folder):
+  path = run_folder / "routing" / "test.npz"
+  with np.load(path) as arrays:
+    kept = {name: arrays[name] for name in ("ids", "gate1/combine")}
+  np.savez(path, **kept)  # as earlier versions wrote it
+  axis = errors.routing(reading.read(run_folder)).figure.axes[0]
+  columns = [label.get_text() for label in axis.get_xticklabels()]
+  assert columns == [f"gate1: expert {index}" for index in range(3)]
+  np.savez(path, **kept, **{"gate1/experts": np.asarray(["one"])})
+  run = reading.read(run_folder)
+  assert reading.expert_names(run, "gate1", 3) == [f"expert {i}" for i in range(3)]
+  assert reading.expert_names(run, "gate1", 1) == ["one"]
+
+
 def test_routing_of_other_samples_is_not_drawn(run_folder):
   with np.load(run_folder / "routing" / "test.npz") as arrays:
     changed = {**arrays, "ids": arrays["ids"][::-1]}
@@ -271,19 +288,6 @@ def test_runs_on_the_same_samples_are_compared_pair_by_pair(run_folder):
   assert "p = " in results.verdict(first, exact, "sentiment")
   columns["id"] = ["other"] * 7
   assert results.significance(first, exact, "sentiment") is None
-
-
-def test_a_sweep_says_how_its_settings_rank():
-  summary = {
-    "model": "m", "parameters": 1, "seeds": [0], "epochs": [2], "selected_epoch": [1],
-    "selected_by": "mae", "splits": {}, "routing": {},
-    "sweep": {"settings": [
-      {"name": "lr=0.1", "valid": 0.5, "std": 0.25},
-      {"name": "lr=9.0", "valid": None, "std": None},
-    ]},
-  }  # fmt: skip
-  said = terminal.training(summary, "runs/a")
-  assert "  1. lr=0.1: 0.500 ± 0.250\n  2. lr=9.0: -\n" in said
 
 
 def test_the_command_answers_bad_input_with_one_line_and_prints_tables(run_folder):

@@ -6,26 +6,29 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_fusion
 import toy
+from changes import change
 
-from msa_jax.config import finish
+from configs import awf as awf_config
+from msa_jax.config.experiment import experiment
 from msa_jax.errors import UserError
 from msa_jax.models import SYSTEMS
-from msa_jax.models.system import predicted
+from msa_jax.models.outputs import REGRESSION
 from msa_jax.runs import prepare, run
-from msa_jax.studies import ablation, balance, probes
+from msa_jax.studies import balance, probes
+from msa_jax.studies.changes import changed
 from msa_jax.typing import Label
 
+WIDTHS = {"d": 4, "post": 4}
 
-def awf(**sections):
-  """An unresolved config of a tiny AWF for the toy corpus."""
-  made = tiny_fusion.config("awf", model={"d": 4, "post": 4})
-  made = made.copy_and_resolve_references().unlock()
-  made.optim.update({"epochs": 2, "batch_size": 8, "learning_rate": 1e-2})
-  for section, values in sections.items():
-    made[section].update(values)
-  return finish(made)
+
+def awf():
+  """An unresolved experiment of a tiny AWF for the toy corpus."""
+  made = experiment(awf_config.get_config())
+  made = changed(made, {f"model.{key}": value for key, value in WIDTHS.items()})
+  data = {"align": "none", "max_steps": 0, "buckets": 0}
+  optim = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-2}
+  return change(made, data=data, optim=optim, balance={"enabled": True})
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def test_a_probe_learns_what_its_features_say_and_nothing_masked():
   features = jnp.asarray(random.normal(size=(96, 3)), jnp.float32)
   value = 2.0 * np.asarray(features[:, 0])
   mask = np.arange(96) < 64
-  target = predicted(tiny_fusion.config())
+  target = REGRESSION
   label = Label(jnp.asarray(np.where(mask, value, 100.0)), jnp.asarray(mask))
   head, params = probes.fit_probe(target, features, label, epochs=300)
   error = np.abs(np.asarray(head.apply({"params": params}, features)) - value)
@@ -66,7 +69,7 @@ def test_one_modality_alone_is_the_model_with_the_others_unavailable(
   config, corpus, made, ((params, collections),) = balance._open(trained)
   report = probes.zero_others(config, made, params, collections, corpus)
   data = probes.batches.whole(
-    corpus.splits["test"], corpus.tasks, config.spec.lengths.to_dict()
+    corpus.splits["test"], corpus.tasks, dict(config.spec.lengths)
   )
   only = jnp.broadcast_to(jnp.array([True, False]), data.available.shape)
   rows = probes.batches.take(
@@ -107,7 +110,7 @@ def test_unknown_tables_and_options_are_refused(tmp_path):
   with pytest.raises(UserError, match="--table=moon: choose one of balance"):
     balance.study(awf(), tmp_path, "moon")
   with pytest.raises(UserError, match="config.model.afusion; toy has no such"):
-    ablation.changed(toy.config(), {"model.afusion": False})
+    changed(toy.config(), {"model.afusion": False})
 
 
 @pytest.mark.parametrize(

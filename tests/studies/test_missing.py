@@ -9,16 +9,19 @@ import jax
 import numpy as np
 import pytest
 import toy
+from changes import change
 from rich.console import Console
 
 from configs import lf_dnn
 from msa_jax import models
+from msa_jax.config.experiment import experiment
 from msa_jax.data import missing
 from msa_jax.data.batching import batches
-from msa_jax.data.synthetic import generator, posterior
+from msa_jax.data.synthetic import posterior
 from msa_jax.errors import UserError
 from msa_jax.report.missing import print_grids
 from msa_jax.runs import prepare, run
+from msa_jax.step import compose
 from msa_jax.studies.missing import grid
 from msa_jax.training import feed as feed_lib
 from msa_jax.typing import MODALITIES
@@ -33,15 +36,14 @@ def toy_system(monkeypatch):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
   """LF-DNN, two seeds, on a tiny synthetic corpus with some absent modalities."""
-  config = lf_dnn.get_config().copy_and_resolve_references()
-  with config.unlocked():
-    config.data.synthetic.update(
-      {"sizes": (32, 16, 24), "videos": (4, 2, 3), "widths": (8, 3, 4)}
-    )
-    config.data.synthetic.absent = (0.1, 0.1, 0.1)
-    config.optim.epochs = 1
-    config.train.eval_batch_size = 16
-    config.replicas.seeds = (0, 1)
+  sizes = {"sizes": (32, 16, 24), "videos": (4, 2, 3), "widths": (8, 3, 4)}
+  config = change(
+    experiment(lf_dnn.get_config()),
+    **{"data.synthetic": {**sizes, "absent": (0.1, 0.1, 0.1)}},
+    optim={"epochs": 1},
+    train={"eval_batch_size": 16},
+    replicas={"seeds": (0, 1)},
+  )
   folder = tmp_path_factory.mktemp("run")
   return folder, run.train(config, folder)
 
@@ -75,7 +77,7 @@ def test_figures_masks_and_predictions_in_the_files_agree(trained):
   with np.load(folder / "missing" / "conditions.npz") as file:
     prediction = file["text+vision/predictions_sentiment"][1]
     masks = file["text+vision/available"]
-  config = run.RunDirectory(folder).config()
+  config = run.RunDirectory(folder).experiment()
   test = prepare.load(config).splits["test"]
   labels = test.labels["sentiment"]
   error = np.abs(prediction.astype(float) - labels).mean()
@@ -95,7 +97,7 @@ def test_figures_masks_and_predictions_in_the_files_agree(trained):
 def test_masking_a_modality_is_the_same_as_never_having_had_it(trained):
   folder, _ = trained
   grid(folder, "audio+vision")
-  config = run.RunDirectory(folder).config()
+  config = run.RunDirectory(folder).experiment()
   with np.load(folder / "missing" / "audio+vision.npz") as file:
     masked = file["audio+vision/predictions_sentiment"][0]
   corpus = prepare.reload(config, run.preprocess.load(folder / "preprocessing.npz"), "")
@@ -103,7 +105,7 @@ def test_masking_a_modality_is_the_same_as_never_having_had_it(trained):
   text = test.modalities["text"]
   without = dataclasses.replace(text, lengths=np.zeros_like(text.lengths))
   test = dataclasses.replace(test, modalities={**test.modalities, "text": without})
-  system = run.recipe.build(config)
+  system = compose.build(config)
   chosen = run.restore(run.RunDirectory(folder), config)
   corpus = dataclasses.replace(corpus, splits={"test": test})
   feed = run.feeds_of(config, corpus)["test"]
@@ -114,7 +116,7 @@ def test_masking_a_modality_is_the_same_as_never_having_had_it(trained):
 def test_bounds_on_the_synthetic_corpus_are_those_of_each_condition(trained):
   folder, _ = trained
   rows = grid(folder, "conditions,random,frames:0.5")["grids"]
-  config = run.RunDirectory(folder).config()
+  config = run.RunDirectory(folder).experiment()
   corpus = prepare.load(config)
   known = corpus.notes["bayes_by_condition"]["test"]
   for row in rows["conditions"]:
@@ -122,7 +124,7 @@ def test_bounds_on_the_synthetic_corpus_are_those_of_each_condition(trained):
     assert row["bayes"]["sentiment"]["acc2_non0"] == known[row["pattern"]]["acc2_non0"]
   # Random missing, sample by sample: each sample alone under its own condition.
   test = corpus.splits["test"]
-  options = generator.read_options(config.data.synthetic.items())
+  options = config.data.synthetic
   masks = missing.draw(missing.parse("random:0.5"), test, 0).available
   errors = []
   for row, mask in enumerate(masks):
@@ -139,9 +141,9 @@ def test_bounds_on_the_synthetic_corpus_are_those_of_each_condition(trained):
 
 def test_streamed_splits_give_the_same_predictions(trained):
   folder, _ = trained
-  config = run.RunDirectory(folder).config()
+  config = run.RunDirectory(folder).experiment()
   corpus = prepare.reload(config, run.preprocess.load(folder / "preprocessing.npz"), "")
-  lengths, tasks = config.spec.lengths.to_dict(), corpus.tasks
+  lengths, tasks = dict(config.spec.lengths), corpus.tasks
   split = corpus.splits["test"]
   masks = missing.draw(missing.parse("random:0.5"), split, 0).available
   order = np.asarray([[3, 0, 5], [23, 1, -1]])
@@ -172,9 +174,7 @@ def test_the_table_shows_patterns_figures_bounds_and_priors(trained):
 
 
 def test_two_modalities_have_a_grid_of_three_and_no_tables(toy_system, tmp_path):
-  run.train(toy.config(epochs=1), tmp_path / "sweep" / "a")
-  # As of a run that tried settings: what is evaluated is the best one's.
-  (tmp_path / "summary.json").write_text(json.dumps({"sweep": {"best": "a"}}))
+  run.train(toy.config(epochs=1), tmp_path)
   rows = grid(tmp_path, "conditions")["grids"]["conditions"]
   assert [row["pattern"] for row in rows] == ["text", "audio", "text+audio"]
   assert rows[0]["bayes"] == {}

@@ -1,4 +1,4 @@
-"""The studies' runner: cells to runs to one csv, going on where it stopped."""
+"""The studies' runner: trials to runs to one csv, going on where it stopped."""
 
 import csv
 import dataclasses
@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import toy
+from changes import change
 
 from msa_jax.data.transforms import subsample
 from msa_jax.errors import UserError
@@ -13,21 +14,21 @@ from msa_jax.models import SYSTEMS
 from msa_jax.report import page, studies
 from msa_jax.runs import prepare, run
 from msa_jax.studies import __main__ as command
-from msa_jax.studies import catalogue, runner
+from msa_jax.studies import catalogue, robustness, runner
 from msa_jax.typing import Task
 
 
 @pytest.fixture
 def toys(monkeypatch):
   monkeypatch.setitem(SYSTEMS, "toy", toy.SYSTEM)
-  monkeypatch.setattr(prepare, "load", lambda config: toy.corpus())
+  monkeypatch.setattr(prepare, "load", lambda config, **_: toy.corpus())
 
 
-def test_a_study_trains_its_cells_once_and_goes_on_after_a_stop(
+def test_a_study_trains_its_trials_once_and_goes_on_after_a_stop(
   toys, tmp_path, monkeypatch
 ):
-  cells = catalogue.low_resource([toy.config(epochs=1)])
-  cells = [cells[0], cells[-1]]
+  trials = catalogue.low_resource([toy.config(epochs=1)])
+  trials = [trials[0], trials[-1]]
   trained, train = [], run.train
 
   def counted(config, folder):
@@ -38,15 +39,15 @@ def test_a_study_trains_its_cells_once_and_goes_on_after_a_stop(
 
   monkeypatch.setattr(run, "train", counted)
   with pytest.raises(UserError, match="stopped"):
-    runner.run_trials("low_resource", cells, tmp_path)
+    runner.run_trials("low_resource", trials, tmp_path)
   first = (tmp_path / "study.csv").read_text()
-  summaries = runner.run_trials("low_resource", cells, tmp_path)
+  summaries = runner.run_trials("low_resource", trials, tmp_path)
   assert trained == ["toy_synthetic_10", "toy_synthetic_100", "toy_synthetic_100"]
   assert (tmp_path / "study.csv").read_text().startswith(first)
-  assert runner.run_trials("low_resource", cells, tmp_path) == summaries
+  assert runner.run_trials("low_resource", trials, tmp_path) == summaries
   assert len(trained) == 3
   lines = studies.read(tmp_path)
-  wanted = {"cell": "toy_synthetic_100", "split": "test", "metric": "mae", "seed": "0"}
+  wanted = {"trial": "toy_synthetic_100", "split": "test", "metric": "mae", "seed": "0"}
   (line,) = [each for each in lines if wanted.items() <= each.items()]
   figure = summaries["toy_synthetic_100"]["splits"]["test"]["sentiment"]["mae"]
   assert float(line["value"]) == figure["values"][0]
@@ -57,8 +58,8 @@ def test_a_study_trains_its_cells_once_and_goes_on_after_a_stop(
   curve = made[0].figure.axes[0].lines[0].get_xydata()
   other = summaries["toy_synthetic_10"]["splits"]["test"]["sentiment"]["mae"]
   np.testing.assert_allclose(curve, [[0.1, other["mean"]], [1.0, figure["mean"]]])
-  with pytest.raises(UserError, match="two cells 'toy_synthetic_10'"):
-    runner.run_trials("low_resource", [cells[0]] * 2, tmp_path)
+  with pytest.raises(UserError, match="two trials 'toy_synthetic_10'"):
+    runner.run_trials("low_resource", [trials[0]] * 2, tmp_path)
 
 
 def test_a_share_of_training_is_stratified_nested_and_fixed():
@@ -75,7 +76,7 @@ def test_a_share_of_training_is_stratified_nested_and_fixed():
   assert again["test"] is corpus.splits["test"]
   assert subsample.shrink(corpus, 1.0) is corpus
   for share in (0.0, 1.5):
-    with pytest.raises(UserError, match="train_share=.* must be in"):
+    with pytest.raises(UserError, match="train_fraction=.* must be in"):
       subsample.shrink(corpus, share)
 
 
@@ -95,30 +96,41 @@ def test_questions_and_missing_labels_are_strata_of_their_own():
   assert (np.isnan(found).sum(), len(found)) == (5, 20)
 
 
-def test_shares_of_dialogues_and_joined_files_are_refused(toys):
-  config = toy.config()
-  for key, value in (
-    ("sample_unit", "dialogue"),
-    ("extra_train_paths", ("other.npz",)),
-  ):
-    with config.copy_and_resolve_references().unlocked() as changed:
-      changed.data.update({"train_fraction": 0.5, key: value})
-      with pytest.raises(UserError, match="train_share=0.5 shrinks one file"):
-        prepare.prepare(changed)
+@pytest.mark.parametrize(
+  "data", [{"sample_unit": "dialogue"}, {"extra_train_paths": ("other.npz",)}]
+)
+def test_shares_of_dialogues_and_joined_files_are_refused(toys, data):
+  config = change(toy.config(), data={"train_fraction": 0.5, **data})
+  with pytest.raises(UserError, match="train_fraction=0.5 shrinks one file"):
+    prepare.prepare(config)
 
 
-def test_studies_are_products_of_systems_files_and_settings():
-  names = [cell.name for cell in catalogue.leaderboard([toy.config()], ["a.x", "b.x"])]
+def test_studies_are_products_of_systems_files_and_settings(toys, monkeypatch):
+  plain = [toy.config()]
+  names = [trial.name for trial in catalogue.leaderboard(plain, ["a.x", "b.x"])]
   assert names == ["toy_a", "toy_b"]
-  with pytest.raises(UserError, match="config.model.num_layers; toy has no such"):
-    catalogue.layers([toy.config()])
-  hgem = command.other_config("configs/hgem.py:mosi")
-  names = [cell.name for cell in catalogue.router_compare([hgem, toy.config()])]
-  assert names[:2] == ["hgem_synthetic_average", "hgem_synthetic_fixed"]
-  assert names[4:] == ["toy_synthetic"]
-  derl = command.other_config("configs/derl.py")
-  (*_, last) = catalogue.layers([derl])
-  assert (last.config.model.num_layers, last.x, last.axis) == (6, 6.0, "encoder layers")
+  with pytest.raises(UserError, match="toy has no ablation 'layers'"):
+    catalogue.layers(plain)
+  assert [trial.name for trial in catalogue.router_compare(plain)] == ["toy_synthetic"]
+  dropped = {"undropped": {"model.dropout": 0.0}, "much": {"model.dropout": 0.5}}
+  system = toy.SYSTEM._replace(
+    router_variants=dropped,
+    ablations={"layers": {"few": {"optim.epochs": 1}, "many": {"optim.epochs": 2}}},
+    robustness={"without": {"model.dropout": 0.25}},
+  )
+  monkeypatch.setitem(SYSTEMS, "toy", system)
+  trials = catalogue.router_compare(plain)
+  assert [trial.name for trial in trials] == [
+    "toy_synthetic_undropped",
+    "toy_synthetic_much",
+  ]
+  assert [trial.config.model["dropout"] for trial in trials] == [0.0, 0.5]
+  (_, last) = catalogue.layers(plain)
+  assert (last.name, last.x, last.axis) == ("toy_synthetic_2", 2.0, "encoder layers")
+  assert last.config.optim.epochs == 2
+  whole, without = robustness.trials(plain)
+  assert (whole.group, without.group) == ("toy_synthetic", "toy_synthetic_without")
+  assert without.config.model["dropout"] == 0.25
 
 
 def test_other_systems_that_are_no_configs_are_refused(tmp_path):
@@ -138,7 +150,7 @@ def test_every_study_is_listed():
 
 
 def test_a_report_shows_studies_and_escapes_their_names(tmp_path):
-  columns = ("study", "cell", "group", "axis", "x", "split", "task", "metric", "value")
+  columns = ("study", "trial", "group", "axis", "x", "split", "task", "metric", "value")
   rows = [("<s>", f"<b>{i}", "", "", "", "test", "t", "mae", 0.5 + i) for i in (0, 1)]
   with (tmp_path / "study.csv").open("w", newline="") as file:
     csv.writer(file).writerows([columns, *rows])
@@ -154,7 +166,7 @@ def test_damaged_studies_are_refused(tmp_path):
   path.write_text("a,b\n1,2\n")
   with pytest.raises(UserError, match="it needs lines and the columns study"):
     studies.read(tmp_path)
-  columns = ("study", "cell", "group", "axis", "x", "split", "task", "metric", "value")
+  columns = ("study", "trial", "group", "axis", "x", "split", "task", "metric", "value")
   with path.open("w", newline="") as file:
     csv.writer(file).writerows(
       [columns, ("s", "c", "", "", "", "test", "t", "mae", "x")]

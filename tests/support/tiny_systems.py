@@ -30,9 +30,9 @@ NARROW = {
 
 # Narrower still: of a system around a text encoder, little is there to be seen.
 LITTLE = {
-  "derl": {"n_layers": 1},
+  "derl": {"num_layers": 1},
   "hgem": {"fusion": "average"},
-  "mmolre": {"n_blocks": 1},
+  "mmolre": {"num_blocks": 1},
   "momke": {"depth": 1, "level": "frame"},
 }
 

@@ -24,6 +24,7 @@ from jaxtyping import Int
 
 from msa_jax.data.lazy import LazyFeatures
 from msa_jax.data.readers import npz
+from msa_jax.data.readers.cleaning import check_unique_ids
 from msa_jax.data.transforms.joint import no_labels
 from msa_jax.errors import UserError
 from msa_jax.typing import Corpus, Sequences, Split, Task
@@ -47,8 +48,9 @@ def store(corpus: Corpus, folder: str | os.PathLike) -> None:
   """Writes a corpus as ArrayRecord shards; `load` gives it back.
 
   Raises:
-    UserError: as `store_parts`.
+    UserError: as `store_parts`, or an id occurs twice.
   """
+  check_unique_ids(corpus)
   store_parts(
     {name: [lambda split=split: split] for name, split in corpus.splits.items()},
     corpus.tasks,

@@ -37,7 +37,11 @@ from typing import Any
 import numpy as np
 
 from msa_jax.data.readers import fields, gcnet
-from msa_jax.data.readers.cleaning import check_lengths, check_structure
+from msa_jax.data.readers.cleaning import (
+  check_lengths,
+  check_structure,
+  check_unique_ids,
+)
 from msa_jax.data.readers.mmsa import sentiment_tasks
 from msa_jax.errors import UserError
 from msa_jax.safe_io.pickles import characters_exist
@@ -56,8 +60,10 @@ def save(corpus: Corpus, path: str | os.PathLike) -> None:
   """Writes a corpus as `.npz`, without pickles; `load` gives it back exactly.
 
   Raises:
-    UserError: the path cannot be written, or a split or modality has a name that
-      the file's keys would confuse (`labels`, `ids`, `x_lengths`, `a/b`, ...).
+    UserError: the path cannot be written, a split or modality has a name that the
+      file's keys would confuse (`labels`, `ids`, `x_lengths`, `a/b`, ...), or the
+      corpus is one that `load` would refuse: an id twice, splits that differ in
+      modalities, labels without a task, cells that are not finite, ...
   """
   for name in (
     *corpus.splits,
@@ -65,6 +71,9 @@ def save(corpus: Corpus, path: str | os.PathLike) -> None:
   ):
     if not _NAME.fullmatch(name) or name in _STRINGS:
       raise UserError(f"{name!r} cannot name a split or modality in a file; {_HINT}")
+  _check_labels(corpus)
+  _check_exact(corpus, "set or mask them first")
+  check_unique_ids(corpus)
   arrays: dict[str, np.ndarray] = {
     "format": np.array(FORMAT),
     "name": np.array(corpus.name),
@@ -150,7 +159,7 @@ def _corpus(arrays: dict[str, np.ndarray], stem: str) -> tuple[Corpus, bool]:
   corpus = Corpus(name, splits, known, notes if exact else {**notes, "format": "npz"})
   _check_labels(corpus)
   if exact:
-    _check_exact(corpus)
+    _check_exact(corpus, "remove the key 'format' to have the file cleaned")
   return corpus, exact
 
 
@@ -313,8 +322,13 @@ def _check_labels(corpus: Corpus) -> None:
         raise UserError(f"{where} holds {value.max()}; labels are below {top}")
 
 
-def _check_exact(corpus: Corpus) -> None:
-  """A marked file is not cleaned again, so what cleaning ensures must hold."""
+def _check_exact(corpus: Corpus, cure: str) -> None:
+  """A marked file is not cleaned again, so what cleaning ensures must hold.
+
+  Args:
+    corpus: to be written, or read.
+    cure: what the message on cells that are not finite advises.
+  """
   check_structure(corpus)
   for name, split in corpus.splits.items():
     for modality, sequences in split.modalities.items():
@@ -325,6 +339,6 @@ def _check_exact(corpus: Corpus) -> None:
       for rows in fields.blocks(len(split)):
         if not np.isfinite(sequences.features[rows]).all():
           raise UserError(
-            f"{where} holds NaN or infinite cells though written by this library;"
-            " remove the key 'format' to have the file cleaned"
+            f"{where} holds NaN or infinite cells, which this library's own files"
+            f" never do; {cure}"
           )

@@ -35,4 +35,24 @@ def build(options: Options, spec: Spec) -> DERL:
   return model
 
 
-SYSTEM = System(build=build)
+# Tables 4 and 5, figure 5.
+ABLATIONS = {
+  "encoders": {
+    **{
+      name: {"model.variant": name}
+      for name in ("ie_t", "ie_a", "ie_v", "ie_tav")
+      + ("cie_tav", "cie_atv", "cie_vta", "cie_all")
+    },
+    "full": {},
+  },
+  "modules": {
+    "without_filter": {"model.use_filter": False},
+    "without_enhancement": {"model.use_enhancement": False},
+    "without_both": {"model.use_filter": False, "model.use_enhancement": False},
+    "without_distance": {"loss.dissimilarity": 0.0},
+    "full": {},
+  },
+  "layers": {f"layers_{n}": {"model.num_layers": n} for n in range(1, 7)},
+}
+
+SYSTEM = System(build=build, ablations=ABLATIONS)

@@ -322,4 +322,25 @@ def auxiliary(
   return {"disc": disc, "mi": mi, "den": output.losses["den"], "bal": balance}
 
 
-SYSTEM = System(build=build, auxiliary=auxiliary, sees_dropped=True)
+# Ways to combine the experts (table 3).
+FUSIONS = {
+  name: {"model.fusion": name} for name in ("average", "fixed", "single", "multi")
+}
+
+
+def selecting_module(options: Options) -> str:
+  """Name of the expert whose attention keeps the top k keys (Eqs. 3, 4), if it runs."""
+  layered = options.get("fusion", "moe") not in ("average", "fixed")
+  left_out = "sparse" in options.get("disabled_experts", ())
+  return "sparse" if layered and not left_out else ""
+
+
+SYSTEM = System(
+  build=build,
+  auxiliary=auxiliary,
+  sees_dropped=True,
+  ablations={"fusion": FUSIONS},
+  router_variants=FUSIONS,
+  robustness={"without_robust": {"model.disabled_experts": ("robust",)}},
+  attention=selecting_module,
+)

@@ -243,17 +243,27 @@ def test_splits_may_differ_in_what_they_lack(tmp_path):
   test = CORPUS.splits["valid"]
   text = dataclasses.replace(test.modalities["text"], lost=None)
   test = dataclasses.replace(
-    test, labels={}, extras={}, modalities={**test.modalities, "text": text}
+    test,
+    ids=np.char.add(test.ids, "_test"),
+    labels={},
+    extras={},
+    modalities={**test.modalities, "text": text},
   )
   corpus = dataclasses.replace(CORPUS, splits={**CORPUS.splits, "test": test})
   array_record.store(corpus, tmp_path / "corpus")
-  with pytest.raises(UserError, match=r"corpus: id 'v1_0.*occurs in two splits"):
-    readers.read(tmp_path / "corpus")
-  found = array_record.load(tmp_path / "corpus").splits["test"]
+  found = readers.read(tmp_path / "corpus").splits["test"]
   assert not found.labels and not found.extras
   assert found.modalities["text"].lost is None
   features = found.modalities["text"].features
   np.testing.assert_array_equal(np.asarray(features), text.features)
+
+
+def test_an_id_in_two_splits_is_refused_before_anything_is_written(tmp_path):
+  splits = {**CORPUS.splits, "test": CORPUS.splits["valid"]}
+  corpus = dataclasses.replace(CORPUS, splits=splits)
+  with pytest.raises(UserError, match=r"id 'v1_0.*occurs in two splits"):
+    array_record.store(corpus, tmp_path / "corpus")
+  assert not (tmp_path / "corpus").exists()
 
 
 def _damaged(tmp_path):

@@ -1,5 +1,6 @@
 """The neutral file: exact round trips, and data of one's own with plain NumPy."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -106,6 +107,33 @@ def test_names_that_keys_would_confuse_are_not_saved(tmp_path, name):
   split = Split(np.array(["a"]), {name: one}, {})
   with pytest.raises(UserError, match="cannot name a split or modality"):
     save(Corpus("x", {"train": split}, {}), tmp_path / "file.npz")
+
+
+def _one(**changes):
+  """A split of two samples; keywords replace its fields."""
+  text = Sequences(np.ones((2, 3, 1), np.float32), np.full(2, 3, np.int32))
+  split = Split(np.array(["a", "b"]), {"text": text}, {})
+  return dataclasses.replace(split, **changes)
+
+
+@pytest.mark.parametrize(
+  ("splits", "message"),
+  [
+    ({"train": _one(), "test": _one()}, r"id 'a' occurs in two splits \(train, test\)"),
+    ({"train": _one(ids=np.array(["a", "a"]))}, "id 'a' occurs twice in train"),
+    ({"train": _one(labels={"mood": np.zeros(2)})}, "labels/mood has no entry"),
+    (
+      {"train": _one(modalities={
+        "text": Sequences(np.full((2, 3, 1), np.nan), np.full(2, 3, np.int32))
+      })},
+      "train/text holds NaN or infinite cells.*; set or mask them first",
+    ),
+  ],
+)  # fmt: skip
+def test_what_could_not_be_read_again_is_not_written(tmp_path, splits, message):
+  with pytest.raises(UserError, match=message):
+    save(Corpus("x", splits, {}), tmp_path / "file.npz")
+  assert not (tmp_path / "file.npz").exists()
 
 
 def test_a_path_that_cannot_be_written_gives_one_line(tmp_path):
