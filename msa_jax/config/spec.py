@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
-import numpy as np
-
 from msa_jax.config.experiment import Experiment
 from msa_jax.config.options import TextConfig
+from msa_jax.data import labels as has_label
 from msa_jax.data.transforms import dialogues, joint
 from msa_jax.errors import UserError
 from msa_jax.losses.prior import best_constant
@@ -54,27 +53,13 @@ def _priors(corpus: Corpus, losses: Mapping[str, str]) -> dict[str, tuple[float,
   for name, task in corpus.tasks.items():
     if name in labels:
       values = labels[name]
-      known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
+      known = has_label.known(values)
       if task.kind == "binary":
         known = known.all(axis=-1)
       priors[name] = best_constant(
         task.kind, losses[name], values, known, len(task.classes)
       )
   return priors
-
-
-def check_trainable(corpus: Corpus) -> None:
-  """Checks that a corpus can be trained on.
-
-  Raises:
-    UserError: the corpus has no training split, or no labels.
-  """
-  if "train" not in corpus.splits:
-    raise UserError(
-      f"{corpus.name!r} has no split 'train' (splits: {sorted(corpus.splits)})."
-    )
-  if not corpus.tasks:
-    raise UserError(f"{corpus.name!r} has no labels to train on.")
 
 
 def spec_of(corpus: Corpus) -> Spec:

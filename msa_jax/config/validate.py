@@ -1,10 +1,8 @@
 """What a config may say: the rules that types cannot hold, checked before a run."""
 
-from collections.abc import Sequence
-
 from msa_jax import models
 from msa_jax.config.experiment import Experiment
-from msa_jax.config.options import DataConfig, MissingConfig
+from msa_jax.config.options import DataConfig
 from msa_jax.data import missing
 from msa_jax.data.transforms import dialogues
 from msa_jax.errors import UserError
@@ -57,7 +55,7 @@ def validate(config: Experiment) -> None:
     if not fits(value):
       raise UserError(f"config.{path}={value} must be {rule}.")
   for key in ("train", "eval"):
-    missing_pattern(config.missing, key)
+    missing.parse(getattr(config.missing, key), option=f"config.missing.{key}: ")
   if config.replicas.mode not in REPLICA_MODES:
     raise UserError(
       f"config.replicas.mode={config.replicas.mode!r} must be one of {REPLICA_MODES}."
@@ -68,27 +66,6 @@ def validate(config: Experiment) -> None:
       f"config.replicas.seeds={seeds} must be distinct non-negative integers, at"
       " least one."
     )
-
-
-def missing_pattern(
-  options: MissingConfig,
-  key: str,
-  modalities: Sequence[str] | None = None,
-) -> missing.Pattern:
-  """Reads `config.missing.train` or `config.missing.eval`.
-
-  Args:
-    options: of a run.
-    key: `train` or `eval`.
-    modalities: those of the corpus, if it is known yet.
-
-  Raises:
-    UserError: not a pattern, or one that does not fit the corpus.
-  """
-  try:
-    return missing.parse(getattr(options, key), modalities)
-  except UserError as error:
-    raise UserError(f"config.missing.{key}: {error}") from None
 
 
 def _check_unit(system: str, data: DataConfig, units: tuple[str, ...]) -> None:

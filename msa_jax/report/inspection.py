@@ -14,16 +14,14 @@ from jaxtyping import Bool, Float
 from msa_jax import models
 from msa_jax.config.aliases import upgrade
 from msa_jax.data.batching import batches
-from msa_jax.data.transforms import preprocess
 from msa_jax.errors import UserError
 from msa_jax.layers.masking import hide_unavailable
 from msa_jax.report import style
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run, at
 from msa_jax.runs import prepare
-from msa_jax.runs import run as run_lib
+from msa_jax.runs.open import open_run
 from msa_jax.step import compose, ema
-from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Batch
 
 
@@ -68,11 +66,10 @@ def attention(run: Run, sample: str = "") -> Attention:
   module = selecting_module(run)
   if not module:
     raise UserError(f"{run.model} has no top-k attention over all its steps.")
-  directory = RunDirectory(run.path)
-  config = directory.experiment()
-  params, collections = ema.predicting(*run_lib.restore(directory, config)[0])
-  preprocessor = preprocess.load(directory.path / "preprocessing.npz")
-  corpus = prepare.reload(config, preprocessor, "")
+  opened = open_run(run.path)
+  config = opened.config
+  params, collections = ema.predicting(*opened.selected[0])
+  corpus = prepare.reload(config, opened.pipeline)
   split = corpus.splits[run.split]
   data = batches.whole(split, corpus.tasks, dict(config.corpus_spec.lengths))
   row = _row(split.ids, data, sample)

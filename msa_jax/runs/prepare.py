@@ -1,28 +1,23 @@
 """From a config to a clean corpus with the shapes a model needs."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import ml_collections
-from absl import logging
 
 from msa_jax import models
 from msa_jax.config import spec as spec_lib
 from msa_jax.config import validate
 from msa_jax.config.experiment import Experiment, experiment
 from msa_jax.data import missing, readers, synthetic
-from msa_jax.data.batching.batches import available_columns
-from msa_jax.data.transforms import (
-  dialogues,
-  folds,
-  joint,
-  preprocess,
-  ratings,
-  subsample,
-)
-from msa_jax.data.transforms.relabel import relabel
+from msa_jax.data.transforms import dialogues, folds, joint, ratings
+from msa_jax.data.transforms.degrade import Degrade
+from msa_jax.data.transforms.modalities import select_modalities
+from msa_jax.data.transforms.pipeline import Pipeline
+from msa_jax.data.transforms.splits import check_trainable
+from msa_jax.data.transforms.transform import OTHER, OWN
 from msa_jax.errors import UserError
 from msa_jax.runs import pseudo_labels
+from msa_jax.runs.transforms import pipeline_of
 from msa_jax.text import features as text_features
 from msa_jax.typing import Corpus
 
@@ -35,14 +30,14 @@ class Inputs(NamedTuple):
   Attributes:
     config: resolved config.
     corpus: preprocessed corpus.
-    preprocessor: what was fitted on the training split.
+    pipeline: what the corpus went through, fitted.
     description: contents of data.json.
     masks: split -> what is missing there by `config.missing`, where anything is.
   """
 
   config: Experiment
   corpus: Corpus
-  preprocessor: preprocess.Preprocessor
+  pipeline: Pipeline
   description: dict[str, Any]
   masks: dict[str, missing.Masks]
 
@@ -76,7 +71,7 @@ def load(config: Experiment) -> Corpus:
     *(folds.by_session(other, 0, options.iemocap_val) for other in others),
   ]
   for each in corpora:
-    spec_lib.check_trainable(each)
+    check_trainable(each)
   corpora = _with_text(config, corpora)
   chosen = [select_modalities(each, options.modalities) for each in corpora]
   return joint.join(chosen, options.extra_evaluation)
@@ -120,17 +115,10 @@ def prepare(
   validate.validate(config)
   corpus = load(config) if corpus is None else _in_memory(config, corpus)
   config = _with_length(config, corpus)
-  corpus = select_modalities(cut(config, corpus), config.data.modalities)
-  corpus = preprocess.derive_task(corpus, config.data.task)
-  spec_lib.check_trainable(corpus)
-  corpus = subsample.shrink(corpus, config.data.train_fraction)
-  if config.data.pseudo_label_run:
-    corpus = pseudo_labels.fill(corpus, config.data.pseudo_label_run)
-  corpus = grouped(config, selecting(config, corpus))
-  corpus, masks = degrade(config, corpus)
-  preprocessor = preprocess.fit(corpus, config.data)
-  corpus = preprocess.apply(preprocessor, corpus)
+  pipeline, corpus = pipeline_of(config, pseudo_labels.fill).fit_apply(corpus)
+  masks = dict(pipeline.states[Degrade.name])
   description = describe(config, corpus)
+  description["transforms"] = pipeline.describe()
   description["missing"] = {
     name: {"pattern": str(drawn.pattern), "realised": dict(drawn.realised)}
     for name, drawn in masks.items()
@@ -138,7 +126,7 @@ def prepare(
   terms = models.get(config.system).terms(config.loss, spec_lib.spec_of(corpus))
   losses = {name: terms[name].loss for name in corpus.tasks}
   resolved = spec_lib.resolve(config, corpus, losses)
-  return Inputs(resolved, corpus, preprocessor, description, masks)
+  return Inputs(resolved, corpus, pipeline, description, masks)
 
 
 def _in_memory(config: Experiment, corpus: Corpus) -> Corpus:
@@ -148,107 +136,43 @@ def _in_memory(config: Experiment, corpus: Corpus) -> Corpus:
   return _with_text(config, [corpus])[0]
 
 
-def cut(config: Experiment, corpus: Corpus) -> Corpus:
-  """Cuts a corpus of sessions without splits into some; joined corpora have them."""
-  if config.data.extra_train_paths:
-    return corpus
-  return folds.by_session(corpus, config.data.fold, config.data.iemocap_val)
-
-
-def selecting(config: Experiment, corpus: Corpus) -> Corpus:
-  """The corpus with the split that selects epochs as `valid`.
-
-  `config.train.selection_split` is `val`, or `official`: the test split, with a
-  warning, as some released code has it. Its figures are not comparable with any other.
-
-  Raises:
-    UserError: another value, or no test split.
-  """
-  chosen = config.train.selection_split
-  if chosen == "val":
-    return corpus
-  if chosen != "official" or "test" not in corpus.splits:
-    raise UserError(
-      f"config.train.selection_split={chosen!r} must be val, or official where"
-      f" there is a"
-      f" test split ({corpus.name!r} has {', '.join(corpus.splits)})."
-    )
-  logging.warning(
-    "config.train.selection_split='official' selects epochs on the test split:"
-    " the figures"
-    " overstate what the model can do, and serve to compare with such results only."
-  )
-  splits = {**corpus.splits, "valid": corpus.splits["test"]}
-  notes = {**corpus.notes, "selected_on": "test"}
-  return dataclasses.replace(corpus, splits=splits, notes=notes)
-
-
-def grouped(config: Experiment, corpus: Corpus) -> Corpus:
-  """The corpus in the units of `config.data.sample_unit`: utterances or dialogues."""
-  return dialogues.group(corpus) if config.data.sample_unit == "dialogue" else corpus
-
-
-def degrade(
-  config: Experiment, corpus: Corpus
-) -> tuple[Corpus, dict[str, missing.Masks]]:
-  """Applies what `config.missing` draws once: all of validation and test, and the
-  lost steps of training.
-
-  Args:
-    config: a run's.
-    corpus: its corpus, not preprocessed.
-
-  Raises:
-    UserError: a pattern that does not fit the corpus.
-  """
-  known = _modalities(corpus)
-  held_out = validate.missing_pattern(config.missing, "eval", known)
-  train = validate.missing_pattern(config.missing, "train", known)
-  patterns = dict.fromkeys(corpus.splits, held_out)
-  patterns["train"] = train if train.stepwise else missing.NONE
-  return missing.degrade(corpus, patterns, config.missing.seed, config.optim.batch_size)
-
-
 def reload(
-  config: Experiment, preprocessor: preprocess.Preprocessor, path: str
+  config: Experiment, pipeline: Pipeline, path: str = "", corpus: Corpus | None = None
 ) -> Corpus:
-  """Reads a corpus for a trained run: its own (`path` empty) or another file.
+  """Reads a corpus for a trained run, as its model expects it.
 
   Args:
     config: the run's resolved config.
-    preprocessor: the run's.
+    pipeline: the run's, fitted.
     path: file to read in place of the run's own, without `config.missing`.
+    corpus: in memory, in place of a file: the run's own if it was trained on one in
+      memory, else another.
   """
-  corpus = reread(config, path)
-  corpus = corpus if path else degrade(config, corpus)[0]
-  return preprocess.apply(preprocessor, corpus)
+  read = reread(config, path, corpus)
+  return pipeline.apply(read, occasion(config, path, corpus))
 
 
-def reread(config: Experiment, path: str) -> Corpus:
-  """Reads a corpus for a trained run as it is on disk: its own or another file.
+def occasion(config: Experiment, path: str = "", corpus: Corpus | None = None) -> str:
+  """Whether what `reload` reads is the run's own corpus (`transform.OWN`) or not."""
+  in_memory = config.data.format == MEMORY
+  return OTHER if path or (corpus is not None and not in_memory) else OWN
 
-  Args:
-    config: the run's resolved config.
-    path: file to read; "" = the run's own.
 
-  Returns:
-    The modalities and tasks that the run knows, with its numbers of classes, not
-    preprocessed.
+def reread(config: Experiment, path: str = "", corpus: Corpus | None = None) -> Corpus:
+  """Reads a corpus for a trained run without any transform; see `reload`.
+
+  Raises:
+    UserError: not readable, or with text features of another encoder.
   """
+  options = config
   if path:
     nothing = dict.fromkeys(config.data.features, "")
-    config = config.replace(
+    options = config.replace(
       "data", path=path, format="auto", extra_train_paths=(), features=nothing
     )
-  corpus = load(config) if path else cut(config, load(config))
+  corpus = load(options) if corpus is None else _in_memory(options, corpus)
   _check_encoder(config, corpus)
-  kept = [n for n in config.corpus_spec.widths if n in _modalities(corpus)]
-  corpus = select_modalities(corpus, kept)
-  if path:
-    corpus = _in_terms_of(config, corpus)
-  else:
-    corpus = preprocess.derive_task(corpus, config.data.task)
-  return grouped(config, corpus)
+  return corpus
 
 
 def _check_encoder(config: Experiment, corpus: Corpus) -> None:
@@ -261,47 +185,6 @@ def _check_encoder(config: Experiment, corpus: Corpus) -> None:
       f"the text features of {corpus.name!r} are of another encoder (sha256"
       f" {theirs[:12]}) than those the run was trained on ({ours[:12]})."
     )
-
-
-def _in_terms_of(config: Experiment, corpus: Corpus) -> Corpus:
-  """Another file with the tasks of a run; it need not have labels."""
-  task = corpus.tasks.get("sentiment")
-  if config.data.task != "regression" and task and task.kind == "regression":
-    # Which classes there are was asked of the run's own range, not of a small file's.
-    ranged = dataclasses.replace(task, low=-3.0, high=3.0)
-    corpus = dataclasses.replace(corpus, tasks={**corpus.tasks, "sentiment": ranged})
-    corpus = preprocess.derive_task(corpus, config.data.task)
-  return relabel(corpus, dict(config.corpus_spec.tasks))
-
-
-def _modalities(corpus: Corpus) -> list[str]:
-  return sorted(next(iter(corpus.splits.values())).modalities)
-
-
-def select_modalities(corpus: Corpus, names: tuple[str, ...] | list[str]) -> Corpus:
-  """Keeps the named modalities (all if none is named).
-
-  Raises:
-    UserError: the corpus has no such modality.
-  """
-  known = _modalities(corpus)
-  unknown = set(names) - set(known)
-  if unknown:
-    raise UserError(
-      f"config.data.modalities={tuple(names)}: the corpus has no"
-      f" {', '.join(sorted(unknown))} (it has {', '.join(known)})."
-    )
-  if not names:
-    return corpus
-  splits = {
-    key: dataclasses.replace(
-      split,
-      modalities={n: split.modalities[n] for n in known if n in names},
-      available=available_columns(split, names),
-    )
-    for key, split in corpus.splits.items()
-  }
-  return dataclasses.replace(corpus, splits=splits)
 
 
 def describe(config: Experiment, corpus: Corpus) -> dict[str, Any]:

@@ -5,15 +5,13 @@ import os
 
 import numpy as np
 
-from msa_jax.config.experiment import Experiment
-from msa_jax.data.transforms import preprocess
+from msa_jax.data.labels import known
+from msa_jax.data.transforms.dialogues import utterances
+from msa_jax.data.transforms.transform import OTHER
 from msa_jax.errors import UserError
-from msa_jax.step import compose
-from msa_jax.training import feed as feed_lib
-from msa_jax.training.checkpoint import load_best
-from msa_jax.training.compiled_stages import CompiledStages
-from msa_jax.training.run_directory import RunDirectory
-from msa_jax.typing import Corpus, Split, Task
+from msa_jax.runs.feeds import make_feeds
+from msa_jax.runs.open import OpenRun, open_run
+from msa_jax.typing import Corpus, Task
 
 
 def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
@@ -31,8 +29,8 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
     UserError: no such run, one with an encoder inside, other features, or a task of
       another meaning.
   """
-  run = RunDirectory(workdir)
-  config = run.experiment()
+  opened = open_run(workdir)
+  run, config = opened.directory, opened.config
   if config.text.is_tuned:
     raise UserError(
       f"config.data.pseudo_label_run={run.path}: the run reads token ids, for"
@@ -49,7 +47,7 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
       f" {corpus.name!r} has {widths}."
     )
   labels, tasks = dict(train.labels), dict(corpus.tasks)
-  for name, values in _predictions(run, config, train).items():
+  for name, values in _predictions(opened, corpus).items():
     task = config.corpus_spec.tasks[name]
     if tasks.setdefault(name, task) != task:
       raise UserError(
@@ -63,25 +61,22 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
   return dataclasses.replace(corpus, splits=splits, tasks=tasks, notes=notes)
 
 
-def _predictions(
-  run: RunDirectory, config: Experiment, split: Split
-) -> dict[str, np.ndarray]:
-  """Task -> [seeds n ...] of every sample."""
-  known = {name: split.modalities[name] for name in config.corpus_spec.widths}
-  view = Corpus("", {"train": dataclasses.replace(split, modalities=known)}, {})
-  preprocessor = preprocess.load(run.path / "preprocessing.npz")
-  view = preprocess.apply(preprocessor, view)
-  budget = config.data.device_budget_mib * 2**20
-  lengths = dict(config.corpus_spec.lengths)
-  feed = feed_lib.make_feed(view.splits["train"], {}, lengths, budget)
-  predictor = feed_lib.Predictor(compose.build(config), config.train.eval_batch_size)
-  shapes = CompiledStages(config, on_one_device=True).final_shapes()
-  outputs = [
-    predictor(*load_best(run.best(seed), *shapes), feed).outputs
-    for seed in config.replicas.seeds
-  ]
-  names = [name for name in outputs[0] if name in config.corpus_spec.tasks]
-  return {name: np.stack([each[name] for each in outputs]) for name in names}
+def _predictions(opened: OpenRun, corpus: Corpus) -> dict[str, np.ndarray]:
+  """Task -> [seeds n ...] of every training sample, in their order."""
+  bare = dataclasses.replace(corpus.splits["train"], labels={})
+  view = opened.pipeline.apply(Corpus(corpus.name, {"train": bare}, {}), OTHER)
+  spec = opened.config.corpus_spec
+  budget = opened.config.data.device_budget_mib
+  feed = make_feeds(view, spec, budget_mib=budget)["train"]
+  outputs = [each.outputs for each in opened.predictions(feed)]
+  # A run of dialogues has put the samples into another order.
+  place = {name: row for row, name in enumerate(utterances(view.splits["train"]).ids)}
+  rows = np.array([place[name] for name in bare.ids])
+  return {
+    name: np.stack([each[name][rows] for each in outputs])
+    for name in outputs[0]
+    if name in spec.tasks
+  }
 
 
 def _decided(values: np.ndarray, task: Task) -> np.ndarray:
@@ -97,5 +92,4 @@ def _decided(values: np.ndarray, task: Task) -> np.ndarray:
 def _filled(own: np.ndarray | None, guessed: np.ndarray) -> np.ndarray:
   if own is None:
     return guessed
-  known = np.isfinite(own) if own.dtype.kind == "f" else own >= 0
-  return np.where(known, own, guessed).astype(guessed.dtype)
+  return np.where(known(own), own, guessed).astype(guessed.dtype)

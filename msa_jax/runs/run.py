@@ -9,24 +9,33 @@ from typing import Any
 
 import jax
 import ml_collections
-from jax.sharding import Mesh
 
 from msa_jax.config.experiment import Experiment, to_json
 from msa_jax.data import missing
-from msa_jax.data.transforms import dialogues, preprocess
+from msa_jax.data.transforms import dialogues
+from msa_jax.data.transforms import pipeline as pipeline_lib
 from msa_jax.devices import processes, sharding
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
 from msa_jax.runs import prediction_files, prepare, schedule, summary
+from msa_jax.runs.feeds import feeds_of, make_feeds
+from msa_jax.runs.open import PREPROCESSING, open_run, restore
 from msa_jax.step import compose
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import loop, scoring, selection
-from msa_jax.training.checkpoint import load_best
-from msa_jax.training.compiled_stages import CompiledStages, mesh_of
+from msa_jax.training.compiled_stages import mesh_of
 from msa_jax.training.run_directory import RunDirectory
-from msa_jax.typing import Collections, Corpus, Params, Spec
+from msa_jax.typing import Corpus
 
-PREPROCESSING = "preprocessing.npz"
+__all__ = [
+  "default_workdir",
+  "evaluate",
+  "feeds_of",
+  "make_feeds",
+  "predict",
+  "restore",
+  "train",
+]
 
 
 def default_workdir(config: Experiment) -> pathlib.Path:
@@ -50,48 +59,6 @@ def _stop_signal():
     for number, handler in previous.items():
       # None = not set from Python, as the one that JAX sets in a job of several.
       signal.signal(number, handler or signal.SIG_DFL)
-
-
-def make_feeds(
-  corpus: Corpus,
-  spec: Spec,
-  *,
-  budget_mib: int,
-  buckets: int = 0,
-  mesh: Mesh | None = None,
-) -> dict[str, feed_lib.Feed]:
-  """Feeds of every split, on the device, or every device of a mesh, where they fit.
-
-  Args:
-    corpus: preprocessed.
-    spec: its shapes.
-    budget_mib: larger splits are streamed from the host.
-    buckets: static lengths of the batches; joint corpora, which have an order of
-      their own, get one.
-    mesh: of several devices.
-  """
-  buckets = 0 if len(spec.sources) > 1 else buckets
-  return {
-    name: feed_lib.make_feed(
-      split, corpus.tasks, dict(spec.lengths), budget_mib * 2**20, buckets, mesh
-    )
-    for name, split in corpus.splits.items()
-  }
-
-
-def feeds_of(
-  config: Experiment, corpus: Corpus, mesh: Mesh | None = None
-) -> dict[str, feed_lib.Feed]:
-  """Feeds of every split, as a run has them."""
-  # Systems that read padding as their originals did need all of it.
-  padded = config.model.get("compat", "none") != "none"
-  return make_feeds(
-    corpus,
-    config.corpus_spec,
-    budget_mib=config.data.device_budget_mib,
-    buckets=0 if padded else config.data.buckets,
-    mesh=mesh,
-  )
 
 
 def train(
@@ -144,7 +111,7 @@ def _begin(run: RunDirectory, prepared: prepare.Inputs) -> None:
   with processes.all_or_none():
     run.create(prepared.config, prepared.description)
     if processes.is_primary():
-      preprocess.save(prepared.preprocessor, run.path / PREPROCESSING)
+      pipeline_lib.save(prepared.pipeline, run.path / PREPROCESSING)
       for name, masks in prepared.masks.items():
         split = prepared.corpus.splits[name]
         path = run.path / "predictions" / f"missing_{name}.npz"
@@ -170,18 +137,6 @@ def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
   return summary.write(run, config, corpus, predictions, trained)
 
 
-def restore(run: RunDirectory, config: Experiment) -> list[tuple[Params, Collections]]:
-  """Selected parameters of every seed of a run.
-
-  Raises:
-    UserError: a seed has not finished, or its checkpoint is damaged.
-  """
-  params, collections = CompiledStages(config, on_one_device=True).final_shapes()
-  return [
-    load_best(run.best(seed), params, collections) for seed in config.replicas.seeds
-  ]
-
-
 def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
   """Scores a trained run again: on its own corpus, or on another labelled file.
 
@@ -196,10 +151,8 @@ def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
   Raises:
     UserError: no such run, no such file, or a file without labels.
   """
-  run = RunDirectory(workdir)
-  config = run.experiment()
-  preprocessor = preprocess.load(run.path / PREPROCESSING)
-  corpus = prepare.reload(config, preprocessor, path)
+  opened = open_run(workdir)
+  corpus = prepare.reload(opened.config, opened.pipeline, path)
   labelled = {
     name: split
     for name, split in corpus.splits.items()
@@ -207,19 +160,18 @@ def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
   }
   if not labelled:
     raise UserError(f"{path} has no labels to evaluate on; use --mode=predict.")
-  system = compose.build(config)
-  predictor = feed_lib.Predictor(system, config.train.eval_batch_size)
-  chosen = restore(run, config)
-  feeds = feeds_of(config, corpus)
+  feeds = opened.feeds(corpus)
   report = {}
   for name, split in labelled.items():
     targets = scoring.label_arrays(split, corpus.tasks)
-    predictions = [predictor(*seed, feeds[name]) for seed in chosen]
+    predictions = opened.predictions(feeds[name])
     scoring.without_content(predictions[0], targets, name)
     report[name] = summary.over_seeds(
       [scoring.score(corpus.tasks, p.outputs, targets) for p in predictions]
     )
-  run.write_json("evaluation.json", {"file": path or "own", "splits": report})
+  opened.directory.write_json(
+    "evaluation.json", {"file": path or "own", "splits": report}
+  )
   return report
 
 
@@ -237,15 +189,12 @@ def predict(
   Raises:
     UserError: no such run or file, or `output` cannot be written.
   """
-  run = RunDirectory(workdir)
-  config = run.experiment()
-  corpus = prepare.reload(config, preprocess.load(run.path / PREPROCESSING), path)
-  system = compose.build(config)
-  predictor = feed_lib.Predictor(system, config.train.eval_batch_size)
-  chosen = restore(run, config)
+  opened = open_run(workdir)
+  config = opened.config
+  corpus = prepare.reload(config, opened.pipeline, path)
   columns: prediction_files.Columns = {}
-  for name, feed in feeds_of(config, corpus).items():
-    per_seed = [predictor(*seed, feed) for seed in chosen]
+  for name, feed in opened.feeds(corpus).items():
+    per_seed = opened.predictions(feed)
     scoring.without_content(per_seed[0], {}, name)
     ids = dialogues.utterances(corpus.splits[name]).ids
     part = {"id": ids, "split": [name] * len(ids)}

@@ -15,13 +15,12 @@ import optax
 
 from msa_jax.config.experiment import Experiment
 from msa_jax.data.batching import batches
-from msa_jax.data.transforms import preprocess
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import primary_output
 from msa_jax.models.system import one_loss
-from msa_jax.runs import prepare, run
+from msa_jax.runs import prepare
+from msa_jax.runs.open import open_run
 from msa_jax.runs.summary import over_seeds
-from msa_jax.step import compose
 from msa_jax.step.objective import task_losses
 from msa_jax.studies import probes, runner
 from msa_jax.studies.ablation import figure
@@ -85,12 +84,9 @@ def gradient_spread(folder: str | pathlib.Path) -> dict[str, Any]:
 
 def _open(folder: str | pathlib.Path):
   """A trained run: its config, corpus, recipe and selected parameters per seed."""
-  directory = RunDirectory(folder)
-  config = directory.experiment()
-  preprocessor = preprocess.load(directory.path / "preprocessing.npz")
-  corpus = prepare.reload(config, preprocessor, "")
-  made = compose.build(config)
-  return config, corpus, made, run.restore(directory, config)
+  opened = open_run(folder)
+  corpus = prepare.reload(opened.config, opened.pipeline)
+  return opened.config, corpus, opened.recipe, opened.selected
 
 
 def probe_run(folder: str | pathlib.Path) -> dict[str, Any]:

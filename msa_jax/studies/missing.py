@@ -18,12 +18,12 @@ from msa_jax.config.experiment import Experiment
 from msa_jax.data import missing
 from msa_jax.data.batching import batches
 from msa_jax.data.synthetic import posterior
-from msa_jax.data.transforms import preprocess
+from msa_jax.data.transforms.degrade import Degrade
 from msa_jax.errors import UserError
 from msa_jax.metrics.routing import routing_metrics
-from msa_jax.runs import prediction_files, prepare, run
+from msa_jax.runs import prediction_files, prepare
+from msa_jax.runs.open import OpenRun, open_run
 from msa_jax.runs.summary import over_seeds
-from msa_jax.step import compose
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import scoring
 from msa_jax.training.run_directory import RunDirectory
@@ -42,32 +42,29 @@ class _Opened(NamedTuple):
   """A trained run and the split to evaluate it on.
 
   Attributes:
-    config: the run's.
-    corpus: that one split, not preprocessed.
+    run: the run.
+    corpus: that one split, as the pipeline has it before anything is missing.
     name: of the split.
-    preprocessor: the run's.
-    predictor: one program.
-    selected: parameters and collections of every seed.
+    occasion: whether the corpus is the run's own.
   """
 
-  config: Experiment
+  run: OpenRun
   corpus: Corpus
   name: str
-  preprocessor: preprocess.Preprocessor
-  predictor: feed_lib.Predictor
-  selected: Sequence[Any]
+  occasion: str
 
   def feed(self, split: Split) -> feed_lib.Feed:
-    """A feed of the split, preprocessed as the run's was."""
+    """A feed of the split, after the rest of the run's pipeline."""
     corpus = dataclasses.replace(self.corpus, splits={self.name: split})
-    corpus = preprocess.apply(self.preprocessor, corpus)
-    return run.feeds_of(self.config, corpus)[self.name]
+    corpus = self.run.pipeline.after(Degrade.name).apply(corpus, self.occasion)
+    return self.run.feeds(corpus)[self.name]
 
 
 def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
-  directory = RunDirectory(workdir)
-  config = directory.experiment()
-  corpus = prepare.reread(config, path)
+  opened = open_run(workdir)
+  occasion = prepare.occasion(opened.config, path)
+  corpus = prepare.reread(opened.config, path)
+  corpus = opened.pipeline.before(Degrade.name).apply(corpus, occasion)
   labelled = [
     n for n, s in corpus.splits.items() if scoring.label_arrays(s, corpus.tasks)
   ]
@@ -75,15 +72,8 @@ def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
     raise UserError(f"{path} has no labels to evaluate on; use --mode=predict.")
   # False sorts first: test, else valid, else whatever else there is, train last.
   name = min(labelled, key=lambda n: (n != "test", n != "valid", n == "train"))
-  system = compose.build(config)
-  return _Opened(
-    config,
-    dataclasses.replace(corpus, splits={name: corpus.splits[name]}),
-    name,
-    preprocess.load(directory.path / "preprocessing.npz"),
-    feed_lib.Predictor(system, config.train.eval_batch_size),
-    run.restore(directory, config),
-  )
+  corpus = dataclasses.replace(corpus, splits={name: corpus.splits[name]})
+  return _Opened(opened, corpus, name, occasion)
 
 
 def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, Any]:
@@ -108,7 +98,7 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
     UserError: no such run or file, no labels, or an entry that does not fit.
   """
   opened = _open(workdir, path)
-  split, config = opened.corpus.splits[opened.name], opened.config
+  split, config = opened.corpus.splits[opened.name], opened.run.config
   present = batches.availability(split)
   seen = present.any(axis=tuple(range(present.ndim - 1)))  # [m]
   order = modality_order(split.modalities)
@@ -137,20 +127,18 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
     about = {key: value for key, value in report.items() if key != "grids"}
     folder.write_json(f"{stem}.json", {**about, "rows": rows})
     prediction_files.write_csv(folder.path / f"{stem}.csv", _tidy(report, rows))
-  return {**report, "n_programs": opened.predictor.n_programs}
+  return {**report, "n_programs": opened.run.predictor.n_programs}
 
 
 def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
   """One row of a grid, and the arrays to keep of it."""
-  config, split = opened.config, opened.corpus.splits[opened.name]
+  config, split = opened.run.config, opened.corpus.splits[opened.name]
   masks = missing.draw(pattern, split, config.missing.seed, config.optim.batch_size)
   if masks.lost:
     feed = opened.feed(missing.apply(split, masks))
   else:
     feed = feed_lib.with_available(complete, masks.available)
-  predictions = [
-    _without_heads(opened.predictor(*seed, feed)) for seed in opened.selected
-  ]
+  predictions = [_without_heads(each) for each in opened.run.predictions(feed)]
   tasks = opened.corpus.tasks
   labels = scoring.label_arrays(split, tasks)
   row = {

@@ -7,6 +7,7 @@ import numpy as np
 from absl import logging
 
 from msa_jax import metrics as metrics_lib
+from msa_jax.data.labels import known
 from msa_jax.data.transforms import dialogues
 from msa_jax.training.feed import Predictions
 from msa_jax.typing import Split, Task, task_name
@@ -28,8 +29,7 @@ def label_arrays(split: Split, tasks: Mapping[str, Task]) -> dict[str, LabelArra
     if name in split.labels:
       values = np.asarray(split.labels[name])
       flat = values.reshape(len(values), -1)
-      present = np.isfinite(flat) if values.dtype.kind == "f" else flat >= 0
-      found[name] = LabelArrays(values, present.all(axis=1))
+      found[name] = LabelArrays(values, known(flat).all(axis=1))
   return found
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+from msa_jax.data.labels import known
 from msa_jax.typing import (
   Batch,
   Label,
@@ -62,7 +63,7 @@ def _label(values: np.ndarray | None, task: Task, shape: tuple[int, ...]) -> Lab
   if values is None:
     columns = (len(task.classes),) if task.kind == "binary" else ()
     return Label(np.zeros((*shape, *columns), kind), np.zeros(shape, bool))
-  present = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
+  present = known(values)
   mask = present.reshape(*shape, -1).all(axis=-1)
   return Label(np.where(present, values, 0).astype(kind), mask)
 

@@ -1,17 +1,14 @@
 """Missing modalities and content: patterns, and masks drawn from them."""
 
-from msa_jax.data.missing.patterns import (
-  NONE,
+from msa_jax.data.missing.patterns import NONE, Pattern, conditions, grids, parse
+from msa_jax.data.missing.sampling import (
   Masks,
-  Pattern,
   apply,
+  apply_all,
   arrays,
-  conditions,
   degrade,
   draw,
-  grids,
   keep,
-  parse,
   save,
   uniforms,
 )
@@ -21,6 +18,7 @@ __all__ = [
   "Masks",
   "Pattern",
   "apply",
+  "apply_all",
   "arrays",
   "conditions",
   "degrade",

@@ -24,20 +24,11 @@ in different ways lose the same frames.
 """
 
 import dataclasses
-import hashlib
 import itertools
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Bool, Float
-
-from msa_jax.data.batching.batches import availability
-from msa_jax.data.missing import rules
 from msa_jax.errors import UserError
-from msa_jax.typing import Corpus, Split, modality_order
+from msa_jax.typing import modality_order
 
 # Protocols with a rate: the rates of their grid.
 RATES: Mapping[str, tuple[float, ...]] = {
@@ -83,16 +74,26 @@ class Pattern:
 NONE = Pattern("none")
 
 
-def parse(text: str, modalities: Sequence[str] | None = None) -> Pattern:
+def parse(
+  text: str, modalities: Sequence[str] | None = None, option: str = ""
+) -> Pattern:
   """Reads a pattern.
 
   Args:
     text: e.g. `random:0.3`.
     modalities: those of the corpus; None = not known yet, names are not checked.
+    option: where it was written, which messages begin with.
 
   Raises:
     UserError: not a pattern, a rate out of range, or modalities the corpus lacks.
   """
+  try:
+    return _pattern(text, modalities)
+  except UserError as error:
+    raise UserError(f"{option}{error}") from None
+
+
+def _pattern(text: str, modalities: Sequence[str] | None) -> Pattern:
   name, colon, number = text.strip().partition(":")
   if name in RATES:
     _check_modalities(text, name, modalities)
@@ -180,202 +181,3 @@ def grids(text: str, modalities: Sequence[str]) -> dict[str, tuple[Pattern, ...]
           f"--missing={text}: {error} Whole grids: conditions, {', '.join(RATES)}."
         ) from None
   return found
-
-
-class Masks(NamedTuple):
-  """What is missing of a split, on the host.
-
-  Attributes:
-    pattern: where it came from.
-    available: [n m] or [n t m] bool, True = present, in `modality_order`.
-    lost: modality -> [n t] bool, True = the step's content is lost.
-    realised: shares that are really missing: `entries` (of the modalities the samples
-      have), and of stepwise patterns `steps` and `steps_<modality>` (of steps that
-      had content).
-  """
-
-  pattern: Pattern
-  available: Bool[np.ndarray, "n *t m"]
-  lost: Mapping[str, Bool[np.ndarray, "n t"]]
-  realised: Mapping[str, float]
-
-
-def uniforms(
-  ids: Sequence[str] | np.ndarray, stream: str, seed: int, shape: tuple[int, ...]
-) -> Float[np.ndarray, "n ..."]:
-  """Numbers in [0, 1) that depend on a sample's own id, a stream and a seed.
-
-  Args:
-    ids: of the samples.
-    stream: e.g. `random/audio`.
-    seed: of the masks, not of a model.
-    shape: numbers per sample; a longer first axis leaves the first ones as they are.
-  """
-  rows = np.empty((len(ids), *shape))
-  for row, sample in enumerate(ids):
-    text = f"{seed}/{stream}/{sample}".encode()
-    key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
-    rows[row] = np.random.Generator(np.random.Philox(key=key)).random(shape)
-  return rows
-
-
-def draw(pattern: Pattern, split: Split, seed: int, batch: int = 32) -> Masks:
-  """The masks of a split under a pattern.
-
-  Args:
-    pattern: what goes missing.
-    split: as read from its file, before any preprocessing; gives ids, lengths and
-      what is missing already.
-    seed: of the masks.
-    batch: samples per batch, of `batches`: consecutive rows of the split.
-  """
-  present = availability(split)  # [n m] or [n t m]
-  order = modality_order(split.modalities)
-  lost = {}
-  keep = present
-  if pattern.stepwise:
-    names = [n for n in order if pattern.protocol == "frames" or n == "text"]
-    lost = {name: _lost_steps(split, name, pattern.rate, seed) for name in names}
-  elif pattern.protocol != "none":
-    keep = _kept(pattern, split, present, order, seed, batch)
-  return Masks(pattern, keep, lost, _realised(split, present, keep, lost))
-
-
-def _kept(pattern, split, present, order, seed, batch) -> np.ndarray:
-  shape = (*present.shape[1:-1], 2)
-  numbers = np.stack(
-    [uniforms(split.ids, f"{pattern.protocol}/{n}", seed, shape) for n in order],
-    axis=-2,
-  )
-  position = np.arange(len(split)) // batch
-  n_batches = -(-len(split) // batch)
-  names = [f"batch {number}" for number in range(n_batches)]
-  choice = uniforms(names, f"batches/{pattern.rate:g}", seed, (len(order),))[position]
-  if present.ndim == 3:
-    choice = np.repeat(choice[:, None], present.shape[1], axis=1)
-    position = np.repeat(position[:, None], present.shape[1], axis=1)
-  kept = keep(pattern, order, numbers, present, choice, position, n_batches)
-  return np.asarray(kept)
-
-
-def keep(
-  pattern: Pattern,
-  order: Sequence[str],
-  numbers: rules.Uniforms,
-  available: rules.Available,
-  choice: Any,
-  position: Any,
-  n_batches: int,
-) -> Any:
-  """Which modalities a pattern leaves, from uniform numbers; can be traced.
-
-  Args:
-    pattern: one that is not stepwise.
-    order: the modalities, as the last axis of `available` has them.
-    numbers: [... m 2].
-    available: [... m].
-    choice: [... m] numbers, one draw per batch; read by `batches` only.
-    position: [...] number of the batch; read by `batches` only.
-    n_batches: of an epoch.
-
-  Returns:
-    [... m] bool, a subset of `available`.
-  """
-  slots = [name in pattern.visible for name in order]
-  rule = {
-    "none": lambda: available,
-    "only": lambda: available & np.broadcast_to(slots, available.shape),
-    "conditions": lambda: rules.any_condition(numbers, available),
-    "dropout": lambda: rules.independent(numbers, available, pattern.rate),
-    "random": lambda: rules.at_rate(numbers, available, pattern.rate),
-    "samples": lambda: rules.without_one(
-      numbers, available, list(order).index("text"), pattern.rate
-    ),
-    "batches": lambda: rules.by_batch(
-      numbers, available, choice, position, n_batches, pattern.rate
-    ),
-  }
-  return rule[pattern.protocol]()
-
-
-def _lost_steps(split: Split, name: str, rate: float, seed: int) -> np.ndarray:
-  sequences = split.modalities[name]
-  longest = sequences.features.shape[1]
-  step = np.arange(longest)[None, :]
-  real = step < sequences.lengths[:, None]
-  if name == "text":
-    real = real & (step > 0) & (step < sequences.lengths[:, None] - 1)
-  return real & (uniforms(split.ids, f"steps/{name}", seed, (longest,)) < rate)
-
-
-def _realised(split, present, keep, lost) -> dict[str, float]:
-  shares = {"entries": 1.0 - float(keep.sum()) / max(int(present.sum()), 1)}
-  gone, all_steps = 0, 0
-  for name, steps in lost.items():
-    sequences = split.modalities[name]
-    content = np.arange(steps.shape[1])[None, :] < sequences.lengths[:, None]
-    if sequences.lost is not None:
-      content &= ~sequences.lost
-    n_gone, n_steps = int((steps & content).sum()), int(content.sum())
-    shares[f"steps_{name}"] = n_gone / max(n_steps, 1)
-    gone, all_steps = gone + n_gone, all_steps + n_steps
-  if lost:
-    shares["steps"] = gone / max(all_steps, 1)
-  return shares
-
-
-def apply(split: Split, masks: Masks) -> Split:
-  """The split with what `masks` says missing; before preprocessing.
-
-  Lengths stay, so that alignment is what it was.
-  """
-  modalities = dict(split.modalities)
-  for name, steps in masks.lost.items():
-    sequences = modalities[name]
-    lost = steps if sequences.lost is None else steps | sequences.lost
-    modalities[name] = dataclasses.replace(sequences, lost=lost)
-  return dataclasses.replace(split, modalities=modalities, available=masks.available)
-
-
-def degrade(
-  corpus: Corpus, patterns: Mapping[str, Pattern], seed: int, batch: int = 32
-) -> tuple[Corpus, dict[str, Masks]]:
-  """A corpus with some splits' content missing, and their masks.
-
-  Args:
-    corpus: as read, before preprocessing.
-    patterns: split -> what goes missing there.
-    seed, batch: as for `draw`.
-  """
-  splits, drawn = dict(corpus.splits), {}
-  for name, pattern in patterns.items():
-    if name in splits and pattern.protocol != "none":
-      drawn[name] = draw(pattern, splits[name], seed, batch)
-      splits[name] = apply(splits[name], drawn[name])
-  return dataclasses.replace(corpus, splits=splits), drawn
-
-
-def arrays(masks: Masks) -> dict[str, np.ndarray]:
-  """Masks as arrays for an npz: `available`, and `lost_<modality>` where any is."""
-  lost = {f"lost_{name}": steps for name, steps in masks.lost.items()}
-  return {"available": masks.available, **lost}
-
-
-def save(
-  path: str | os.PathLike, split: Split, patterns: Mapping[str, Mapping[str, Any]]
-) -> None:
-  """Writes masks beside a run's predictions.
-
-  Args:
-    path: npz file; gets `ids`, `modalities`, and `<pattern>/<array>`.
-    split: gives the ids.
-    patterns: pattern -> arrays, as from `arrays`.
-  """
-  flat = {
-    f"{pattern}/{name}": values
-    for pattern, parts in patterns.items()
-    for name, values in parts.items()
-  }
-  order = np.asarray(modality_order(split.modalities))
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  np.savez_compressed(path, ids=split.ids, modalities=order, **flat)

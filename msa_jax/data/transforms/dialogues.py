@@ -6,14 +6,15 @@ single utterances count: scores, predictions, routing.
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from msa_jax.data.batching.batches import availability
 from msa_jax.data.readers import fields
-from msa_jax.data.transforms.preprocess import visible_steps
+from msa_jax.data.sequences import visible_steps
+from msa_jax.data.transforms.transform import State, Transform
 from msa_jax.errors import UserError
 from msa_jax.typing import Corpus, Sequences, Split, modality_order
 
@@ -24,6 +25,16 @@ UNITS = ("utterance", "dialogue")  # what a sample may be, `config.data.sample_u
 _TEXT = "utterance_text"
 _MULTIPLE = 8  # steps are padded to a multiple of it
 _CLIP = re.compile(r"(?:\$_\$|\[|_)(\d+)\]?$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group(Transform):
+  """Makes samples dialogues; see `group`."""
+
+  name: ClassVar[str] = "group"
+
+  def apply(self, corpus: Corpus, state: State) -> Corpus:
+    return group(corpus)
 
 
 def group(corpus: Corpus) -> Corpus:

@@ -1,10 +1,12 @@
 """Cross-validation by session: one session to test on, a part of the rest to select."""
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from msa_jax.data.transforms.transform import OWN_CORPUS_ONLY, State, Transform
 from msa_jax.errors import UserError
 from msa_jax.typing import Corpus, Sequences, Split
 
@@ -14,11 +16,29 @@ VALIDATION = ("holdout10", "none")
 _SHARE = 0.1  # of the training dialogues
 
 
+@dataclasses.dataclass(frozen=True)
+class Fold(Transform):
+  """Splits a corpus of sessions; see `by_session`. Later files stay whole.
+
+  Attributes:
+    fold: session to test on; 0 = the last one, or the corpus's own splits.
+    validation: one of `VALIDATION`.
+  """
+
+  name: ClassVar[str] = "fold"
+  occasions: ClassVar[frozenset[str]] = OWN_CORPUS_ONLY
+  fold: int = 0
+  validation: str = "holdout10"
+
+  def apply(self, corpus: Corpus, state: State) -> Corpus:
+    return by_session(corpus, self.fold, self.validation)
+
+
 def by_session(corpus: Corpus, fold: int, validation: str) -> Corpus:
-  """Splits a corpus that has sessions and no splits of its own.
+  """Splits a corpus that has sessions and no splits.
 
   Args:
-    corpus: comes back as it is if it has splits already.
+    corpus: returned unchanged if it has splits already.
     fold: session to test on; 0 = the last one, or the corpus's own splits.
     validation: `holdout10`: a tenth of each training session's dialogues, the same
       for every seed, is the validation split; `none`: there is none.

@@ -1,12 +1,40 @@
 """Labels of another file, in the meaning that a trained run gives its own."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 from absl import logging
 
+from msa_jax.data.transforms.transform import OTHER_CORPORA_ONLY, State, Transform
 from msa_jax.typing import Corpus, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabel(Transform):
+  """Gives other corpora the tasks of the run; see `relabel`. They need no labels."""
+
+  name: ClassVar[str] = "relabel"
+  occasions: ClassVar[frozenset[str]] = OTHER_CORPORA_ONLY
+
+  def fit(self, corpus: Corpus) -> State:
+    return tasks_state(corpus.tasks)
+
+  def apply(self, corpus: Corpus, state: State) -> Corpus:
+    found = json.loads(str(state["tasks"]))
+    tasks = {
+      name: Task(**{**task, "classes": tuple(task["classes"])})
+      for name, task in found.items()
+    }
+    return relabel(corpus, tasks)
+
+
+def tasks_state(tasks: Mapping[str, Task]) -> State:
+  """The state of `Relabel`: a run's tasks."""
+  found = {name: dataclasses.asdict(task) for name, task in tasks.items()}
+  return {"tasks": np.asarray(json.dumps(found))}
 
 
 def relabel(corpus: Corpus, tasks: Mapping[str, Task]) -> Corpus:

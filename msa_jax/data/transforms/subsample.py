@@ -3,15 +3,33 @@
 import dataclasses
 import zlib
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int
 
 from msa_jax.data.transforms import folds
+from msa_jax.data.transforms.transform import FIRST_RUN_ONLY, State, Transform
 from msa_jax.errors import UserError
 from msa_jax.typing import Corpus, Split, Task
 
 _SEED = 2026
+
+
+@dataclasses.dataclass(frozen=True)
+class Subsample(Transform):
+  """Keeps a share of the training split; see `shrink`.
+
+  Attributes:
+    share: in (0, 1].
+  """
+
+  name: ClassVar[str] = "subsample"
+  occasions: ClassVar[frozenset[str]] = FIRST_RUN_ONLY
+  share: float
+
+  def apply(self, corpus: Corpus, state: State) -> Corpus:
+    return shrink(corpus, self.share)
 
 
 def shrink(corpus: Corpus, share: float) -> Corpus:
