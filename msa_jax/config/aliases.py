@@ -25,10 +25,39 @@ RENAMED: dict[str, str | None] = {
   "data.codes": "data.num_frame_clusters",
   "replicas.sweep": None,
 }
+_LATE_FUSION: dict[str, str | None] = {
+  "model.hidden": "model.hidden_dims",
+  "model.text_out": "model.text_dim",
+  "model.post": "model.post_dim",
+  "model.dropout.post": "model.post_dropout",
+}
 # System -> further keys, of its own options.
 RENAMED_OF: dict[str, dict[str, str | None]] = {
+  "awf": {
+    "model.d": "model.feature_dim",
+    "model.post": "model.post_dim",
+    "model.post_layers": "model.num_post_layers",
+    "model.afusion": "model.attention_fusion",
+    "model.afusion_stop_grad": None,
+    "model.att_bias": None,
+    "model.att_pool": None,
+    "model.last_bias": None,
+  },
   "hgem": {"model.entropy": None},
+  "lf_dnn": _LATE_FUSION,
+  "lf_lstm": {**_LATE_FUSION, "model.d": "model.feature_dim"},
   "mmolre": {"loss.balance": "model.task_weights", "loss.task": None},
+  "momke": {
+    "model.D": "model.hidden_dim",
+    "model.depth": "model.num_layers",
+    "model.n_heads": "model.num_heads",
+    "model.mlp_ratio": None,
+    "model.drop": "model.dropout",
+    "model.attn_drop": "model.attention_dropout",
+    "model.expert_style": None,
+    "model.router": None,
+  },
+  "tfn": _LATE_FUSION,
 }
 
 
