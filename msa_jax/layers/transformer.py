@@ -6,6 +6,7 @@ runs loop bodies several times slower). Checkpoints do not tell the two apart.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
