@@ -87,11 +87,15 @@ def _layer_step(name: str) -> tuple[Callable, Any, tuple]:
 def config_of(name: str) -> Experiment:
   """A resolved experiment of a late-fusion system with the comparison's sizes."""
   case = torch_steps.CASES[name]
-  options = _OPTIONS[name]().to_dict()
-  hidden = {"text": torch_steps.HIDDEN, "audio": case["audio"]}
-  options["hidden"] |= {**hidden, "vision": torch_steps.HIDDEN}
-  options |= {"text_out": case["text_out"], "post": case["post"]}
-  options["dropout"] = dict.fromkeys(options["dropout"], torch_steps.DROPOUT)
+  hidden = torch_steps.HIDDEN
+  rates = dict.fromkeys(torch_steps.WIDTHS, torch_steps.DROPOUT)
+  options = _OPTIONS[name]() | {
+    "hidden_dims": {"text": hidden, "audio": case["audio"], "vision": hidden},
+    "text_dim": case["text_out"],
+    "post_dim": case["post"],
+    "dropout": rates,
+    "post_dropout": torch_steps.DROPOUT,
+  }
   made = experiment(config_lib.base(options))
   made = made.replace(
     "optim", grad_clip_norm=0.0, schedule="constant", batch_size=case["batch"]

@@ -13,10 +13,10 @@ vision learn more with B-fusion). They combine: `configs/awf.py:mosei,paper`.
   python -m msa_jax.studies balance --config=configs/awf.py:one_fast,sgd \\
     --config.replicas.seeds=0,1,2,3,4 --workdir=studies/awf
 
-The default is a narrow network on the synthetic corpus. `--config.model.afusion=False`
-leaves A-fusion out, `--config.balance.enabled=False` B-fusion. Published: MOSI MAE
-.716, Corr .791; MOSEI MAE .535, Corr .770 (with a fine-tuned BERT, not the frozen
-features used here).
+The default is a narrow network on the synthetic corpus.
+`--config.model.attention_fusion=False` leaves A-fusion out,
+`--config.balance.enabled=False` B-fusion. Published: MOSI MAE .716, Corr .791; MOSEI
+MAE .535, Corr .770 (with a fine-tuned BERT, not the frozen features used here).
 """
 
 from typing import NamedTuple
@@ -31,10 +31,10 @@ from msa_jax.models.late_fusion import awf
 class Row(NamedTuple):
   """A column of the paper's table 2, and the longest sequence kept."""
 
-  d: int
-  post: int
+  feature_dim: int
+  post_dim: int
   dropout: float
-  batch: int
+  batch_size: int
   learning_rate: float
   patience: int
   max_steps: int = 50
@@ -46,14 +46,14 @@ TABLE_2 = {
   "sims": Row(128, 64, 0.0, 16, 1e-5, 8),
   "iemocap": Row(256, 128, 0.4, 24, 1e-4, 8, 20),
 }
-VARIANTS = dict.fromkeys((*TABLE_2, "paper", "sgd", "one_strong", "one_fast"))
+VARIANTS = dict.fromkeys((*TABLE_2, "paper", *presets.SHARED))
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
   chosen = config_lib.parse_variants(variants, VARIANTS)
   config = presets.late_fusion(awf.options())
-  config.model.update({"d": 64, "post": 64, "dropout": 0.2})
+  config.model.update({"feature_dim": 64, "post_dim": 64, "dropout": 0.2})
   config.balance.enabled = True
   data_set = next((name for name in chosen if name in TABLE_2), None)
   if data_set:
@@ -62,18 +62,14 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
     config.model.task = "emotion"
   if "paper" in chosen:
     _paper(config, TABLE_2[data_set or "mosi"])
-  if "sgd" in chosen:
-    presets.sgd(config)
-  if "one_strong" in chosen:
-    presets.one_strong(config)
-  if "one_fast" in chosen:
-    presets.one_fast(config)
-  return config_lib.finish(config)
+  shared = tuple(name for name in chosen if name in presets.SHARED)
+  return presets.apply(config, shared, presets.SHARED)
 
 
 def _table2(config, row):
-  config.model.update({"d": row.d, "post": row.post, "dropout": row.dropout})
-  config.optim.batch_size = row.batch
+  config.model.update({"feature_dim": row.feature_dim, "post_dim": row.post_dim})
+  config.model.dropout = row.dropout
+  config.optim.batch_size = row.batch_size
   config.data.max_steps = row.max_steps
   config.text.learning_rate = min(row.learning_rate, 5e-5)
 

@@ -24,36 +24,19 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   return presets.apply(config, chosen, VARIANTS)
 
 
-def _sizes(config, audio, text_out, post, rates):
-  config.model.hidden.audio = audio
-  config.model.update({"text_out": text_out, "post": post})
-  config.model.dropout.update(
-    dict(zip(("text", "audio", "vision", "post"), rates, strict=True))
-  )
-
-
 def _mosi(config):
-  _sizes(config, 16, 256, 128, (0.2, 0.2, 0.2, 0.2))
+  presets.mmsa_sizes(config, 16, 256, 128, 0.2, 0.2)
   config.optim.update({"batch_size": 128, "learning_rate": 1e-3})
 
 
 def _mosei(config):
-  _sizes(config, 32, 128, 128, (0.2, 0.2, 0.2, 0.2))
+  presets.mmsa_sizes(config, 32, 128, 128, 0.2, 0.2)
   config.optim.update({"batch_size": 64, "learning_rate": 2e-3})
 
 
 def _sims(config):
-  _sizes(config, 32, 256, 32, (0.3, 0.3, 0.3, 0.5))
+  presets.mmsa_sizes(config, 32, 256, 32, 0.3, 0.5)
   config.optim.update({"batch_size": 128, "learning_rate": 5e-3})
 
 
-VARIANTS = {
-  "mosi": _mosi,
-  "mosei": _mosei,
-  "sims": _sims,
-  "iemocap": presets.iemocap,
-  "paper": presets.mmsa,
-  "sgd": presets.sgd,
-  "one_strong": presets.one_strong,
-  "one_fast": presets.one_fast,
-}
+VARIANTS = {"mosi": _mosi, "mosei": _mosei, "sims": _sims, **presets.MMSA}

@@ -24,12 +24,13 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   return presets.apply(config, chosen, VARIANTS)
 
 
-def _table2(d, post, dropout, batch):
+def _table2(feature_dim, post_dim, dropout, batch_size):
   def apply(config):
-    config.model.update({"d": d, "post": post})
+    config.model.update({"feature_dim": feature_dim, "post_dim": post_dim})
     for name in config.model.dropout:
       config.model.dropout[name] = dropout
-    config.optim.batch_size = batch
+    config.model.post_dropout = dropout
+    config.optim.batch_size = batch_size
 
   return apply
 
@@ -50,7 +51,5 @@ VARIANTS = {
   "sims": _table2(128, 64, 0.0, 16),
   "iemocap": _iemocap,
   "paper": _paper,
-  "sgd": presets.sgd,
-  "one_strong": presets.one_strong,
-  "one_fast": presets.one_fast,
+  **presets.SHARED,
 }

@@ -22,41 +22,24 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   chosen = config_lib.parse_variants(variants, VARIANTS)
   config = presets.late_fusion(tfn.options())
   # The product of MMSA's widths has 140,000 entries; the default is narrower.
-  config.model.hidden.update({"text": 64, "audio": 16, "vision": 16})
-  config.model.update({"text_out": 16, "post": 32})
+  config.model.hidden_dims.update({"text": 64, "audio": 16, "vision": 16})
+  config.model.update({"text_dim": 16, "post_dim": 32})
   return presets.apply(config, chosen, VARIANTS)
 
 
-def _sizes(config, audio, text_out, post, rates):
-  config.model.hidden.update({"text": 128, "audio": audio, "vision": 128})
-  config.model.update({"text_out": text_out, "post": post})
-  config.model.dropout.update(
-    dict(zip(("text", "audio", "vision", "post"), rates, strict=True))
-  )
-
-
 def _mosi(config):
-  _sizes(config, 32, 32, 64, (0.3, 0.3, 0.3, 0.5))
+  presets.mmsa_sizes(config, 32, 32, 64, 0.3, 0.5)
   config.optim.update({"batch_size": 32, "learning_rate": 1e-3})
 
 
 def _mosei(config):
-  _sizes(config, 16, 128, 16, (0.4, 0.4, 0.4, 0.4))
+  presets.mmsa_sizes(config, 16, 128, 16, 0.4, 0.4)
   config.optim.update({"batch_size": 128, "learning_rate": 5e-3})
 
 
 def _sims(config):
-  _sizes(config, 32, 256, 32, (0.4, 0.4, 0.4, 0.4))
+  presets.mmsa_sizes(config, 32, 256, 32, 0.4, 0.4)
   config.optim.update({"batch_size": 32, "learning_rate": 5e-4})
 
 
-VARIANTS = {
-  "mosi": _mosi,
-  "mosei": _mosei,
-  "sims": _sims,
-  "iemocap": presets.iemocap,
-  "paper": presets.mmsa,
-  "sgd": presets.sgd,
-  "one_strong": presets.one_strong,
-  "one_fast": presets.one_fast,
-}
+VARIANTS = {"mosi": _mosi, "mosei": _mosei, "sims": _sims, **presets.MMSA}

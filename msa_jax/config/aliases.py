@@ -38,8 +38,24 @@ RENAMED: dict[str, str | None] = {
   "data.codes": "data.num_frame_clusters",
   "replicas.sweep": None,
 }
+_LATE_FUSION: dict[str, str | None | Only] = {
+  "model.hidden": "model.hidden_dims",
+  "model.text_out": "model.text_dim",
+  "model.post": "model.post_dim",
+  "model.dropout.post": "model.post_dropout",
+}
 # System -> further keys, of its own options.
 RENAMED_OF: dict[str, dict[str, str | None | Only]] = {
+  "awf": {
+    "model.d": "model.feature_dim",
+    "model.post": "model.post_dim",
+    "model.post_layers": "model.num_post_layers",
+    "model.afusion": "model.attention_fusion",
+    "model.afusion_stop_grad": Only(True),
+    "model.att_bias": Only(False),
+    "model.att_pool": Only("mean"),
+    "model.last_bias": Only(False),
+  },
   "hgem": {"model.entropy": None},
   "derl": {
     "model.d": "model.hidden_dim",
@@ -91,6 +107,19 @@ RENAMED_OF: dict[str, dict[str, str | None | Only]] = {
     "loss.balance": "model.task_weights",
     "loss.task": None,
   },
+  "lf_dnn": _LATE_FUSION,
+  "lf_lstm": {**_LATE_FUSION, "model.d": "model.feature_dim"},
+  "momke": {
+    "model.D": "model.hidden_dim",
+    "model.depth": "model.num_layers",
+    "model.n_heads": "model.num_heads",
+    "model.mlp_ratio": Only(1),
+    "model.drop": "model.dropout",
+    "model.attn_drop": "model.attention_dropout",
+    "model.expert_style": Only("official"),
+    "model.router": Only("three_way"),
+  },
+  "tfn": _LATE_FUSION,
 }
 
 

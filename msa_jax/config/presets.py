@@ -78,3 +78,34 @@ def mmsa(config: ml_collections.ConfigDict) -> None:
   """`published`, and MMSA's way of reading padding."""
   published(config)
   config.model.compat = "mmsa"
+
+
+def mmsa_sizes(
+  config: ml_collections.ConfigDict,
+  audio: int,
+  text_dim: int,
+  post_dim: int,
+  dropout: float,
+  post_dropout: float,
+) -> None:
+  """Widths and rates of LF-DNN and TFN in MMSA; text and vision have 128 units.
+
+  Args:
+    config: of one of the two.
+    audio: units of the audio network.
+    text_dim: width of the text's features.
+    post_dim: units of the layers after fusion.
+    dropout: rate of every modality.
+    post_dropout: rate after fusion.
+  """
+  config.model.hidden_dims.update({"text": 128, "audio": audio, "vision": 128})
+  config.model.update({"text_dim": text_dim, "post_dim": post_dim})
+  for name in config.model.dropout:
+    config.model.dropout[name] = dropout
+  config.model.post_dropout = post_dropout
+
+
+# Variants that every late-fusion system has, after those of data sets and papers.
+SHARED = {"sgd": sgd, "one_strong": one_strong, "one_fast": one_fast}
+# Those of MMSA's systems.
+MMSA = {"iemocap": iemocap, "paper": mmsa, **SHARED}

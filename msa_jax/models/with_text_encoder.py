@@ -92,9 +92,12 @@ class WithEncoderInTwoParts(WithEncoder):
     """The system's own, of the encoded batch."""
     return self.inner.encode(self.encoded(batch, train), train=train)
 
-  def tail(self, *arguments: Any, train: bool) -> ModelOutput:
-    """The system's own: it reads what `encode` gave, and no features."""
-    return self.inner.tail(*arguments, train=train)
+  def tail(
+    self, features: Any, omega: Any, batch: Batch, *, train: bool
+  ) -> ModelOutput:
+    """The system's own: of the batch it reads what is there, and no features."""
+    batch = hide_unavailable(batch, keep_lost=self.sees_dropped)
+    return self.inner.tail(features, omega, batch, train=train)
 
 
 def with_encoder(

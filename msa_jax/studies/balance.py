@@ -46,7 +46,10 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "sgd_with": {**WITH, **SGD},
     "sgd_without": {**WITHOUT, **SGD},
   },
-  "attention": {"with": WITH, "no_attention": {**WITH, "model.afusion": False}},
+  "attention": {
+    "with": WITH,
+    "no_attention": {**WITH, "model.attention_fusion": False},
+  },
 }
 RATIO_SEEDS = (0, 1, 2)
 _COMPARED = "compared.json"

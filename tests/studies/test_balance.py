@@ -109,8 +109,8 @@ def test_probes_of_a_system_without_features_by_modality_are_refused(
 def test_unknown_tables_and_options_are_refused(tmp_path):
   with pytest.raises(UserError, match="--table=moon: choose one of balance"):
     balance.study(awf(), tmp_path, "moon")
-  with pytest.raises(UserError, match="config.model.afusion; toy has no such"):
-    changed(toy.config(), {"model.afusion": False})
+  with pytest.raises(UserError, match="config.model.attention_fusion; toy has no such"):
+    changed(toy.config(), {"model.attention_fusion": False})
 
 
 @pytest.mark.parametrize(

@@ -5,72 +5,73 @@ import jax.numpy as jnp
 import numpy as np
 
 from msa_jax import config as config_lib
-from msa_jax.models import SYSTEMS
+from msa_jax import models
+from msa_jax.config.experiment import experiment
 from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, tfn
+from msa_jax.step import compose
 from msa_jax.step.balance.omega import omega_gradient
 from msa_jax.step.balance.split_model import SplitModel
-from msa_jax.typing import Batch, Label, Modality, modality_order
+from msa_jax.step.recipe import example_batch
+from msa_jax.typing import Batch, Label, Modality, Spec, Task, modality_order
 
 WIDTHS = {"text": 5, "audio": 4, "vision": 3}
 STEPS = 4
-OPTIONS = {
-  "awf": awf.options,
-  "lf_dnn": lf_dnn.options,
-  "lf_lstm": lf_lstm.options,
-  "tfn": tfn.options,
-}
+MODULES = {"awf": awf, "lf_dnn": lf_dnn, "lf_lstm": lf_lstm, "tfn": tfn}
+_HIDDEN = {"text": 4, "audio": 3, "vision": 3}
+_NO_DROPOUT = {"dropout": dict.fromkeys(_HIDDEN, 0.0), "post_dropout": 0.0}
 SMALL = {
-  "awf": {"d": 4, "post": 6},
-  "lf_dnn": {"text_out": 5, "post": 6},
-  "lf_lstm": {"d": 4, "post": 6},
-  "tfn": {"text_out": 3, "post": 6},
+  "awf": {"feature_dim": 4, "post_dim": 6},
+  "lf_dnn": {"hidden_dims": _HIDDEN, "text_dim": 5, "post_dim": 6, **_NO_DROPOUT},
+  "lf_lstm": {"hidden_dims": _HIDDEN, "feature_dim": 4, "post_dim": 6, **_NO_DROPOUT},
+  "tfn": {"hidden_dims": _HIDDEN, "text_dim": 3, "post_dim": 6, **_NO_DROPOUT},
 }
-SENTIMENT = {
-  "kind": "regression",
-  "low": -3.0,
-  "high": 3.0,
-  "classes": (),
-  "protocol": "mosi",
-}
-EMOTIONS = {
-  "kind": "binary",
-  "low": 0.0,
-  "high": 0.0,
-  "classes": ("happy", "sad", "angry", "neutral"),
-  "protocol": "emotions",
-}
+SENTIMENT = Task("regression", -3.0, 3.0)
+EMOTIONS = Task(
+  "binary", classes=("happy", "sad", "angry", "neutral"), protocol="emotions"
+)
 
 
 def config(name="awf", widths=None, tasks=None, model=(), balance=(), **sections):
-  """A resolved config of a tiny system; `model` and `balance` override options."""
+  """The resolved experiment of a tiny system, balanced by B-fusion.
+
+  Args:
+    name: of the system.
+    widths: modality -> width.
+    tasks: name -> `Task`.
+    model: dotted option -> value.
+    balance: option -> value.
+    sections: section -> option -> value.
+  """
   widths = WIDTHS if widths is None else widths
-  made = config_lib.base(OPTIONS[name]())
+  made = config_lib.base(MODULES[name].options(), balance=True)
   made.model.update(SMALL[name])
-  if "hidden" in made.model:
-    made.model.hidden.update({"text": 4, "audio": 3, "vision": 3})
-    for key in made.model.dropout:
-      made.model.dropout[key] = 0.0
   for path, value in dict(model).items():
-    *folders, key = path.split(".")
-    node = made.model
-    for folder in folders:
-      node = node[folder]
-    node[key] = value
-  made.balance.enabled = True
-  made.balance.update(dict(balance))
+    made.model.update_from_flattened_dict({path: value})
+  made.balance.update({"enabled": True, **dict(balance)})
   made.optim.update(
     {"warmup_fraction": 0.0, "schedule": "constant", "grad_clip_norm": 0.0}
   )
   for section, values in sections.items():
     made[section].update(values)
-  made.spec = {
-    "widths": dict(widths),
-    "lengths": dict.fromkeys(widths, STEPS),
-    "ids": {},
-    "tasks": tasks or {"sentiment": SENTIMENT},
-    "train_size": 64,
-  }
-  return config_lib.finish(made)
+  spec = Spec(
+    widths=dict(widths),
+    lengths=dict.fromkeys(widths, STEPS),
+    tasks=tasks or {"sentiment": SENTIMENT},
+    train_size=64,
+  )
+  return experiment(made).replace(spec=spec)
+
+
+def network(made):
+  """An experiment's network."""
+  return compose.networks(made).inner
+
+
+def split(made):
+  """An experiment's network in two parts."""
+  inner = network(made)
+  objective = compose.objective_of(made, models.get(made.system), inner)
+  return SplitModel(inner, example_batch(made.corpus_spec), objective)
 
 
 def batch(size=6, widths=None, seed=0, label=None):
@@ -146,13 +147,13 @@ def predict(module, variables, data, name="sentiment"):
 
 
 class Double:
-  """A host's tail in float64 on random features: what finite differences need."""
+  """A system's tail in float64 on random features: what finite differences need."""
 
   def __init__(self, made, data=None):
     self.config = made
-    data = batch(widths=made.spec.widths.to_dict()) if data is None else data
+    data = batch(widths=made.corpus_spec.widths) if data is None else data
     with jax.enable_x64(False):  # the encoders compute in float32
-      self.host = SplitModel(made, SYSTEMS[made.model.name])
+      self.host = split(made)
       shapes = jax.eval_shape(self.host.init, jax.random.key(0))
       features, _ = jax.eval_shape(self.host.encode, shapes, data, {})
     self.variables, self.batch = random_like(shapes), float64(data)

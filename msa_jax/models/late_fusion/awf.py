@@ -9,110 +9,101 @@ weight fusion, Journal of Software 2024, 35(10):4781-4793.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import ml_collections
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from msa_jax.errors import UserError
-from msa_jax.models.late_fusion import base
 from msa_jax.models.late_fusion.base import Features, LateFusion
 from msa_jax.models.late_fusion.encoders import Head, RecurrentEncoder, StepEncoder
+from msa_jax.models.options import check, construct, defaults
+from msa_jax.models.outputs import primary_output
 from msa_jax.models.system import Options, System
 from msa_jax.typing import Spec
 
-_CHOICES = {
-  "text_encoder": ("mean", "lstm", "bert_cls"),
-  "att_pool": ("mean", "rms"),
-}
-
-
-def options() -> ml_collections.ConfigDict:
-  """Options of the model (`config.model`), as in the paper for MOSI."""
-  return ml_collections.ConfigDict(
-    {
-      "name": "awf",
-      "task": "auto",  # the task predicted; auto = sentiment, else emotion
-      "d": 256,  # width of every modality's features
-      "post": 128,  # width of the fusion layers
-      "post_layers": 1,  # 0 = a linear head
-      "dropout": 0.0,
-      # Text comes as the features of a frozen encoder: their mean, an LSTM over them,
-      # or the first step (BERT's sentence token).
-      "text_encoder": "mean",
-      "last_bias": False,
-      "afusion": True,
-      "afusion_stop_grad": True,  # A-fusion does not train the unimodal networks
-      "att_bias": False,
-      "att_pool": "mean",
-    }
-  )
+TEXT_ENCODERS = ("mean", "lstm", "bert_cls")
 
 
 class AttentionFusion(nn.Module):
-  """A-fusion's weights: a = sigmoid(relu(q A1) A2), q one number per modality.
-
-  Attributes:
-    pool: how a modality's features become one number: `mean`, or `rms` (root mean
-      square).
-    use_bias: biases in both layers.
+  """A-fusion's weights: a = sigmoid(relu(q A1) A2), q the mean of each modality.
 
   Source: AWF, Eq. 11-12.
   """
-
-  pool: str
-  use_bias: bool
 
   @nn.compact
   def __call__(
     self, stacked: Float[Array, "b m d"], present: Bool[Array, "b m"]
   ) -> Float[Array, "b m"]:
     """Weights in (0, 1); zero for absent modalities."""
-    if self.pool == "rms":
-      # The small number keeps the gradient finite where all features are zero.
-      pooled = jnp.sqrt(jnp.mean(stacked**2, axis=-1) + 1e-12)
-    else:
-      pooled = jnp.mean(stacked, axis=-1)
-    pooled = jnp.where(present, pooled, 0.0)
 
     def dense(name):
       return nn.Dense(
         stacked.shape[1],
-        use_bias=self.use_bias,
+        use_bias=False,
         kernel_init=nn.initializers.he_uniform(),
         name=name,
       )
 
+    pooled = jnp.where(present, jnp.mean(stacked, axis=-1), 0.0)
     weights = nn.sigmoid(dense("excite")(nn.relu(dense("squeeze")(pooled))))
     return jnp.where(present, weights, 0.0)
 
 
 class AWF(LateFusion):
-  """The network. See `LateFusion` for attributes.
+  """The network, by default with the paper's sizes for MOSI.
+
+    model = AWF()
+    variables = model.init(jax.random.key(0), batch)
+    output = model.apply(variables, batch)
+
+  Attributes:
+    output, modalities: see `LateFusion`.
+    feature_dim: width of every modality's features.
+    post_dim: units of each layer after fusion.
+    num_post_layers: number of these; 0 = a linear head.
+    dropout: rate on the encoders' outputs and on the fused features.
+    text_encoder: of text that comes as the features of a frozen encoder: their `mean`,
+      an `lstm` over them, or the first step (`bert_cls`, BERT's sentence token).
+    attention_fusion: A-fusion; without it the head reads B-fusion's features alone.
 
   Source: AWF, Eq. 1-4, 11-13 and figure 2.
   """
 
+  feature_dim: int = 256
+  post_dim: int = 128
+  num_post_layers: int = 1
+  dropout: float = 0.0
+  text_encoder: str = "mean"
+  attention_fusion: bool = True
+
+  def __post_init__(self):
+    check(
+      self,
+      choices={"text_encoder": TEXT_ENCODERS},
+      positive=("feature_dim", "post_dim"),
+      not_negative=("num_post_layers",),
+      rates=("dropout",),
+    )
+    super().__post_init__()
+
   def setup(self):
-    options = self.options
     self.encoder = {name: self._encoder(name) for name in self.modalities}
     self.last = {
-      name: nn.Dense(options.d, use_bias=options.last_bias) for name in self.modalities
+      name: nn.Dense(self.feature_dim, use_bias=False) for name in self.modalities
     }
-    self.attention = AttentionFusion(options.att_pool, options.att_bias)
+    self.attention = AttentionFusion()
     self.head = Head(
-      (options.post,) * options.post_layers, self.target.num_outputs, options.dropout
+      (self.post_dim,) * self.num_post_layers, self.output.num_outputs, self.dropout
     )
 
   @nn.nowrap
   def _encoder(self, name: str) -> nn.Module:
-    options = self.options
-    if name != "text" or options.text_encoder == "lstm":
-      return RecurrentEncoder(options.d, options.dropout)
-    pool = "mean" if options.text_encoder == "mean" else "first"
-    return StepEncoder(pool, options.dropout)
+    if name != "text" or self.text_encoder == "lstm":
+      return RecurrentEncoder(self.feature_dim, self.dropout)
+    pool = "mean" if self.text_encoder == "mean" else "first"
+    return StepEncoder(pool, self.dropout)
 
   def fuse(
     self,
@@ -127,15 +118,21 @@ class AWF(LateFusion):
     """
     fused = jnp.stack([weighted[name] for name in self.modalities], axis=1)  # [b m d]
     alpha = jnp.zeros(fused.shape[:2], fused.dtype)
-    if self.options.afusion:
-      stacked = jnp.stack([projected[name] for name in self.modalities], axis=1)
-      if self.options.afusion_stop_grad:
-        stacked = lax.stop_gradient(stacked)
+    if self.attention_fusion:
+      # A-fusion must not train the unimodal networks.
+      stacked = lax.stop_gradient(
+        jnp.stack([projected[name] for name in self.modalities], axis=1)
+      )
       there = jnp.stack([present[name] for name in self.modalities], axis=1)
       alpha = self.attention(stacked, there)
       fused = (fused + alpha[..., None] * stacked) / 2
     fused = fused.reshape(len(fused), -1)  # [b m*d]
     return fused, {"alpha": alpha, "fused": fused}
+
+
+def options() -> dict[str, Any]:
+  """Options of the system (`config.model`): the fields of `AWF`."""
+  return {"name": "awf", **defaults(AWF)}
 
 
 def build(options: Options, spec: Spec) -> AWF:
@@ -144,10 +141,8 @@ def build(options: Options, spec: Spec) -> AWF:
   Raises:
     UserError: a value out of range, or a task that the corpus lacks.
   """
-  layers = options["post_layers"]
-  if layers < 0:
-    raise UserError(f"model.post_layers={layers}: must be 0 or more")
-  return base.build(AWF, options, spec, _CHOICES, ("d", "post"))
+  output = primary_output(options, spec)
+  return construct(AWF, options, output=output, modalities=spec.modalities)
 
 
 SYSTEM = System(build=build)

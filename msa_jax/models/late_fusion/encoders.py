@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.layers.dropout import Dropout
@@ -111,7 +110,10 @@ class Head(nn.Module):
 
 
 def mmsa_networks(
-  options: ml_collections.FrozenConfigDict, modalities: tuple[str, ...]
+  modalities: tuple[str, ...],
+  hidden_dims: Mapping[str, int],
+  dropout: Mapping[str, float],
+  text_dim: int,
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
   """Unimodal networks of MMSA's TFN and LF-DNN: encoders and last linears.
 
@@ -119,21 +121,22 @@ def mmsa_networks(
   over time and dense layers.
 
   Args:
-    options: `hidden` and `dropout` by modality, `text_out`.
     modalities: names in canonical order.
+    hidden_dims: modality -> units of its encoder.
+    dropout: modality -> rate.
+    text_dim: units of the text's last linear; others have those of their encoder.
   """
   encoders, last = {}, {}
   for name in modalities:
     kind = RecurrentEncoder if name == "text" else DenseEncoder
-    encoders[name] = kind(options.hidden[name], options.dropout[name])
-    width = options.text_out if name == "text" else options.hidden[name]
-    last[name] = nn.Dense(width)
+    encoders[name] = kind(hidden_dims[name], dropout[name])
+    last[name] = nn.Dense(text_dim if name == "text" else hidden_dims[name])
   return encoders, last
 
 
-def mmsa_head(options: ml_collections.FrozenConfigDict, num_outputs: int) -> Head:
-  """The head of MMSA's late-fusion systems: two ReLU layers of `post` units."""
-  return Head((options.post, options.post), num_outputs, options.dropout.post)
+def mmsa_head(width: int, num_outputs: int, dropout: float) -> Head:
+  """The head of MMSA's late-fusion systems: two ReLU layers of `width` units."""
+  return Head((width, width), num_outputs, dropout)
 
 
 def rectify(projected: Mapping[str, jax.Array]) -> dict[str, Float[Array, "b d"]]:

@@ -3,42 +3,80 @@
 Source: MMSA (thuiar/MMSA, singleTask/LF_DNN.py), Yu et al., ACL 2020 (CH-SIMS).
 """
 
-import ml_collections
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
-from msa_jax.models.late_fusion import base
-from msa_jax.models.late_fusion.base import Features, LateFusion
+from msa_jax.models.late_fusion.base import (
+  COMPAT,
+  Features,
+  LateFusion,
+  check_by_modality,
+  with_padding,
+)
 from msa_jax.models.late_fusion.encoders import mmsa_head, mmsa_networks, rectify
+from msa_jax.models.options import check, construct, defaults
+from msa_jax.models.outputs import primary_output
 from msa_jax.models.system import Options, System
-from msa_jax.typing import Spec
-
-
-def options() -> ml_collections.ConfigDict:
-  """Options of the model (`config.model`), as in MMSA for MOSI."""
-  return ml_collections.ConfigDict(
-    {
-      "name": "lf_dnn",
-      "task": "auto",  # the task predicted; auto = sentiment, else emotion
-      # mmsa: means and last states over all steps, padding too, as in MMSA.
-      "compat": "none",
-      "hidden": {"text": 128, "audio": 16, "vision": 128},
-      "text_out": 256,
-      "post": 128,
-      "dropout": {"text": 0.2, "audio": 0.2, "vision": 0.2, "post": 0.2},
-    }
-  )
+from msa_jax.typing import Batch, Spec
 
 
 class LFDNN(LateFusion):
-  """The network. See `LateFusion` for attributes."""
+  """The network, by default with MMSA's sizes for MOSI.
+
+    model = LFDNN()
+    variables = model.init(jax.random.key(0), batch)
+    output = model.apply(variables, batch)
+
+  Attributes:
+    output, modalities: see `LateFusion`.
+    hidden_dims: modality -> units of its LSTM (text) or of its dense layers.
+    text_dim: width of the text's features; other modalities keep their `hidden_dims`.
+    post_dim: units of both layers after fusion.
+    dropout: modality -> rate.
+    post_dropout: rate on the fused features.
+    compat: `mmsa` = means and last states over all steps, padding too, as in MMSA.
+  """
+
+  hidden_dims: Mapping[str, int] = FrozenDict(text=128, audio=16, vision=128)
+  text_dim: int = 256
+  post_dim: int = 128
+  dropout: Mapping[str, float] = FrozenDict(text=0.2, audio=0.2, vision=0.2)
+  post_dropout: float = 0.2
+  compat: str = "none"
+
+  def __post_init__(self):
+    check(
+      self,
+      choices={"compat": COMPAT},
+      positive=("hidden_dims", "text_dim", "post_dim"),
+      rates=("dropout", "post_dropout"),
+    )
+    check_by_modality(self, "hidden_dims", "dropout")
+    super().__post_init__()
 
   def setup(self):
-    self.encoder, self.last = mmsa_networks(self.options, self.modalities)
-    self.head = mmsa_head(self.options, self.target.num_outputs)
+    self.encoder, self.last = mmsa_networks(
+      self.modalities, self.hidden_dims, self.dropout, self.text_dim
+    )
+    self.head = mmsa_head(self.post_dim, self.output.num_outputs, self.post_dropout)
+
+  @nn.nowrap
+  def read(self, batch: Batch) -> Batch:
+    """The batch with the steps that count, by `compat`."""
+    return with_padding(batch) if self.compat == "mmsa" else batch
 
   def project(self, features: Features) -> dict[str, Float[Array, "b d"]]:
     """Last linear layer of each modality; ReLU after it for all but text."""
     return rectify(super().project(features))
+
+
+def options() -> dict[str, Any]:
+  """Options of the system (`config.model`): the fields of `LFDNN`."""
+  return {"name": "lf_dnn", **defaults(LFDNN)}
 
 
 def build(options: Options, spec: Spec) -> LFDNN:
@@ -47,8 +85,8 @@ def build(options: Options, spec: Spec) -> LFDNN:
   Raises:
     UserError: a value out of range, or a modality or task without options.
   """
-  positive = ("hidden", "text_out", "post")
-  return base.build(LFDNN, options, spec, base.COMPAT, positive)
+  output = primary_output(options, spec)
+  return construct(LFDNN, options, output=output, modalities=spec.modalities)
 
 
 SYSTEM = System(build=build)

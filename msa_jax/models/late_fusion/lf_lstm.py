@@ -5,43 +5,77 @@ definition; here: the last valid state of a one-directional LSTM per modality, d
 a linear layer per modality, and LF-DNN's head.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
-import ml_collections
+from flax.core import FrozenDict
 
-from msa_jax.models.late_fusion import base
-from msa_jax.models.late_fusion.base import LateFusion
+from msa_jax.models.late_fusion.base import (
+  COMPAT,
+  LateFusion,
+  check_by_modality,
+  with_padding,
+)
 from msa_jax.models.late_fusion.encoders import RecurrentEncoder, mmsa_head
+from msa_jax.models.options import check, construct, defaults
+from msa_jax.models.outputs import primary_output
 from msa_jax.models.system import Options, System
-from msa_jax.typing import Spec
-
-
-def options() -> ml_collections.ConfigDict:
-  """Options of the model (`config.model`)."""
-  return ml_collections.ConfigDict(
-    {
-      "name": "lf_lstm",
-      "task": "auto",  # the task predicted; auto = sentiment, else emotion
-      # mmsa: last states over all steps, padding too, as MMSA's text networks read.
-      "compat": "none",
-      "hidden": {"text": 128, "audio": 16, "vision": 128},
-      "d": 128,  # width of every modality's features
-      "post": 128,
-      "dropout": {"text": 0.2, "audio": 0.2, "vision": 0.2, "post": 0.2},
-    }
-  )
+from msa_jax.typing import Batch, Spec
 
 
 class LFLSTM(LateFusion):
-  """The network. See `LateFusion` for attributes."""
+  """The network.
+
+    model = LFLSTM()
+    variables = model.init(jax.random.key(0), batch)
+    output = model.apply(variables, batch)
+
+  Attributes:
+    output, modalities: see `LateFusion`.
+    hidden_dims: modality -> units of its LSTM.
+    feature_dim: width of every modality's features.
+    post_dim: units of both layers after fusion.
+    dropout: modality -> rate.
+    post_dropout: rate on the fused features.
+    compat: `mmsa` = last states over all steps, padding too, as MMSA's text networks
+      read.
+  """
+
+  hidden_dims: Mapping[str, int] = FrozenDict(text=128, audio=16, vision=128)
+  feature_dim: int = 128
+  post_dim: int = 128
+  dropout: Mapping[str, float] = FrozenDict(text=0.2, audio=0.2, vision=0.2)
+  post_dropout: float = 0.2
+  compat: str = "none"
+
+  def __post_init__(self):
+    check(
+      self,
+      choices={"compat": COMPAT},
+      positive=("hidden_dims", "feature_dim", "post_dim"),
+      rates=("dropout", "post_dropout"),
+    )
+    check_by_modality(self, "hidden_dims", "dropout")
+    super().__post_init__()
 
   def setup(self):
-    options = self.options
     self.encoder = {
-      name: RecurrentEncoder(options.hidden[name], options.dropout[name])
+      name: RecurrentEncoder(self.hidden_dims[name], self.dropout[name])
       for name in self.modalities
     }
-    self.last = {name: nn.Dense(options.d) for name in self.modalities}
-    self.head = mmsa_head(options, self.target.num_outputs)
+    self.last = {name: nn.Dense(self.feature_dim) for name in self.modalities}
+    self.head = mmsa_head(self.post_dim, self.output.num_outputs, self.post_dropout)
+
+  @nn.nowrap
+  def read(self, batch: Batch) -> Batch:
+    """The batch with the steps that count, by `compat`."""
+    return with_padding(batch) if self.compat == "mmsa" else batch
+
+
+def options() -> dict[str, Any]:
+  """Options of the system (`config.model`): the fields of `LFLSTM`."""
+  return {"name": "lf_lstm", **defaults(LFLSTM)}
 
 
 def build(options: Options, spec: Spec) -> LFLSTM:
@@ -50,7 +84,8 @@ def build(options: Options, spec: Spec) -> LFLSTM:
   Raises:
     UserError: a value out of range, or a modality or task without options.
   """
-  return base.build(LFLSTM, options, spec, base.COMPAT, ("hidden", "d", "post"))
+  output = primary_output(options, spec)
+  return construct(LFLSTM, options, output=output, modalities=spec.modalities)
 
 
 SYSTEM = System(build=build)

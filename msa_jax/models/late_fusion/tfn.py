@@ -5,37 +5,29 @@ Source: Zadeh et al., EMNLP 2017 (arXiv:1707.07250), with the sub-networks of MM
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import ml_collections
+from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float
 
-from msa_jax.models.late_fusion import base
-from msa_jax.models.late_fusion.base import Features, LateFusion, in_fusion_order
+from msa_jax.models.late_fusion.base import (
+  COMPAT,
+  Features,
+  LateFusion,
+  check_by_modality,
+  in_fusion_order,
+  with_padding,
+)
 from msa_jax.models.late_fusion.encoders import mmsa_head, mmsa_networks, rectify
+from msa_jax.models.options import check, construct, defaults
+from msa_jax.models.outputs import primary_output
 from msa_jax.models.system import Options, System
-from msa_jax.typing import Spec
+from msa_jax.typing import Batch, Spec
 
 # MMSA squashes every corpus's predictions into this range.
 _COMPAT_RANGE = (-3.0, 3.0)
-
-
-def options() -> ml_collections.ConfigDict:
-  """Options of the model (`config.model`), as in MMSA for MOSI."""
-  return ml_collections.ConfigDict(
-    {
-      "name": "tfn",
-      "task": "auto",  # the task predicted; auto = sentiment, else emotion
-      # mmsa: means and last states over all steps, padding too, and predictions in
-      # [-3, 3] whatever the corpus, as in MMSA.
-      "compat": "none",
-      "hidden": {"text": 128, "audio": 32, "vision": 128},
-      "text_out": 32,
-      "post": 64,
-      "dropout": {"text": 0.3, "audio": 0.3, "vision": 0.3, "post": 0.5},
-    }
-  )
 
 
 def outer_product(parts: list[Float[Array, "b _"]]) -> Float[Array, "b c"]:
@@ -55,11 +47,50 @@ def outer_product(parts: list[Float[Array, "b _"]]) -> Float[Array, "b c"]:
 
 
 class TFN(LateFusion):
-  """The network. See `LateFusion` for attributes."""
+  """The network, by default with MMSA's sizes for MOSI.
+
+    model = TFN()
+    variables = model.init(jax.random.key(0), batch)
+    output = model.apply(variables, batch)
+
+  Attributes:
+    output, modalities: see `LateFusion`.
+    hidden_dims: modality -> units of its LSTM (text) or of its dense layers.
+    text_dim: width of the text's features; other modalities keep their `hidden_dims`.
+    post_dim: units of both layers after fusion.
+    dropout: modality -> rate.
+    post_dropout: rate on the fused features.
+    compat: `mmsa` = means and last states over all steps, padding too, and predictions
+      in [-3, 3] whatever the corpus, as in MMSA.
+  """
+
+  hidden_dims: Mapping[str, int] = FrozenDict(text=128, audio=32, vision=128)
+  text_dim: int = 32
+  post_dim: int = 64
+  dropout: Mapping[str, float] = FrozenDict(text=0.3, audio=0.3, vision=0.3)
+  post_dropout: float = 0.5
+  compat: str = "none"
+
+  def __post_init__(self):
+    check(
+      self,
+      choices={"compat": COMPAT},
+      positive=("hidden_dims", "text_dim", "post_dim"),
+      rates=("dropout", "post_dropout"),
+    )
+    check_by_modality(self, "hidden_dims", "dropout")
+    super().__post_init__()
 
   def setup(self):
-    self.encoder, self.last = mmsa_networks(self.options, self.modalities)
-    self.head = mmsa_head(self.options, self.target.num_outputs)
+    self.encoder, self.last = mmsa_networks(
+      self.modalities, self.hidden_dims, self.dropout, self.text_dim
+    )
+    self.head = mmsa_head(self.post_dim, self.output.num_outputs, self.post_dropout)
+
+  @nn.nowrap
+  def read(self, batch: Batch) -> Batch:
+    """The batch with the steps that count, by `compat`."""
+    return with_padding(batch) if self.compat == "mmsa" else batch
 
   def project(self, features: Features) -> dict[str, Float[Array, "b d"]]:
     """Last linear layer of each modality; ReLU after it for all but text."""
@@ -78,12 +109,17 @@ class TFN(LateFusion):
   @nn.nowrap
   def finish(self, values: Float[Array, "b c"]) -> Float[Array, "b c"]:
     """Squashes regression into the task's range by a sigmoid."""
-    if self.target.kind != "regression":
+    if self.output.kind != "regression":
       return values
-    low, high = self.target.low, self.target.high
-    if self.options.compat == "mmsa":
+    low, high = self.output.low, self.output.high
+    if self.compat == "mmsa":
       low, high = _COMPAT_RANGE
     return low + (high - low) * nn.sigmoid(values)
+
+
+def options() -> dict[str, Any]:
+  """Options of the system (`config.model`): the fields of `TFN`."""
+  return {"name": "tfn", **defaults(TFN)}
 
 
 def build(options: Options, spec: Spec) -> TFN:
@@ -92,8 +128,8 @@ def build(options: Options, spec: Spec) -> TFN:
   Raises:
     UserError: a value out of range, or a modality or task without options.
   """
-  positive = ("hidden", "text_out", "post")
-  return base.build(TFN, options, spec, base.COMPAT, positive)
+  output = primary_output(options, spec)
+  return construct(TFN, options, output=output, modalities=spec.modalities)
 
 
 SYSTEM = System(build=build)

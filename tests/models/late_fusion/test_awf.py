@@ -8,9 +8,11 @@ import pytest
 import tiny_fusion
 
 from configs import awf as awf_config
+from msa_jax.config.experiment import experiment
 from msa_jax.errors import UserError
-from msa_jax.models import SYSTEMS
+from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models.late_fusion import awf, encoders
+from msa_jax.typing import Spec
 
 NAMES = ("text", "audio", "vision")
 
@@ -35,8 +37,8 @@ def tail_in_numpy(params, features, omega, afusion=True):
 
 def made(model=(), size=6, **changes):
   config = tiny_fusion.config("awf", model=model, **changes)
-  module = SYSTEMS["awf"].build(config)
-  batch = tiny_fusion.batch(size, widths=config.spec.widths.to_dict())
+  module = tiny_fusion.network(config)
+  batch = tiny_fusion.batch(size, widths=config.spec.widths)
   return module, tiny_fusion.variables_of(module, batch), batch
 
 
@@ -46,7 +48,7 @@ def named(values):
 
 @pytest.mark.parametrize("afusion", [True, False])
 def test_fusions_equal_a_numpy_network(afusion):
-  module, variables, batch = made({"afusion": afusion})
+  module, variables, batch = made({"attention_fusion": afusion})
   omega = [0.7, 1.4, 1.1]
 
   @tiny_fusion.quick_jit
@@ -131,14 +133,8 @@ def test_attention_does_not_train_the_unimodal_networks():
   assert largest(unimodal(silenced)) == 0.0
 
 
-def test_without_stop_gradient_attention_does_train_them():
-  module, variables, batch = made({"afusion_stop_grad": False})
-  silenced = encoder_gradients(module, variables, batch, (0.0, 0.0, 0.0))
-  assert min(largest(v) for v in unimodal(silenced).values()) > 1e-6
-
-
-def attention(stacked, present, pool="mean", bias=False, seed=0):
-  module = awf.AttentionFusion(pool, bias)
+def attention(stacked, present, seed=0):
+  module = awf.AttentionFusion()
   shapes = jax.eval_shape(module.init, jax.random.key(0), stacked, present)
   variables = tiny_fusion.random_like(shapes, seed, 2.0, jnp.float32)
   return variables, module.apply(variables, stacked, present)
@@ -153,18 +149,6 @@ def test_attention_weights_are_in_the_unit_interval_and_one_half_at_zero():
   np.testing.assert_array_equal(alpha, np.full((2, 3), 0.5))
 
 
-def test_root_mean_square_pooling_sees_signs_no_more_and_stays_finite():
-  stacked = jnp.asarray(np.random.default_rng(1).normal(size=(5, 3, 4)), jnp.float32)
-  present = jnp.ones((5, 3), bool)
-  _, alpha = attention(stacked, present, "rms")
-  _, mirrored = attention(-stacked, present, "rms")
-  np.testing.assert_allclose(alpha, mirrored)
-  gradient = jax.grad(lambda s: jnp.sum(attention(s, present, "rms")[1]))(
-    jnp.zeros((5, 3, 4))
-  )
-  assert np.all(np.isfinite(gradient))
-
-
 def test_permuting_modalities_with_their_weights_permutes_the_attention():
   stacked = jnp.asarray(np.random.default_rng(2).normal(size=(5, 3, 4)), jnp.float32)
   present = jnp.ones((5, 3), bool)
@@ -175,9 +159,7 @@ def test_permuting_modalities_with_their_weights_permutes_the_attention():
     name: {"kernel": p[name]["kernel"][order][:, order]}
     for name in ("squeeze", "excite")
   }
-  result = awf.AttentionFusion("mean", False).apply(
-    {"params": permuted}, stacked[:, order], present
-  )
+  result = awf.AttentionFusion().apply({"params": permuted}, stacked[:, order], present)
   np.testing.assert_allclose(result, alpha[:, order], atol=1e-6)
 
 
@@ -198,8 +180,10 @@ def test_an_absent_modality_gets_no_attention_and_has_exactly_no_influence():
 
   @tiny_fusion.quick_jit
   def run(batch):
+    batch = hide_unavailable(batch)
+
     def loss(params):
-      output = module.apply({"params": params}, batch, train=False)
+      output = module.apply({"params": params}, batch)
       return jnp.sum(output.predictions["sentiment"][:5] ** 2), output
 
     return jax.grad(loss, has_aux=True)(variables["params"])
@@ -234,7 +218,7 @@ def test_longer_padding_changes_nothing():
 
 @pytest.mark.parametrize("encoder", ["lstm", "bert_cls"])
 def test_other_text_encoders_predict(encoder):
-  module, variables, batch = made({"text_encoder": encoder, "last_bias": True})
+  module, variables, batch = made({"text_encoder": encoder})
   assert ("encoder_text" in variables["params"]) == (encoder == "lstm")
   assert np.all(np.isfinite(tiny_fusion.predict(module, variables, batch)))
 
@@ -260,13 +244,14 @@ TOTAL = {"mosi": 978_198, "mosei": 368_406, "sims": 667_798, "iemocap": 945_309}
 @pytest.mark.parametrize("data_set", sorted(TABLE))
 def test_parameters_are_those_of_the_papers_sizes(data_set):
   widths, text, audio, vision, head = TABLE[data_set]
-  config = awf_config.get_config(data_set).copy_and_resolve_references().unlock()
-  task = {"emotion": tiny_fusion.EMOTIONS}
-  config.spec = {
-    "widths": dict(zip(NAMES, widths, strict=True)),
-    "tasks": task if data_set == "iemocap" else {"sentiment": tiny_fusion.SENTIMENT},
-  }
-  module = awf.build(config)
+  config = experiment(awf_config.get_config(data_set))
+  sentiment, emotions = tiny_fusion.SENTIMENT, tiny_fusion.EMOTIONS
+  spec = Spec(
+    widths=dict(zip(NAMES, widths, strict=True)),
+    lengths=dict.fromkeys(NAMES, 4),
+    tasks={"emotion": emotions} if data_set == "iemocap" else {"sentiment": sentiment},
+  )
+  module = awf.build(config.model, spec)
   batch = tiny_fusion.batch(1, widths=dict(zip(NAMES, widths, strict=True)))
   shapes = jax.eval_shape(
     lambda key: module.init(key, batch, train=False), jax.random.key(0)
@@ -287,12 +272,12 @@ def test_parameters_are_those_of_the_papers_sizes(data_set):
 
 
 def test_a_negative_number_of_fusion_layers_is_refused():
-  with pytest.raises(UserError, match="model.post_layers=-1"):
-    made({"post_layers": -1})
+  with pytest.raises(UserError, match="model.num_post_layers=-1"):
+    made({"num_post_layers": -1})
 
 
 def test_with_weights_of_one_and_no_attention_it_is_plain_concatenation():
-  module, variables, batch = made({"afusion": False})
+  module, variables, batch = made({"attention_fusion": False})
 
   @tiny_fusion.quick_jit
   def run(variables):

@@ -1,16 +1,25 @@
 """LF-DNN, LF-LSTM and TFN: published numbers, masks, ranges, options."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_fusion
+from flax.core import FrozenDict
 from paths import REFERENCE
 
+from msa_jax.config.experiment import from_json
 from msa_jax.errors import UserError
-from msa_jax.models import SYSTEMS
+from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models.late_fusion import base, encoders, tfn
-from msa_jax.typing import Batch, Label, Modality
+from msa_jax.models.late_fusion.awf import AWF
+from msa_jax.models.late_fusion.lf_dnn import LFDNN
+from msa_jax.models.late_fusion.lf_lstm import LFLSTM
+from msa_jax.models.late_fusion.tfn import TFN
+from msa_jax.typing import Batch, Label, Modality, Task
 
 ARRAYS = np.load(REFERENCE / "late_fusion_reference.npz")
 HOSTS = ("lf_dnn", "lf_lstm", "tfn")
@@ -64,8 +73,8 @@ def published_variables(tag):
 
 def published_config(tag, **model):
   widths = {"text": 10, "audio": 5, "vision": 6}
-  sizes = {"hidden.text": 8, "hidden.audio": 4, "hidden.vision": 6}
-  sizes |= {"text_out": 5, "post": 7}
+  sizes = {"hidden_dims": {"text": 8, "audio": 4, "vision": 6}}
+  sizes |= {"text_dim": 5, "post_dim": 7}
   return tiny_fusion.config(tag, widths=widths, model={**sizes, **model})
 
 
@@ -87,7 +96,7 @@ def published_batch(tag, mask=None):
 
 @pytest.mark.parametrize("tag", ["lf_dnn", "tfn"])
 def test_compat_mode_equals_the_published_module_in_outputs_and_gradients(tag):
-  module = SYSTEMS[tag].build(published_config(tag, compat="mmsa"))
+  module = tiny_fusion.network(published_config(tag, compat="mmsa"))
   variables, batch = published_variables(tag), published_batch(tag)
 
   def energy(features):
@@ -113,7 +122,7 @@ def test_compat_mode_equals_the_published_module_in_outputs_and_gradients(tag):
 @pytest.mark.parametrize("tag", ["lf_dnn", "tfn"])
 def test_without_padding_the_default_mode_gives_the_published_numbers(tag):
   # MOSI's range is that of the published squash, so TFN agrees as well.
-  module = SYSTEMS[tag].build(published_config(tag))
+  module = tiny_fusion.network(published_config(tag))
   prediction = tiny_fusion.predict(
     module, published_variables(tag), published_batch(tag)
   )
@@ -138,7 +147,7 @@ def test_padding_matters_in_compat_mode_only(tag):
   )
   predictions = {}
   for compat in ("none", "mmsa"):
-    module = SYSTEMS[tag].build(published_config(tag, compat=compat))
+    module = tiny_fusion.network(published_config(tag, compat=compat))
     predictions[compat] = [
       tiny_fusion.predict(module, variables, b) for b in (batch, longer)
     ]
@@ -147,11 +156,11 @@ def test_padding_matters_in_compat_mode_only(tag):
 
 
 def test_tfn_squashes_into_the_range_of_the_task_and_into_mosis_in_compat_mode():
-  sims = {"sentiment": {**tiny_fusion.SENTIMENT, "low": -1.0, "high": 1.0}}
+  sims = {"sentiment": Task("regression", -1.0, 1.0)}
   batch = tiny_fusion.batch()
   for compat, limit in (("none", 1.0), ("mmsa", 3.0)):
     made = tiny_fusion.config("tfn", tasks=sims, model={"compat": compat})
-    module = SYSTEMS["tfn"].build(made)
+    module = tiny_fusion.network(made)
     shapes = jax.eval_shape(
       lambda key, module=module: module.init(key, batch, train=False),
       jax.random.key(0),
@@ -179,7 +188,7 @@ def sigmoid(x):
 
 def test_lf_lstm_equals_a_numpy_network():
   made = tiny_fusion.config("lf_lstm")
-  module = SYSTEMS["lf_lstm"].build(made)
+  module = tiny_fusion.network(made)
   batch = tiny_fusion.batch()
   shapes = jax.eval_shape(
     lambda key: module.init(key, batch, train=False), jax.random.key(0)
@@ -213,7 +222,7 @@ def test_lf_lstm_equals_a_numpy_network():
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_absent_filler_and_lost_content_has_exactly_no_influence(name):
-  module = SYSTEMS[name].build(tiny_fusion.config(name))
+  module = tiny_fusion.network(tiny_fusion.config(name))
   batch = tiny_fusion.batch()
   batch = batch.replace(
     available=batch.available.at[0, 1].set(False).at[1].set(False),
@@ -239,6 +248,8 @@ def test_absent_filler_and_lost_content_has_exactly_no_influence(name):
 
   @tiny_fusion.quick_jit
   def loss_gradient(batch):
+    batch = hide_unavailable(batch)
+
     def loss(params):
       output, _ = module.apply(
         {**variables, "params": params},
@@ -263,12 +274,12 @@ def test_absent_filler_and_lost_content_has_exactly_no_influence(name):
   [
     (tiny_fusion.SENTIMENT, (2,)),
     (tiny_fusion.EMOTIONS, (2, 4, 2)),
-    ({**tiny_fusion.EMOTIONS, "kind": "classes"}, (2, 4)),
+    (dataclasses.replace(tiny_fusion.EMOTIONS, kind="classes"), (2, 4)),
   ],
 )
 def test_predictions_have_the_tasks_shape(name, task, shape):
   made = tiny_fusion.config(name, tasks={"emotion": task})
-  module = SYSTEMS[name].build(made)
+  module = tiny_fusion.network(made)
   batch = tiny_fusion.batch(size=2)
   output, _ = jax.eval_shape(
     lambda key: module.init_with_output(key, batch, train=False), jax.random.key(0)
@@ -279,7 +290,7 @@ def test_predictions_have_the_tasks_shape(name, task, shape):
 @pytest.mark.parametrize("name", HOSTS)
 def test_one_modality_and_one_sample_are_enough(name):
   widths = {"audio": 4}
-  module = SYSTEMS[name].build(tiny_fusion.config(name, widths=widths))
+  module = tiny_fusion.network(tiny_fusion.config(name, widths=widths))
   batch = tiny_fusion.batch(size=1, widths=widths)
   prediction = tiny_fusion.predict(
     module, tiny_fusion.variables_of(module, batch), batch
@@ -305,19 +316,80 @@ def test_first_step_pooling_reads_the_first_visible_step():
   ("name", "path", "value", "message"),
   [
     ("lf_dnn", "compat", "torch", "model.compat='torch'"),
-    ("tfn", "post", 0, "model.post=0"),
-    ("lf_lstm", "hidden.audio", 0, "model.hidden.audio=0"),
-    ("lf_dnn", "dropout.post", 1.0, "model.dropout.post=1.0"),
+    ("tfn", "post_dim", 0, "model.post_dim=0"),
+    ("lf_lstm", "hidden_dims", {"audio": 0}, "model.hidden_dims.audio=0"),
+    ("lf_dnn", "dropout", {"text": 1.0}, "model.dropout.text=1.0"),
+    ("tfn", "post_dropout", 1.0, "model.post_dropout=1.0"),
     ("lf_lstm", "task", "mood", "model.task='mood'"),
     ("awf", "dropout", -0.1, "model.dropout=-0.1"),
+    ("awf", "text_encoder", "cnn", "model.text_encoder='cnn'"),
   ],
 )
 def test_bad_options_are_refused_by_name(name, path, value, message):
   with pytest.raises(UserError, match=message.replace(".", r"\.")):
-    SYSTEMS[name].build(tiny_fusion.config(name, model={path: value}))
+    tiny_fusion.network(tiny_fusion.config(name, model={path: value}))
 
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_a_modality_without_a_width_is_refused(name):
-  with pytest.raises(UserError, match="no width for modality 'gaze'"):
-    SYSTEMS[name].build(tiny_fusion.config(name, widths={"text": 3, "gaze": 2}))
+  with pytest.raises(UserError, match="hidden_dims has no entry for modality 'gaze'"):
+    tiny_fusion.network(tiny_fusion.config(name, widths={"text": 3, "gaze": 2}))
+
+
+NETWORKS = {"awf": AWF, "lf_dnn": LFDNN, "lf_lstm": LFLSTM, "tfn": TFN}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_usable_alone_and_its_fields_are_the_systems_options(name):
+  batch = tiny_fusion.batch()
+  model = NETWORKS[name](post_dim=5)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), batch)
+  output = jax.eval_shape(model.apply, shapes, batch)
+  assert output.predictions["sentiment"].shape == (6,)
+  options = tiny_fusion.MODULES[name].options()
+  assert options.pop("name") == name
+  spec = tiny_fusion.config(name).spec
+  default = tiny_fusion.MODULES[name].build(options, spec)
+  assert default == NETWORKS[name]()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_batch_without_one_of_the_networks_modalities_is_refused(name):
+  model = tiny_fusion.network(tiny_fusion.config(name))
+  with pytest.raises(UserError, match="the batch has no vision, only text, audio"):
+    model.init(jax.random.key(0), tiny_fusion.batch(widths={"text": 5, "audio": 4}))
+
+
+# Options of version 0.1 that are not at their defaults, and what they are now.
+OLD = {
+  "awf": (
+    {"d": 7, "post": 5, "post_layers": 2, "afusion": False, "last_bias": False},
+    AWF(feature_dim=7, post_dim=5, num_post_layers=2, attention_fusion=False),
+  ),
+  "lf_dnn": (
+    {"hidden": {"text": 3, "audio": 2, "vision": 4}, "text_out": 6, "post": 5}
+    | {"dropout": {"text": 0.1, "audio": 0.2, "vision": 0.3, "post": 0.4}},
+    LFDNN(
+      hidden_dims=FrozenDict(text=3, audio=2, vision=4),
+      text_dim=6,
+      post_dim=5,
+      dropout=FrozenDict(text=0.1, audio=0.2, vision=0.3),
+      post_dropout=0.4,
+    ),
+  ),
+  "lf_lstm": (
+    {"hidden": {"text": 3, "audio": 2, "vision": 4}, "d": 6, "compat": "mmsa"},
+    LFLSTM(
+      hidden_dims=FrozenDict(text=3, audio=2, vision=4), feature_dim=6, compat="mmsa"
+    ),
+  ),
+  "tfn": ({"text_out": 6, "post": 5}, TFN(text_dim=6, post_dim=5)),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_options_of_old_runs_make_the_same_network(name):
+  options, expected = OLD[name]
+  tree = {"model": {"name": name, "task": "auto", **options}}
+  made = from_json(json.dumps(tree)).replace(spec=tiny_fusion.config(name).spec)
+  assert tiny_fusion.network(made) == expected

@@ -109,7 +109,7 @@ def test_without_stop_gradient_the_target_is_differentiated_too(float64):
 def linear_l1(loss="l1"):
   """A linear head, no A-fusion and labels far away: the loss has no kink nearby."""
   made = tiny_fusion.config(
-    model={"post_layers": 0, "afusion": False},
+    model={"num_post_layers": 0, "attention_fusion": False},
     loss={"task": loss},
     balance={"omega_loss": "literal"},
   )
@@ -288,16 +288,13 @@ def test_owners_are_read_off_names():
   ("text", "rate"), [("0.05/steps_per_epoch", 0.025), ("0.3", 0.3), ("0", 0.0)]
 )
 def test_learning_rate_is_a_number_or_a_share_of_an_epoch(text, rate):
-  # 64 samples in batches of 32: 2 steps.
-  made = tiny_fusion.config(balance={"omega_lr": text})
-  assert omega_lib.omega_learning_rate(made) == rate
+  assert omega_lib.omega_learning_rate(options(omega_lr=text), 2) == rate
 
 
 @pytest.mark.parametrize("text", ["fast", "-1", "nan", "1/epoch", "0.1/", "inf"])
 def test_other_learning_rates_are_refused(text):
-  made = tiny_fusion.config(balance={"omega_lr": text})
   with pytest.raises(UserError, match="omega_lr"):
-    omega_lib.omega_learning_rate(made)
+    omega_lib.omega_learning_rate(options(omega_lr=text), 2)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +326,5 @@ def test_bad_options_are_refused_by_name(key, value):
   ],
 )
 def test_auto_scales_updates_of_adaptive_optimizers_only(optimizer, chosen, expected):
-  made = tiny_fusion.config(
-    balance={"scale_updates_by_omega": chosen}, optim={"name": optimizer}
-  )
-  assert omega_lib.scales_updates(made) == expected
+  made = options(scale_updates_by_omega=chosen)
+  assert omega_lib.scales_updates(made, optimizer) == expected

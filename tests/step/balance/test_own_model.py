@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny_fusion
 import toy
@@ -18,10 +19,12 @@ from paths import ROOT
 
 from configs import awf
 from msa_jax import models
+from msa_jax.config.options import BalanceConfig
 from msa_jax.data.synthetic.generator import TINY
 from msa_jax.errors import UserError
 from msa_jax.models.system import System
-from msa_jax.runs import prepare, run
+from msa_jax.runs import run
+from msa_jax.step import compose, recipe
 from msa_jax.step.balance.omega import owner_of
 from msa_jax.step.balance.recipe import balanced
 from msa_jax.training import run_directory
@@ -56,21 +59,28 @@ def test_the_readme_example_balances_a_model_of_ones_own(example):
   assert np.isfinite(example["metrics"]["loss"])
 
 
-def test_a_model_without_the_two_parts_is_told_what_to_implement():
-  system = System(build=lambda config: toy.LinearModel(0.0))
+def _parts(config, model):
+  """What `balanced` takes of a tiny experiment, around another model."""
+  system = System(build=lambda options, spec: model)
+  objective = compose.objective_of(config, system, model)
+  optimizer = optax.adam(config.optim.learning_rate)
+  example = recipe.example_batch(config.corpus_spec)
+  return model, example, objective, optimizer, config.balance
+
+
+def test_a_model_without_the_two_parts_is_refused_with_what_to_implement():
   message = "LinearModel: it lacks encode and tail. Implement enc"
   with pytest.raises(UserError, match=message):
-    balanced(tiny_fusion.config(), system)
+    balanced(*_parts(tiny_fusion.config(), toy.LinearModel(0.0)))
 
 
 def test_a_model_of_ones_own_is_balanced_by_a_whole_run(example, tmp_path, monkeypatch):
-  system = System(build=lambda config: example["Mine"](NAMES))
+  system = System(build=lambda options, spec: example["Mine"](NAMES))
   monkeypatch.setitem(models.SYSTEMS, "mine", system)
-  monkeypatch.setattr(prepare, "load", lambda config, **_: toy.corpus())
-  config = toy.config(epochs=3).copy_and_resolve_references().unlock()
-  config.model.name = "mine"
-  config.balance.enabled = True
-  summary = run.train(config.lock(), tmp_path)
+  config = toy.config(epochs=3).replace(
+    system="mine", model={}, balance=BalanceConfig(enabled=True)
+  )
+  summary = run.train(config, tmp_path, corpus=toy.corpus())
   assert summary["model"] == "mine"
   record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
   weights = [record["train"][f"balance/omega_{m}"] for m in NAMES]
@@ -78,7 +88,7 @@ def test_a_model_of_ones_own_is_balanced_by_a_whole_run(example, tmp_path, monke
   assert record["train"]["balance/g_text"] > 0.0
   # The learned weights are part of what is saved and predicted with.
   directory = run_directory.RunDirectory(tmp_path)
-  loaded = run.restore(directory, directory.config())[0]
+  loaded = run.restore(directory, directory.experiment())[0]
   assert np.any(np.asarray(loaded[1]["balance"]["omega"]) != 1.0)
 
 
@@ -94,13 +104,12 @@ def test_other_names_of_layers_are_given_by_functions(example):
   names = {"text": "words", "audio": "sound"}
   widths = {"text": 5, "audio": 4}
   config = tiny_fusion.config(widths=widths)
-  system = System(build=lambda config: Renamed(NAMES))
+  parts = _parts(config, Renamed(NAMES))
   with pytest.raises(UserError, match="no parameter last_text/kernel in Renamed"):
-    balanced(config, system)
+    balanced(*parts)
   owners = {layer: name for name, layer in names.items()}
   made = balanced(
-    config,
-    system,
+    *parts,
     kernel=lambda m: (names[m], "kernel"),
     owner=lambda path, m: owners.get(path[0], owner_of(path, m)),
   )

@@ -1,28 +1,34 @@
 """B-fusion around models: what moves what, in one step and over whole runs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_fusion
+from changes import change
 
-from msa_jax.models import SYSTEMS
-from msa_jax.step import recipe
+from msa_jax.step import compose, rngs
 from msa_jax.step.balance import recipe as balance
-from msa_jax.step.balance.recipe import balanced
-from msa_jax.step.balance.split_model import SplitModel, seen_modalities
+from msa_jax.step.balance.split_model import seen_modalities
 
 HOSTS = ("awf", "lf_dnn", "lf_lstm", "tfn")
 
 
-def step_of(config, recipe_of=balanced):
-  made = recipe_of(config)
+def step_of(config):
+  made = compose.build(config)
   return made, tiny_fusion.quick_jit(made.step)
+
+
+def without(config):
+  """The model alone, without B-fusion."""
+  return change(config, balance={"enabled": False})
 
 
 def start(config, made=None):
   """A state with random parameters: no initialisation to compile."""
-  made = balanced(config) if made is None else made
+  made = compose.build(config) if made is None else made
   shapes = jax.eval_shape(made.init, 0)
   params = tiny_fusion.random_like(shapes.params, dtype=jnp.float32)
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -57,7 +63,7 @@ def test_unmoved_weights_of_one_train_as_the_model_alone(name):
     name, model=dropout, balance={"omega_lr": "0"}, optim={"name": "sgd"}
   )
   _, step = step_of(config)
-  alone, plain_step = step_of(config, recipe.supervised)
+  alone, plain_step = step_of(without(config))
   state, plain = start(config), start(config, alone)
   batch = tiny_fusion.batch()
   for _ in range(2):
@@ -76,8 +82,8 @@ def test_unmoved_weights_of_one_train_as_the_model_alone(name):
 @pytest.mark.parametrize("name", ["awf", "lf_dnn"])
 def test_initialisation_is_that_of_the_model_alone(name):
   config = tiny_fusion.config(name)
-  ours = tiny_fusion.quick_jit(balanced(config).init)(4)
-  theirs = tiny_fusion.quick_jit(recipe.supervised(config).init)(4)
+  ours = tiny_fusion.quick_jit(compose.build(config).init)(4)
+  theirs = tiny_fusion.quick_jit(compose.build(without(config)).init)(4)
   jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
 
 
@@ -87,8 +93,8 @@ def test_measured_sizes_are_those_of_the_gradient_of_the_whole_model():
   batch = tiny_fusion.batch()
   state = with_omega(start(config, made), [0.7, 1.2, 1.0])
   _, metrics = step(state, batch, 1)
-  host = SplitModel(config, SYSTEMS["awf"])
-  streams = recipe.rngs.streams(1, ("dropout", "noise"), 0)
+  host = tiny_fusion.split(config)
+  streams = rngs.streams(1, ("dropout", "noise"), 0)
 
   def loss(params):
     output = host.model.apply(
@@ -122,7 +128,7 @@ def test_the_weights_loss_never_moves_the_network_nor_the_task_the_weights():
     moved["0.1"] - moved["0"], 2 * (moved["0.05"] - moved["0"]), atol=1e-6
   )
   config = tiny_fusion.config("awf")
-  host, state = SplitModel(config, SYSTEMS["awf"]), start(config)
+  host, state = tiny_fusion.split(config), start(config)
   variables = {"params": state.params}
   features, _ = host.encode(variables, batch, {})
   report = tiny_fusion.quick_jit(
@@ -243,24 +249,20 @@ def test_smoothed_gradients_are_remembered_in_the_state():
 
 def test_prediction_uses_the_weights_that_were_learned():
   config = tiny_fusion.config("lf_lstm")
-  made = balanced(config)
+  made = compose.build(config)
   batch = tiny_fusion.batch()
   state = with_omega(start(config, made), [0.5, 2.0, 1.5])
   output = tiny_fusion.quick_jit(made.predict)(state.params, state.collections, batch)
   expected = tiny_fusion.quick_jit(
-    lambda params: (
-      SYSTEMS["lf_lstm"]
-      .build(config)
-      .apply(
-        {"params": params},
-        batch,
-        train=False,
-        omega={
-          "text": jnp.float32(0.5),
-          "audio": jnp.float32(2),
-          "vision": jnp.float32(1.5),
-        },
-      )
+    lambda params: tiny_fusion.network(config).apply(
+      {"params": params},
+      batch,
+      train=False,
+      omega={
+        "text": jnp.float32(0.5),
+        "audio": jnp.float32(2),
+        "vision": jnp.float32(1.5),
+      },
     )
   )(state.params)
   assert_trees_close(output, expected, atol=1e-6)
@@ -299,11 +301,11 @@ def test_metrics_have_a_scalar_for_every_modality():
 def test_gradients_of_the_last_layers_need_the_tail_alone():
   config = tiny_fusion.config("awf", model={"dropout": 0.4})
   host, state, batch = (
-    SplitModel(config, SYSTEMS["awf"]),
+    tiny_fusion.split(config),
     start(config),
     tiny_fusion.batch(),
   )
-  streams = recipe.rngs.streams(1, ("dropout", "noise"), 0)
+  streams = rngs.streams(1, ("dropout", "noise"), 0)
   omega = jnp.array([0.7, 1.2, 1.0])
   label = batch.labels["sentiment"].value
 
@@ -324,16 +326,12 @@ def test_gradients_of_the_last_layers_need_the_tail_alone():
 
 
 OTHER_MODEL = {
-  "d": 5,
-  "post": 7,
-  "post_layers": 2,
+  "feature_dim": 5,
+  "post_dim": 7,
+  "num_post_layers": 2,
   "dropout": 0.1,
   "text_encoder": "lstm",
-  "last_bias": True,
-  "afusion": False,
-  "afusion_stop_grad": False,
-  "att_bias": True,
-  "att_pool": "rms",
+  "attention_fusion": False,
 }
 OTHER_BALANCE = {
   "omega_init": 0.5,
@@ -352,7 +350,7 @@ OTHER_BALANCE = {
 def test_every_option_of_the_specification_changes_the_program():
   def program(**changes):
     config = tiny_fusion.config("awf", **changes)
-    made = balanced(config)
+    made = compose.build(config)
 
     def both(batch):
       return made.step(made.init(0), batch, 0)
@@ -365,6 +363,6 @@ def test_every_option_of_the_specification_changes_the_program():
     for key, value in others.items():
       assert program(**{section: {key: value}}) != default, key
   config = tiny_fusion.config("awf")
-  # What is left: names, and the switch that `recipe.build` reads.
-  assert set(config.model) - set(OTHER_MODEL) == {"name", "task"}
-  assert set(config.balance) - set(OTHER_BALANCE) == {"enabled"}
+  # What is left: a name, and the switch that `compose.build` reads.
+  assert set(config.model) - set(OTHER_MODEL) == {"task"}
+  assert set(dataclasses.asdict(config.balance)) - set(OTHER_BALANCE) == {"enabled"}
