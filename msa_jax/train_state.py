@@ -2,24 +2,28 @@
 
     config, corpus = train_state.prepare(hgem.get_config())
     state = train_state.create(config, seed=0)
-    step = jax.jit(functools.partial(train_state.train_step, config))
-    state, metrics = step(state, batch)
+    state, metrics = train_state.train_step(config, state, batch)
     output = train_state.predict(config, state, batch)
 
-Every function is deterministic and can be jitted, vmapped and differentiated; the
-config is static.
+Every function is deterministic, compiled, and can be jitted, vmapped and
+differentiated; the config is static.
 """
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from msa_jax import models
-from msa_jax.config.experiment import Experiment
+from msa_jax.config.experiment import Experiment, from_json, to_json
 from msa_jax.data.batching import batches
 from msa_jax.runs import prepare as prepare_lib
 from msa_jax.runs import run as run_lib
 from msa_jax.step import compose, ema, objective, recipe
+from msa_jax.step.recipe import Recipe
 from msa_jax.text import finetune
 from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Batch, Corpus, Metrics, ModelOutput, TrainState
@@ -34,6 +38,27 @@ __all__ = [
   "train_step",
   "whole_split",
 ]
+
+
+class _Programs(NamedTuple):
+  """The recipe of an experiment, and its functions compiled."""
+
+  recipe: Recipe
+  init: Callable[..., TrainState]
+  step: Callable[..., tuple[TrainState, Metrics]]
+  predict: Callable[..., ModelOutput]
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(text: str, system: int) -> _Programs:
+  del system  # a name may be registered anew
+  made = compose.build(from_json(text))
+  return _Programs(made, *map(jax.jit, (made.init, made.step, made.predict)))
+
+
+def _programs(config: Experiment) -> _Programs:
+  """Built once per experiment: callers need not compile, and may do so all the same."""
+  return _compiled(to_json(config), id(models.get(config.system)))
 
 
 def prepare(
@@ -67,7 +92,7 @@ def create(config: Experiment, seed: recipe.Seed = 0) -> TrainState:
     seed: may be traced; `jax.vmap` over seeds stacks states.
   """
   # Compiled as a whole: hundreds of small initialisers one by one take far longer.
-  return jax.jit(compose.build(config).init)(seed)
+  return _programs(config).init(seed)
 
 
 def train_step(
@@ -88,12 +113,12 @@ def train_step(
     The next state; scalars `loss`, `loss/<task>`, `aux/<name>`, `weighted/<name>`,
     `gradient_norm`.
   """
-  return compose.build(config).step(state, batch, seed)
+  return _programs(config).step(state, batch, seed)
 
 
 def predict(config: Experiment, state: TrainState, batch: Batch) -> ModelOutput:
   """Predicts a batch, labelled or not, without dropout."""
-  return compose.build(config).predict(state.params, state.collections, batch)
+  return _programs(config).predict(state.params, state.collections, batch)
 
 
 def eval_step(config: Experiment, state: TrainState, batch: Batch) -> Metrics:
@@ -125,7 +150,7 @@ def load(workdir: str, seed: int | None = None) -> tuple[Experiment, TrainState]
   seed = config.replicas.seeds[0] if seed is None else seed
   one = config.replace("replicas", seeds=(seed,))
   params, collections = run_lib.restore(run, one)[0]
-  start = compose.build(config).start
+  start = _programs(config).recipe.start
   return config, start(params, collections, jnp.zeros((), jnp.int32))
 
 
