@@ -22,6 +22,7 @@ from msa_jax.config.options import (
   TrainConfig,
 )
 from msa_jax.errors import UserError
+from msa_jax.names import split_names
 
 SECTIONS = {
   "optim": OptimConfig,
@@ -73,7 +74,7 @@ def parse_variants(text: str, known: Mapping[str, Any]) -> tuple[str, ...]:
   Raises:
     UserError: a name that the config file does not know.
   """
-  chosen = tuple(name.strip() for name in text.split(",") if name.strip())
+  chosen = split_names((text,))
   unknown = [name for name in chosen if name not in known]
   if unknown:
     raise UserError(

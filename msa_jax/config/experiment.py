@@ -21,6 +21,7 @@ from msa_jax.config.options import (
 )
 from msa_jax.data.synthetic.generator import read_options
 from msa_jax.errors import UserError
+from msa_jax.names import split_names
 from msa_jax.text.bert import EncoderConfig
 from msa_jax.typing import Spec, Task
 
@@ -150,11 +151,6 @@ def _value(default: Any, value: Any, path: str) -> Any:
       f"config.{path}={value!r} must be of type {type(default).__name__}."
     )
   return value
-
-
-def split_names(entries: tuple[str, ...]) -> tuple[str, ...]:
-  """Names of an option of several, whose flag `--option=a,b` arrives as one string."""
-  return tuple(n.strip() for e in entries for n in str(e).split(",") if n.strip())
 
 
 def _tuples(value: Any) -> Any:

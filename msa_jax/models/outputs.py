@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from msa_jax.errors import UserError
+from msa_jax.names import split_names
 from msa_jax.typing import Spec, Task
 
 USUAL_TASKS = ("sentiment", "emotion")
@@ -74,9 +75,8 @@ def _default(name: str, spec: Spec) -> str:
 
 
 def _distinct(entries: Sequence[str], spec: Spec) -> list[str]:
-  # `--config.model.tasks=sentiment,emotion` arrives as one string.
-  names = [name for entry in entries for name in entry.split(",")]
-  names = names or [name for name in USUAL_TASKS if name in spec.tasks]
+  usual = [name for name in USUAL_TASKS if name in spec.tasks]
+  names = list(split_names(entries)) or usual
   if len(set(names)) != len(names) or not names:
     raise UserError(
       f"model.tasks={tuple(names)}: name each task once, at least one of those of the"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from msa_jax.errors import UserError
+from msa_jax.names import held_out_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Run:
   @property
   def split(self) -> str:
     """The split that figures speak of: test, or validation where there is no test."""
-    return "test" if "test" in self.predictions else "valid"
+    return held_out_split(self.predictions)
 
   def tasks(self) -> Mapping[str, Any]:
     """Task name -> kind, range, classes."""

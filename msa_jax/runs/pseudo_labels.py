@@ -11,6 +11,7 @@ from msa_jax.data.transforms.transform import OTHER
 from msa_jax.errors import UserError
 from msa_jax.runs.feeds import make_feeds
 from msa_jax.runs.open import OpenRun, open_run
+from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Corpus, Task
 
 
@@ -29,31 +30,28 @@ def fill(corpus: Corpus, workdir: str | os.PathLike) -> Corpus:
     UserError: no such run, one with an encoder inside, other features, or a task of
       another meaning.
   """
-  opened = open_run(workdir)
-  run, config = opened.directory, opened.config
+  run = RunDirectory(workdir)
+  config = run.experiment()
   if config.text.is_tuned:
     raise UserError(
-      f"config.data.pseudo_label_run={run.path}: the run reads token ids, for"
-      f" an encoder of its"
-      " own (config.text.finetune); give one that reads features."
+      f"config.data.pseudo_label_run={run.path}: the run reads token ids, for an"
+      " encoder of its own (config.text.finetune); give one that reads features."
     )
   train = corpus.splits["train"]
   widths = {n: s.features.shape[-1] for n, s in train.modalities.items()}
   wanted = dict(config.corpus_spec.widths)
   if {name: widths.get(name) for name in wanted} != wanted:
     raise UserError(
-      f"config.data.pseudo_label_run={run.path}: the run reads features of"
-      f" widths {wanted},"
-      f" {corpus.name!r} has {widths}."
+      f"config.data.pseudo_label_run={run.path}: the run reads features of widths"
+      f" {wanted}, {corpus.name!r} has {widths}."
     )
   labels, tasks = dict(train.labels), dict(corpus.tasks)
-  for name, values in _predictions(opened, corpus).items():
+  for name, values in _predictions(open_run(workdir), corpus).items():
     task = config.corpus_spec.tasks[name]
     if tasks.setdefault(name, task) != task:
       raise UserError(
-        f"config.data.pseudo_label_run={run.path}: {name!r} means another thing"
-        f" there than in"
-        f" {corpus.name!r} ({task} and {tasks[name]})."
+        f"config.data.pseudo_label_run={run.path}: {name!r} means another thing there"
+        f" than in {corpus.name!r} ({task} and {tasks[name]})."
       )
     labels[name] = _filled(labels.get(name), _decided(values, task))
   splits = {**corpus.splits, "train": dataclasses.replace(train, labels=labels)}

@@ -12,6 +12,7 @@ from msa_jax import models
 from msa_jax.config.experiment import Experiment
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
+from msa_jax.names import held_out_split
 from msa_jax.studies import runner
 from msa_jax.studies.changes import changed
 from msa_jax.training import selection
@@ -49,7 +50,7 @@ def study(
   report: dict[str, dict[str, Any]] = {}
   trials = [runner.Trial(name, changed(config, c)) for name, c in known[table].items()]
   for name, summary in runner.run_trials(f"ablation_{table}", trials, workdir).items():
-    split = "test" if "test" in summary["splits"] else "valid"
+    split = held_out_split(summary["splits"])
     (figures,) = summary["splits"][split].values()
     report[name] = {"figures": figures, "parameters": summary["parameters"]}
   (workdir / "study.json").write_text(json.dumps(report, indent=2))

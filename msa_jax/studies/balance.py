@@ -18,6 +18,7 @@ from msa_jax.data.batching import batches
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import primary_output
 from msa_jax.models.system import one_loss
+from msa_jax.names import held_out_split
 from msa_jax.runs import prepare
 from msa_jax.runs.open import open_run
 from msa_jax.runs.summary import over_seeds
@@ -236,7 +237,7 @@ def study(
   summaries = runner.run_trials(f"balance_{table}", trials, workdir, measure)
   report: dict[str, Any] = {}
   for name, summary in summaries.items():
-    split = "test" if "test" in summary["splits"] else "valid"
+    split = held_out_split(summary["splits"])
     (figures,) = summary["splits"][split].values()
     report[name] = {"figures": figures}
     report[name] |= RunDirectory(workdir / name).read_json(_COMPARED)

@@ -21,6 +21,7 @@ from msa_jax.data.batching import batches
 from msa_jax.errors import UserError
 from msa_jax.losses.task import masked_average, task_loss
 from msa_jax.models.outputs import OutputSpec, primary_output, shape_predictions
+from msa_jax.names import held_out_split
 from msa_jax.step.recipe import Recipe
 from msa_jax.training import scoring
 from msa_jax.typing import Batch, Collections, Corpus, Label, Params
@@ -165,7 +166,7 @@ def probe(
   """
   target = primary_output(config.model, config.corpus_spec)
   task = config.corpus_spec.tasks[target.name]
-  held_out = "test" if "test" in corpus.splits else "valid"
+  held_out = held_out_split(corpus.splits)
   extract = functools.partial(features_of, recipe, params, collections)
   data, features = {}, {}
   for split in ("train", held_out):
@@ -206,7 +207,7 @@ def zero_others(
   """
   target = primary_output(config.model, config.corpus_spec)
   task = config.corpus_spec.tasks[target.name]
-  held_out = "test" if "test" in corpus.splits else "valid"
+  held_out = held_out_split(corpus.splits)
   split = corpus.splits[held_out]
   data = batches.whole(split, corpus.tasks, dict(config.corpus_spec.lengths))
   labels = scoring.label_arrays(split, corpus.tasks)[target.name]

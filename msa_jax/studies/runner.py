@@ -15,6 +15,7 @@ from absl import logging
 
 from msa_jax.config.experiment import Experiment, to_json
 from msa_jax.errors import UserError
+from msa_jax.names import held_out_split
 from msa_jax.runs import prediction_files, run
 from msa_jax.training import loop
 from msa_jax.training.run_directory import RunDirectory
@@ -144,13 +145,12 @@ def _measured(measure: Measure, key, folder: pathlib.Path, summary) -> list[Line
       return kept["lines"]
   except (OSError, ValueError, KeyError, TypeError):
     pass  # not there, or damaged: measured again
-  lines = [{"split": _scored(summary), **line} for line in measure(folder, summary)]
+  lines = [
+    {"split": held_out_split(summary["splits"]), **line}
+    for line in measure(folder, summary)
+  ]
   RunDirectory(folder).write_json(_MEASURED, {**done, "lines": lines})
   return json.loads((folder / _MEASURED).read_text())["lines"]
-
-
-def _scored(summary: Mapping[str, Any]) -> str:
-  return "test" if "test" in summary["splits"] else "valid"
 
 
 def lines_of(figures: Mapping[str, Any], seeds: Sequence[int], **about: Any):

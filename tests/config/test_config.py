@@ -9,9 +9,9 @@ from changes import change, resolve
 
 from msa_jax import config as config_lib
 from msa_jax import models
-from msa_jax.config import spec as spec_lib
 from msa_jax.config import validate
 from msa_jax.config.experiment import differences, from_json, from_tree, to_json
+from msa_jax.data.transforms.splits import check_trainable
 from msa_jax.errors import UserError
 
 
@@ -127,9 +127,9 @@ def test_a_corpus_without_training_split_or_labels_cannot_be_trained_on():
   corpus = toy.corpus()
   rest = {k: v for k, v in corpus.splits.items() if k != "train"}
   with pytest.raises(UserError, match="no split 'train'"):
-    spec_lib.check_trainable(dataclasses.replace(corpus, splits=rest))
+    check_trainable(dataclasses.replace(corpus, splits=rest))
   with pytest.raises(UserError, match="no labels"):
-    spec_lib.check_trainable(toy.corpus(labelled=False))
+    check_trainable(toy.corpus(labelled=False))
 
 
 def test_unknown_variants_are_answered_with_the_known_ones():

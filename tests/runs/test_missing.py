@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import toy
 from changes import change
+from ragged import fit_apply
 
 from msa_jax import models, train_state
 from msa_jax.data import missing
 from msa_jax.data.batching import batches
-from msa_jax.data.transforms import preprocess
+from msa_jax.data.transforms.modalities import select_modalities
+from msa_jax.data.transforms.transform import OTHER
 from msa_jax.errors import UserError
 from msa_jax.models.system import Stage
 from msa_jax.runs import prepare, run
@@ -209,7 +211,7 @@ def test_other_modalities_keep_their_availability():
   split = corpus.splits["test"]
   split = dataclasses.replace(split, available=np.arange(26).reshape(13, 2) % 3 > 0)
   corpus = dataclasses.replace(corpus, splits={"test": split})
-  alone = prepare.select_modalities(corpus, ("audio",)).splits["test"]
+  alone = select_modalities(corpus, ("audio",)).splits["test"]
   np.testing.assert_array_equal(alone.available[:, 0], split.available[:, 1])
   more = batches.available_columns(split, ("vision", "audio", "text"))
   np.testing.assert_array_equal(more[:, :2], split.available)
@@ -219,7 +221,7 @@ def test_other_modalities_keep_their_availability():
 
 def test_a_file_without_a_modality_keeps_the_availability_of_the_others():
   corpus = toy.corpus()
-  fitted = preprocess.fit(corpus, toy.config().data)
+  fitted, _ = fit_apply(corpus)
   split = corpus.splits["test"]
   split = dataclasses.replace(
     split,
@@ -227,6 +229,6 @@ def test_a_file_without_a_modality_keeps_the_availability_of_the_others():
     available=np.arange(13)[:, None] % 2 > 0,
   )
   corpus = dataclasses.replace(corpus, splits={"test": split})
-  batch = batches.whole(preprocess.apply(fitted, corpus).splits["test"], {})
+  batch = batches.whole(fitted.apply(corpus, OTHER).splits["test"], {})
   expected = np.stack([np.zeros(13, bool), np.arange(13) % 2 > 0], axis=1)
   np.testing.assert_array_equal(batch.available, expected)

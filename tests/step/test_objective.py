@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,13 @@ from changes import change, resolve
 
 from configs import mmolre as mmolre_config
 from msa_jax import models, train_state
+from msa_jax.config.experiment import to_json
 from msa_jax.data.batching import batches
+from msa_jax.data.transforms.modalities import select_modalities
 from msa_jax.errors import UserError
 from msa_jax.models.mmolre import system as mmolre
 from msa_jax.runs import prepare, pseudo_labels, run
+from msa_jax.runs.open import open_run
 from msa_jax.step import compose, task_gradients
 from msa_jax.step.objective import objective_terms
 
@@ -136,8 +138,7 @@ def test_a_trained_run_gives_the_labels_that_are_lacking(trained, tmp_path):
   some = dataclasses.replace(corpus, splits={**corpus.splits, "train": train})
   filled = pseudo_labels.fill(some, folder)
   labels = filled.splits["train"].labels
-  preprocessor = run.preprocess.load(folder / "preprocessing.npz")
-  ready = prepare.reload(config, preprocessor, "")
+  ready = prepare.reload(config, open_run(folder).pipeline)
   whole = train_state.whole_split(config, ready, "train")
   predict = tiny.compiled(functools.partial(train_state.predict, config))
   output = predict(state, batches.take(whole, np.arange(24)))
@@ -162,10 +163,10 @@ def test_a_trained_run_gives_the_labels_that_are_lacking(trained, tmp_path):
   other = dataclasses.replace(corpus, tasks={"emotion": corpus.tasks["sentiment"]})
   with pytest.raises(UserError, match="means another thing"):
     pseudo_labels.fill(other, folder)
-  wider = prepare.select_modalities(corpus, ["text"])
+  wider = select_modalities(corpus, ["text"])
   with pytest.raises(UserError, match="reads features of widths"):
     pseudo_labels.fill(wider, folder)
-  encoding = {"text": {"input": "encoder", "finetune": "all"}}
-  (tmp_path / "config.json").write_text(json.dumps(encoding))
+  encoding = change(config, text={"input": "encoder", "finetune": "all"})
+  (tmp_path / "config.json").write_text(to_json(encoding))
   with pytest.raises(UserError, match="reads token ids, for an encoder of its own"):
     pseudo_labels.fill(corpus, tmp_path)

@@ -21,6 +21,7 @@ from msa_jax.data.synthetic import posterior
 from msa_jax.errors import UserError
 from msa_jax.report.missing import print_grids
 from msa_jax.runs import prepare, run
+from msa_jax.runs.open import open_run
 from msa_jax.step import compose
 from msa_jax.studies.missing import grid
 from msa_jax.training import feed as feed_lib
@@ -37,9 +38,11 @@ def toy_system(monkeypatch):
 def trained(tmp_path_factory):
   """LF-DNN, two seeds, on a tiny synthetic corpus with some absent modalities."""
   sizes = {"sizes": (32, 16, 24), "videos": (4, 2, 3), "widths": (8, 3, 4)}
+  config = experiment(lf_dnn.get_config())
+  world = dataclasses.replace(config.data.synthetic, **sizes, absent=(0.1, 0.1, 0.1))
   config = change(
-    experiment(lf_dnn.get_config()),
-    **{"data.synthetic": {**sizes, "absent": (0.1, 0.1, 0.1)}},
+    config,
+    data={"synthetic": world},
     optim={"epochs": 1},
     train={"eval_batch_size": 16},
     replicas={"seeds": (0, 1)},
@@ -100,7 +103,7 @@ def test_masking_a_modality_is_the_same_as_never_having_had_it(trained):
   config = run.RunDirectory(folder).experiment()
   with np.load(folder / "missing" / "audio+vision.npz") as file:
     masked = file["audio+vision/predictions_sentiment"][0]
-  corpus = prepare.reload(config, run.preprocess.load(folder / "preprocessing.npz"), "")
+  corpus = prepare.reload(config, open_run(folder).pipeline)
   test = corpus.splits["test"]
   text = test.modalities["text"]
   without = dataclasses.replace(text, lengths=np.zeros_like(text.lengths))
@@ -142,7 +145,7 @@ def test_bounds_on_the_synthetic_corpus_are_those_of_each_condition(trained):
 def test_streamed_splits_give_the_same_predictions(trained):
   folder, _ = trained
   config = run.RunDirectory(folder).experiment()
-  corpus = prepare.reload(config, run.preprocess.load(folder / "preprocessing.npz"), "")
+  corpus = prepare.reload(config, open_run(folder).pipeline)
   lengths, tasks = dict(config.spec.lengths), corpus.tasks
   split = corpus.splits["test"]
   masks = missing.draw(missing.parse("random:0.5"), split, 0).available

@@ -145,10 +145,10 @@ def test_a_run_reads_transcripts_and_later_files_are_cut_like_its_own(path, tabl
   assert prepared.config.spec.widths == {"text": 8}
   assert prepared.config.text.max_length == 12
   assert prepared.description["notes"]["text"]["max_length"] == 12
-  again = prepare.reload(prepared.config, prepared.preprocessor, "")
+  again = prepare.reload(prepared.config, prepared.pipeline, "")
   long = table.with_name("new.csv")
   long.write_text("text\n" + "good film " * 20 + "\nbad\n")
-  new = prepare.reload(prepared.config, prepared.preprocessor, str(long))
+  new = prepare.reload(prepared.config, prepared.pipeline, str(long))
   for corpus, split in ((prepared.corpus, "train"), (again, "train"), (new, "predict")):
     assert corpus.splits[split].modalities["text"].features.shape[1:] == (12, 8)
   np.testing.assert_array_equal(
@@ -162,7 +162,7 @@ def test_features_of_another_encoder_are_not_taken_for_a_run_s_own(table, tmp_pa
   prepared = prepare.prepare(run_config(folder, table))
   tiny_text.folder(tmp_path / "encoder", seed=1)  # as large, of other values
   with pytest.raises(UserError, match="features of 'c' are of another encoder"):
-    prepare.reload(prepared.config, prepared.preprocessor, "")
+    prepare.reload(prepared.config, prepared.pipeline, "")
   tuned = change(prepared.config, text={"finetune": "all"})
   prepare.reread(tuned, "")  # its own is in its checkpoints
 

@@ -127,7 +127,8 @@ def load(
     UserError: not there, damaged, or fitted for transforms that are not there.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
+    # NumPy leaves a file open that it finds damaged.
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
       arrays = dict(file)
     if _OLD in arrays:
       return Pipeline(tuple(transforms), _old_states(arrays, tasks))

@@ -33,6 +33,7 @@ from msa_jax.models.mmolre.network import MMoLRE
 from msa_jax.models.options import construct, defaults
 from msa_jax.models.outputs import output_specs
 from msa_jax.models.system import Options, System, TaskTerm
+from msa_jax.names import split_names
 from msa_jax.typing import Batch, ModelOutput, Spec
 
 
@@ -73,12 +74,11 @@ def modalities_of(options: Options, spec: Spec) -> tuple[str, ...]:
     UserError: the corpus has none of them.
   """
   known = spec.modalities
-  # `--config.model.modalities=text,audio` arrives as one string.
-  chosen = [name for entry in options["modalities"] for name in entry.split(",")]
+  chosen = split_names(options["modalities"])
   used = tuple(name for name in known if not chosen or name in chosen)
   if not used:
     raise UserError(
-      f"model.modalities={tuple(chosen)}: the corpus has none of them (it has {known})"
+      f"model.modalities={chosen}: the corpus has none of them (it has {known})"
     )
   return used
 

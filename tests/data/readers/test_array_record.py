@@ -5,10 +5,11 @@ import json
 import sys
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 import toy
+from changes import change
+from ragged import fit_apply
 
 from msa_jax import models
 from msa_jax.data import readers, synthetic
@@ -16,7 +17,7 @@ from msa_jax.data.__main__ import main
 from msa_jax.data.batching import batches
 from msa_jax.data.lazy import LazyFeatures
 from msa_jax.data.readers import array_record
-from msa_jax.data.transforms import preprocess
+from msa_jax.data.synthetic.generator import read_options
 from msa_jax.errors import UserError
 from msa_jax.runs import run
 from msa_jax.typing import Corpus, Sequences, Split, Task
@@ -150,22 +151,21 @@ def test_only_the_rows_that_are_asked_for_are_read():
 @pytest.mark.parametrize(
   "options",
   [
-    {"align": "none", "max_steps": 3, "num_frame_clusters": 4},
-    {"align": "pool", "max_steps": 0, "num_frame_clusters": 0},
+    {"align": "none", "max_steps": 3, "clusters": 4},
+    {"align": "pool", "max_steps": 0, "clusters": 0},
   ],
 )
 def test_preprocessing_on_disk_gives_the_numbers_of_memory(folder, options):
-  options = ml_collections.ConfigDict({"standardize": ("audio",), **options})
   lazy = readers.read(folder)
-  fitted = preprocess.fit(CORPUS, options)
-  again = preprocess.fit(lazy, options)
-  for kind in ("mean", "scale", "centroids"):
-    for name, values in getattr(fitted, kind).items():
-      np.testing.assert_array_equal(values, getattr(again, kind)[name])
-  ready = preprocess.apply(again, lazy)
+  fitted, expected = fit_apply(CORPUS, **options)
+  again, ready = fit_apply(lazy, **options)
+  assert fitted.states["standardize"]
+  for name, state in fitted.states.items():
+    for key, values in state.items():
+      np.testing.assert_array_equal(values, again.states[name][key])
   audio = ready.splits["train"].modalities["audio"]
   assert isinstance(audio.features, LazyFeatures)
-  _assert_same(preprocess.apply(fitted, CORPUS).splits["train"], ready.splits["train"])
+  _assert_same(expected.splits["train"], ready.splits["train"])
 
 
 def test_batches_from_disk_are_those_from_memory(folder):
@@ -193,23 +193,17 @@ def test_a_run_from_disk_ends_with_the_parameters_of_one_from_memory(
   array_record.store(toy.corpus(), tmp_path / "corpus")
   hashes = []
   for path, budget in (("", 4096), (str(tmp_path / "corpus"), 0)):
-    config = toy.config(epochs=2).copy_and_resolve_references()
-    with config.unlocked():
-      config.data.update({"path": path, "device_budget_mib": budget})
-    if not path:
-      monkeypatch.setattr(run.inputs, "load", lambda config: toy.corpus())
-    else:
-      monkeypatch.setattr(
-        run.inputs, "load", lambda config: readers.read(config.data.path)
-      )
-    summary = run.train(config, tmp_path / f"run{budget}")
+    data = {"path": path, "device_budget_mib": budget}
+    config = change(toy.config(epochs=2), data=data)
+    corpus = None if path else toy.corpus()
+    summary = run.train(config, tmp_path / f"run{budget}", corpus)
     hashes.append(summary["parameter_hash"])
   assert hashes[0] == hashes[1]
 
 
 def test_large_training_splits_are_drawn_in_independent_parts(monkeypatch):
-  monkeypatch.setattr(synthetic, "_PART", 8)
-  options = synthetic.read_options([("preset", "tiny")])
+  monkeypatch.setattr(synthetic.corpus, "_PART", 8)
+  options = read_options([("preset", "tiny")])
   parts = [make() for make in synthetic.training_parts(options, 20)]
   assert [len(part) for part in parts] == [8, 8, 4]
   names = np.concatenate([part.ids for part in parts])

@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import toy
+from ragged import fit_apply
 
 from msa_jax.data.batching import batches
-from msa_jax.data.transforms import dialogues, folds, preprocess
+from msa_jax.data.transforms import dialogues, folds
+from msa_jax.data.transforms.transform import OTHER
 from msa_jax.errors import UserError
 from msa_jax.typing import Corpus, Sequences, Split, Task
 
@@ -127,13 +128,13 @@ def test_utterances_follow_their_clips_numbers_where_all_have_one():
 
 def test_missing_utterances_do_not_count_in_the_statistics():
   grouped = dialogues.group(_corpus())
-  options = toy.config().data
-  fitted = preprocess.fit(grouped, options)
+  fitted, _ = fit_apply(grouped)
+  state = fitted.states["standardize"]
   audio = grouped.splits["train"].modalities["audio"]
   seen = grouped.splits["train"].available[..., 1]
   values = audio.features[seen].astype(float)
-  np.testing.assert_allclose(fitted.mean["audio"], values.mean(0), rtol=1e-5)
-  np.testing.assert_allclose(1 / fitted.scale["audio"], values.std(0), rtol=1e-5)
+  np.testing.assert_allclose(state["mean/audio"], values.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(1 / state["scale/audio"], values.std(0), rtol=1e-5)
   # A modality the new file lacks has as many steps as the others.
   lacking = grouped.splits["test"]
   lacking = dataclasses.replace(
@@ -141,7 +142,7 @@ def test_missing_utterances_do_not_count_in_the_statistics():
     modalities={"text": lacking.modalities["text"]},
     available=lacking.available[..., :1],
   )
-  applied = preprocess.apply(fitted, Corpus("c", {"predict": lacking}, {}))
+  applied = fitted.apply(Corpus("c", {"predict": lacking}, {}), OTHER)
   assert applied.splits["predict"].modalities["audio"].features.shape == (2, 16, 2)
 
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from changes import change
 
-from msa_jax import config as config_lib
+from msa_jax import models
+from msa_jax.config.experiment import from_json, to_json
 from msa_jax.data.batching import batches
 from msa_jax.data.readers import npz
 from msa_jax.data.transforms import joint
@@ -163,21 +165,24 @@ def test_batches_draw_from_all_corpora_equally_and_see_every_sample():
 
 
 def test_a_run_reads_further_files_and_counts_its_steps(tmp_path, monkeypatch):
-  monkeypatch.setitem(prepare.SYSTEMS, "toy", toy.SYSTEM)
+  monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
   npz.save(toy.corpus(), tmp_path / "first.npz")
   npz.save(_emotional(), tmp_path / "second.npz")
-  config = toy.config().copy_and_resolve_references()
-  with config.unlocked():
-    config.data.path = str(tmp_path / "first.npz")
-    config.data.extra_train_paths = (str(tmp_path / "second.npz"),)
-  found, corpus, preprocessor, description, _ = prepare.prepare(config.lock())
+  config = change(
+    toy.config(),
+    data={
+      "path": str(tmp_path / "first.npz"),
+      "extra_train_paths": (str(tmp_path / "second.npz"),),
+    },
+  )
+  found, corpus, pipeline, description, _ = prepare.prepare(config)
   assert found.spec.sources == (37, 10) and found.spec.train_size == 74
   assert set(found.spec.tasks) == {"sentiment", "emotion"}
   assert description["splits"]["train"]["samples"] == 47
   assert description["notes"]["joined"][0]["file"]["name"] == "second.npz"
-  assert config_lib.from_json(config_lib.to_json(found)) == found
+  assert from_json(to_json(found)) == found
   # Another file to evaluate on stands alone.
-  alone = prepare.reload(found, preprocessor, str(tmp_path / "second.npz"))
+  alone = prepare.reload(found, pipeline, str(tmp_path / "second.npz"))
   assert len(alone.splits["train"]) == 10
-  again = prepare.reload(found, preprocessor, "")
+  again = prepare.reload(found, pipeline)
   assert len(again.splits["train"]) == len(corpus.splits["train"])

@@ -1,13 +1,9 @@
 """Labels of another file count as a run's own: classes by name, not by number."""
 
-import ml_collections
 import numpy as np
 import pytest
 
-from configs import lf_dnn
-from msa_jax.data.transforms.relabel import relabel
-from msa_jax.errors import UserError
-from msa_jax.runs import prepare
+from msa_jax.data.transforms.relabel import Relabel, relabel
 from msa_jax.typing import Corpus, Sequences, Split, Task
 
 SEVEN = Task("classes", classes=("anger", "fear", "joy", "sad"), protocol="classes")
@@ -53,29 +49,13 @@ def test_what_means_something_else_is_left_out_or_named(caplog):
   assert "labels of sentiment are classes, the run's regression" in caplog.text
 
 
-def resolved(task, classes):
-  config = lf_dnn.get_config()
-  spec = {"kind": "classes", "low": 0.0, "high": 0.0, "protocol": "classes"}
-  with config.unlocked():
-    config.data.task = task
-    config.spec = ml_collections.ConfigDict(
-      {"widths": {"audio": 2}, "tasks": {"sentiment": {**spec, "classes": classes}}}
-    )
-  return config
-
-
-@pytest.mark.parametrize("labels", [{}, {"sentiment": [-0.6, 1.0, 0.0]}])
-def test_a_run_of_classes_of_a_score_reads_files_of_few_scores_or_none(
-  labels, monkeypatch
-):
-  labels = {name: np.array(values, np.float32) for name, values in labels.items()}
-  low_high = {name: Task("regression", -1.0, 1.0, protocol="sims") for name in labels}
-  monkeypatch.setattr(prepare, "load", lambda config: corpus(labels, low_high))
-  seven = tuple(str(value) for value in range(-3, 4))
-  found = prepare.reread(resolved("cls7", seven), "new.csv")
-  values = found.splits["test"].labels.get("sentiment")
-  assert (values is None) == (not labels)
-  assert values is None or values.tolist() == [2, 4, 3]
-  if not labels:  # A run's own file must have some.
-    with pytest.raises(UserError, match="needs a sentiment regression"):
-      prepare.reread(resolved("cls7", seven), "")
+@pytest.mark.parametrize("labels", [{}, {"emotion": [0, 1, -1]}])
+def test_another_file_gets_the_tasks_that_were_fitted(labels):
+  labels = {name: np.array(values, np.int32) for name, values in labels.items()}
+  ours = corpus({"emotion": np.array([0, 3], np.int32)}, {"emotion": SEVEN})
+  theirs = Task("classes", classes=("joy", "sad"), protocol="classes")
+  state = Relabel().fit(ours)
+  found = Relabel().apply(corpus(labels, dict.fromkeys(labels, theirs)), state)
+  assert found.tasks == dict.fromkeys(labels, SEVEN)
+  for name, values in found.splits["test"].labels.items():
+    assert (name, values.tolist()) == ("emotion", [2, 3, -1])
