@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 import toy
-from changes import change
 from rich.console import Console
 
 from configs import lf_dnn
@@ -22,6 +21,7 @@ from msa_jax.errors import UserError
 from msa_jax.report.missing import print_grids
 from msa_jax.runs import prepare, run
 from msa_jax.step import compose
+from msa_jax.studies.changes import changed
 from msa_jax.studies.missing import grid
 from msa_jax.training import feed as feed_lib
 from msa_jax.typing import MODALITIES
@@ -36,13 +36,17 @@ def toy_system(monkeypatch):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
   """LF-DNN, two seeds, on a tiny synthetic corpus with some absent modalities."""
-  sizes = {"sizes": (32, 16, 24), "videos": (4, 2, 3), "widths": (8, 3, 4)}
-  config = change(
+  config = changed(
     experiment(lf_dnn.get_config()),
-    **{"data.synthetic": {**sizes, "absent": (0.1, 0.1, 0.1)}},
-    optim={"epochs": 1},
-    train={"eval_batch_size": 16},
-    replicas={"seeds": (0, 1)},
+    {
+      "data.synthetic.sizes": (32, 16, 24),
+      "data.synthetic.videos": (4, 2, 3),
+      "data.synthetic.widths": (8, 3, 4),
+      "data.synthetic.absent": (0.1, 0.1, 0.1),
+      "optim.epochs": 1,
+      "train.eval_batch_size": 16,
+      "replicas.seeds": (0, 1),
+    },
   )
   folder = tmp_path_factory.mktemp("run")
   return folder, run.train(config, folder)
