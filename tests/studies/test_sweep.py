@@ -1,4 +1,4 @@
-"""The sweep: values of an option's own type, every combination, ranked on validation."""
+"""The sweep: values of an option's own type, in every combination, and their ranks."""
 
 import csv
 import dataclasses
