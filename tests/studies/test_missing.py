@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 import toy
-from changes import change
 from rich.console import Console
 
 from configs import lf_dnn
@@ -23,6 +22,7 @@ from msa_jax.report.missing import print_grids
 from msa_jax.runs import prepare, run
 from msa_jax.runs.open import open_run
 from msa_jax.step import compose
+from msa_jax.studies.changes import changed
 from msa_jax.studies.missing import grid
 from msa_jax.training import feed as feed_lib
 from msa_jax.typing import MODALITIES

@@ -6,56 +6,66 @@ import shutil
 
 import numpy as np
 import pytest
+from changes import change
 from rich.console import Console
 
 from configs import awf, derl, hgem, lf_dnn
-from msa_jax.config import finish
+from msa_jax import models
+from msa_jax.config.experiment import experiment
 from msa_jax.errors import UserError
 from msa_jax.report import __main__ as terminal
 from msa_jax.report import figures, inspection, page, reading, studies
 from msa_jax.studies import __main__ as command
-from msa_jax.studies import ablation, catalogue, runner
+from msa_jax.studies import catalogue, runner
+from msa_jax.studies.changes import changed
 
 SIZES = {
   "sizes": (16, 8, 12), "videos": (4, 2, 3), "widths": (6, 3, 4), "steps": (8, 12, 14),
 }  # fmt: skip
 WIDTHS = {
   "hgem": {
-    "D": 8, "d": 4, "T": 4, "L_codes": 3, "text_expert": {"ffn": 8},
-    "vision_expert": {"ffn": 8}, "audio_expert": {"lstm": 4},
-    "gate": {"hidden": (4, 4, 4, 4)}, "sparse": {"ffn": 8}, "dense": {"hidden": 8},
-    "robust": {"hidden": 8, "denoiser": 8}, "polarity": {"hidden": 8},
-    "head": {"hidden": 8},
+    "D": 8, "d": 4, "T": 4, "L_codes": 3, "text_expert.ffn": 8,
+    "vision_expert.ffn": 8, "audio_expert.lstm": 4,
+    "gate.hidden": (4, 4, 4, 4), "sparse.ffn": 8, "dense.hidden": 8,
+    "robust.hidden": 8, "robust.denoiser": 8, "polarity.hidden": 8,
+    "head.hidden": 8,
   },
   "derl": {"d": 4, "n_heads": 2, "ffn_mult": 1},
   "awf": {"d": 4, "post": 4},
-  "lf_dnn": {"text_out": 4, "post": 4, "hidden": dict(text=4, audio=3, vision=3)},
+  "lf_dnn": {
+    "text_out": 4, "post": 4, "hidden.text": 4, "hidden.audio": 3, "hidden.vision": 3,
+  },
 }  # fmt: skip
 
 
 def tiny(module, seeds=(0,)):
   """A system's own config, narrow, on a tiny synthetic corpus, for one epoch."""
-  config = module.get_config().copy_and_resolve_references().unlock()
-  config.model.update(WIDTHS[config.model.name])
-  config.data.synthetic.update(SIZES)
-  config.data.modalities = ("text", "audio")
-  config.data.max_steps = 4
-  config.data.align = "pool"
-  config.optim.update({"epochs": 1, "batch_size": 8})
-  config.train.eval_batch_size = 12
-  config.replicas.seeds = seeds
-  return finish(config)
+  config = experiment(module.get_config())
+  model = {f"model.{key}": value for key, value in WIDTHS[config.system].items()}
+  data = {f"data.synthetic.{key}": value for key, value in SIZES.items()}
+  return change(
+    changed(config, {**model, **data}),
+    data={"modalities": ("text", "audio"), "max_steps": 4, "align": "pool"},
+    optim={"epochs": 1, "batch_size": 8},
+    train={"eval_batch_size": 12},
+    replicas={"seeds": seeds},
+  )
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
   """Study -> where it is, and what the command said; fewer rows than the papers."""
   patch = pytest.MonkeyPatch()
-  patch.setattr(catalogue, "LAYERS", (1,))
   patch.setattr(catalogue, "SHARES", (0.5, 1.0))
-  patch.setattr(catalogue, "ROUTERS", ("average",))
-  rows = {name: {"model.fusion": name} for name in ("average", "single")}
-  patch.setitem(ablation.TABLES, "hgem", {"fusion": rows})
+  rows = dict(models.SYSTEMS["hgem"].router_variants)
+  rows = {name: rows[name] for name in ("average", "single")}
+  average = {"average": rows["average"]}
+  first = dict([*models.SYSTEMS["derl"].ablations["layers"].items()][:1])
+  for name, tables in (
+    ("hgem", {"ablations": {"fusion": rows}, "router_variants": average}),
+    ("derl", {"ablations": {"layers": first}}),
+  ):
+    patch.setitem(models.SYSTEMS, name, models.SYSTEMS[name]._replace(**tables))
   h, d, a, f = (tiny(module) for module in (hgem, derl, awf, lf_dnn))
   asked = {
     "ablation": ([h], {}),
@@ -65,6 +75,7 @@ def folders(tmp_path_factory):
     "balance": ([a], {}),
     "layers": ([d], {}),
     "leaderboard": ([f, a], {}),
+    "sweep": ([f], {"sweeps": ["optim.learning_rate=1e-2,1e-3"]}),
   }
   root, made = tmp_path_factory.mktemp("studies"), {}
   for name, (configs, options) in asked.items():
@@ -74,7 +85,7 @@ def folders(tmp_path_factory):
   patch.undo()
 
 
-CELLS = {
+TRIALS = {
   "ablation": ["average", "single"],
   "missing": ["lf_dnn_synthetic"],
   "low_resource": ["lf_dnn_synthetic_50", "lf_dnn_synthetic_100"],
@@ -82,6 +93,7 @@ CELLS = {
   "balance": ["with", "without"],
   "layers": ["derl_synthetic_1"],
   "leaderboard": ["lf_dnn_synthetic", "awf_synthetic"],
+  "sweep": ["optim.learning_rate=0.01", "optim.learning_rate=0.001"],
 }
 PARTS = {
   "ablation": ["sentiment", "router entropy by gate"],
@@ -94,6 +106,7 @@ PARTS = {
   + ["one modality by the system itself with only"],
   "layers": ["sentiment by encoder layers"],
   "leaderboard": ["sentiment"],
+  "sweep": ["sentiment by optim.learning_rate"],
 }
 
 
@@ -101,12 +114,13 @@ PARTS = {
 def test_a_study_runs_from_its_name_to_one_csv_and_its_figures(folders, name):
   folder, said = folders[name]
   lines = studies.read(folder)
-  assert studies.cells(lines) == CELLS[name]
+  assert sorted(studies.trials(lines)) == sorted(TRIALS[name])
   parts = studies.collect(lines)
   assert [part.title for part in parts] == PARTS[name]
-  (cell, row), *_ = parts[0].rows.items()
-  summary = json.loads((folder / cell / "summary.json").read_text())
-  assert row["mae"] == summary["splits"]["test"]["sentiment"]["mae"]["values"]
+  (trial, row), *_ = parts[0].rows.items()
+  summary = json.loads((folder / trial / "summary.json").read_text())
+  split = "valid" if name == "sweep" else "test"
+  assert row["mae"] == summary["splits"][split]["sentiment"]["mae"]["values"]
   assert "study.csv" in said or "mae" in said
   drawn = studies.drawings(lines)
   titles = [p.title for p in parts if p.numeric() or len(p.rows) > 1]
@@ -143,7 +157,7 @@ def test_a_missing_study_is_not_evaluated_twice_but_for_other_grids(
   assert asked == ["random"]
 
 
-def test_a_study_page_shows_published_rows_and_says_what_damaged_cells_lack(
+def test_a_study_page_shows_published_rows_and_says_what_damaged_trials_lack(
   folders, tmp_path
 ):
   folder = shutil.copytree(folders["ablation"][0], tmp_path / "study")
@@ -156,7 +170,7 @@ def test_a_study_page_shows_published_rows_and_says_what_damaged_cells_lack(
   assert text.count("data:image/png;base64,") == 2
 
 
-def test_a_balance_study_page_draws_gradients_and_weights_of_its_cells(
+def test_a_balance_study_page_draws_gradients_and_weights_of_its_trials(
   folders, tmp_path
 ):
   folder, said = folders["balance"]
@@ -175,7 +189,7 @@ def test_a_balance_study_page_draws_gradients_and_weights_of_its_cells(
   path = page.write([], tmp_path, [folder])
   names = {file.stem for file in path.parent.glob("figures/*/*.png")}
   assert {"balance", "study_0", "study_3"} <= names
-  runs = [reading.read(folder / cell) for cell in CELLS["balance"]]
+  runs = [reading.read(folder / trial) for trial in TRIALS["balance"]]
   axes = figures.balance(runs).figure.axes
   assert len(axes) == 4 and axes[0].get_ylim() == axes[1].get_ylim()
   shares = [bar.get_height() for bar in axes[2].patches]
@@ -199,10 +213,10 @@ def test_studies_are_compared_on_the_terminal_with_published_rows_and_gaps(
 def test_the_seeds_of_the_first_system_are_those_of_all(monkeypatch, tmp_path):
   seen = []
   monkeypatch.setattr(
-    runner, "execute", lambda study, cells, workdir: seen.extend(cells)
+    runner, "run_trials", lambda study, trials, workdir: seen.extend(trials)
   )
   command.execute("leaderboard", [tiny(awf, (3, 4)), tiny(lf_dnn)], [], tmp_path)
-  assert [cell.config.replicas.seeds for cell in seen] == [(3, 4), (3, 4)]
+  assert [trial.config.replicas.seeds for trial in seen] == [(3, 4), (3, 4)]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +226,8 @@ def test_the_seeds_of_the_first_system_are_those_of_all(monkeypatch, tmp_path):
     ("balance", {"grids": "random"}, "balance takes no --grids"),
     ("layers", {"table": "modules"}, "layers takes no --table"),
     ("ablation", {"files": ["x.pkl"]}, "ablation takes no --also and no --data"),
+    ("sweep", {"files": ["x.pkl"]}, "sweep takes no --also and no --data"),
+    ("layers", {"sweeps": ["optim.epochs=1"]}, "layers takes no --sweep"),
   ],
 )
 def test_options_of_other_studies_are_refused(tmp_path, name, options, message):
@@ -286,7 +302,8 @@ def test_attention_of_a_sample_is_drawn_from_its_checkpoint(folders):
   with pytest.raises(UserError, match="--sample=moon: no such id"):
     inspection.attention(run_, "moon")
   averages = reading.read(folders["ablation"][0] / "average")
-  assert inspection.selects_keys(run_) and not inspection.selects_keys(averages)
+  assert inspection.selecting_module(run_) == "sparse"
+  assert not inspection.selecting_module(averages)
   with pytest.raises(UserError, match="hgem has no top-k attention"):
     inspection.attention(averages)
 
