@@ -21,11 +21,12 @@ SIZES = {
 }  # fmt: skip
 WIDTHS = {
   "hgem": {
-    "D": 8, "d": 4, "T": 4, "L_codes": 3, "text_expert": {"ffn": 8},
-    "vision_expert": {"ffn": 8}, "audio_expert": {"lstm": 4},
-    "gate": {"hidden": (4, 4, 4, 4)}, "sparse": {"ffn": 8}, "dense": {"hidden": 8},
-    "robust": {"hidden": 8, "denoiser": 8}, "polarity": {"hidden": 8},
-    "head": {"hidden": 8},
+    "token_dim": 8, "fused_dim": 4, "max_steps": 4, "num_codes": 3,
+    "text_expert": {"ffn_dim": 8}, "vision_expert": {"ffn_dim": 8},
+    "audio_expert": {"lstm_dim": 4}, "gates": {"hidden_dims": (4, 4, 4, 4)},
+    "sparse_expert": {"ffn_dim": 8}, "dense_expert": {"hidden_dim": 8},
+    "robust_expert": {"hidden_dim": 8, "denoiser_dim": 8},
+    "polarity_experts": {"hidden_dim": 8}, "head_dim": 8,
   },
   "derl": {"d": 4, "n_heads": 2, "ffn_mult": 1},
   "awf": {"d": 4, "post": 4},
