@@ -26,7 +26,13 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   config.data.align = "pool"
   config.data.max_steps = 32  # 19 texts in 20 are shorter; half the cost of 50
   config.loss.update(
-    {"disc": 0.1, "mi": 0.05, "den": 0.1, "bal": 0.01, "aux_warmup_fraction": 0.1}
+    {
+      "route_discrimination": 0.1,
+      "route_mi": 0.05,
+      "denoising": 0.1,
+      "load_balance": 0.01,
+      "aux_warmup_fraction": 0.1,
+    }
   )
   config.optim.update({"learning_rate": 3e-4, "epochs": 10})
   config.missing.train = "dropout:0.1"
@@ -42,19 +48,18 @@ def _paper(config):
     {"warmup_fraction": 0.0, "schedule": "constant", "grad_clip_norm": 0.0}
   )
   config.optim.patience = 0
-  config.loss.update({"den": 0.0, "bal": 0.0})
-  config.model.robust.p_slot = 0.0
+  config.loss.update({"denoising": 0.0, "load_balance": 0.0})
   config.missing.train = "none"
 
 
 def _mosi(config):
   config.data.max_steps = 50
-  if config.model.D < 768:
+  if config.model.token_dim < 768:
     _regularize(config)
 
 
 def _regularize(config):
-  # Frozen features of about a thousand utterances are learnt by heart otherwise.
+  # Frozen features of about a thousand utterances are overfitted otherwise.
   config.model.dropout.update(
     {"embed": 0.5, "ffn": 0.3, "gate": 0.3, "expert": 0.3, "head": 0.3}
   )
@@ -68,7 +73,7 @@ def _regularize(config):
     }
   )
   config.optim.ema_decay = 0.98
-  config.loss.update({"disc": 0.3, "mi": 0.2})
+  config.loss.update({"route_discrimination": 0.3, "route_mi": 0.2})
 
 
 def _mosei(config):
@@ -78,16 +83,15 @@ def _mosei(config):
 
 def _sims(config):
   config.data.max_steps = 50  # 39 tokens; labels in [-1, 1]
-  if config.model.D < 768:
+  if config.model.token_dim < 768:
     _regularize(config)
 
 
 def _iemocap(config):
   config.data.max_steps = 20
-  config.model.T = 20  # k of the sparse attention counts from it
+  config.model.max_steps = 20  # k of the sparse attention counts from it
   config.model.task = "emotion"
-  config.model.route_label = "class"
-  config.model.polarity.n = 4  # one expert per emotion
+  config.model.polarity_experts.num_experts = 4  # one expert per emotion
 
 
 VARIANTS = {

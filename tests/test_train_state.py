@@ -27,7 +27,7 @@ def tiny_hgem_config(variants=""):
     )
     config.data.max_steps = 8
     # One gate in place of four: a third of the time to compile.
-    config.model.update({"D": 16, "d": 8, "fusion": "single"})
+    config.model.update({"token_dim": 16, "fused_dim": 8, "fusion": "single"})
   return config.lock()
 
 

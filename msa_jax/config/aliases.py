@@ -18,8 +18,21 @@ class Only(NamedTuple):
   value: Any
 
 
+class Recoded(NamedTuple):
+  """An option some of whose values have other names.
+
+  Attributes:
+    values: old name -> the name now.
+  """
+
+  values: Mapping[Any, Any]
+
+
+# What became of an option: its key now, None (gone), or one of the above.
+Fate = str | None | Only | Recoded
+
 # Dotted key of format 1 -> its name now; None = the option is gone.
-RENAMED: dict[str, str | None] = {
+RENAMED: dict[str, Fate] = {
   "optim.lr_new": "optim.learning_rate",
   "optim.warmup": "optim.warmup_fraction",
   "optim.clip": "optim.grad_clip_norm",
@@ -38,14 +51,14 @@ RENAMED: dict[str, str | None] = {
   "data.codes": "data.num_frame_clusters",
   "replicas.sweep": None,
 }
-_LATE_FUSION: dict[str, str | None | Only] = {
+_LATE_FUSION: dict[str, Fate] = {
   "model.hidden": "model.hidden_dims",
   "model.text_out": "model.text_dim",
   "model.post": "model.post_dim",
   "model.dropout.post": "model.post_dropout",
 }
 # System -> further keys, of its own options.
-RENAMED_OF: dict[str, dict[str, str | None | Only]] = {
+RENAMED_OF: dict[str, dict[str, Fate]] = {
   "awf": {
     "model.d": "model.feature_dim",
     "model.post": "model.post_dim",
@@ -56,7 +69,71 @@ RENAMED_OF: dict[str, dict[str, str | None | Only]] = {
     "model.att_pool": Only("mean"),
     "model.last_bias": Only(False),
   },
-  "hgem": {"model.entropy": None},
+  "hgem": {
+    "model.D": "model.token_dim",
+    "model.d": "model.fused_dim",
+    "model.T": "model.max_steps",
+    "model.n_heads": "model.num_heads",
+    "model.L_codes": "model.num_codes",
+    "model.text_expert.layers": "model.text_expert.num_layers",
+    "model.text_expert.ffn": "model.text_expert.ffn_dim",
+    "model.vision_expert.conv_k": "model.vision_expert.kernel_size",
+    "model.vision_expert.layers": "model.vision_expert.num_layers",
+    "model.vision_expert.ffn": "model.vision_expert.ffn_dim",
+    "model.vision_expert.pos": Only("learned"),
+    "model.audio_expert.lstm": "model.audio_expert.lstm_dim",
+    "model.audio_expert.conv_k": "model.audio_expert.kernel_size",
+    "model.gate.hidden": "model.gates.hidden_dims",
+    "model.gate.n_units": "model.gates.num_units",
+    "model.gate.combine": Only("logits"),
+    "model.gate": None,
+    "model.gate0.k": Only(3),
+    "model.gate0.apply": Only("output"),
+    "model.gate0": None,
+    "model.gate1.k": "model.gates.fusion_top_k",
+    "model.gate1": None,
+    "model.gate2.k": "model.gates.polarity_top_k",
+    "model.gate2": None,
+    "model.gate3.mode": Only("product"),
+    "model.gate3": None,
+    "model.sparse.layers": "model.sparse_expert.num_layers",
+    "model.sparse.ffn": "model.sparse_expert.ffn_dim",
+    "model.sparse.r": "model.sparse_expert.keep_fraction",
+    "model.sparse.k_basis": Only("tokens"),
+    "model.sparse.renorm": Only(False),
+    "model.sparse": None,
+    "model.dense.hidden": "model.dense_expert.hidden_dim",
+    "model.dense.out_act": Only("gelu"),
+    "model.dense": None,
+    "model.robust.hidden": "model.robust_expert.hidden_dim",
+    "model.robust.denoiser": "model.robust_expert.denoiser_dim",
+    "model.robust.sigma": "model.robust_expert.noise_std",
+    "model.robust.p_slot": "model.robust_expert.slot_dropout",
+    "model.robust.blend": Only("noisy"),
+    "model.robust": None,  # C_init: where a parameter started
+    "model.polarity.n": "model.polarity_experts.num_experts",
+    "model.polarity.hidden": "model.polarity_experts.hidden_dim",
+    "model.polarity.layers": "model.polarity_experts.num_layers",
+    "model.polarity": None,
+    "model.igsf.enabled": "model.info_guided_fusion",
+    "model.igsf": None,  # stop_grad: of training alone
+    "model.head.hidden": "model.head_dim",
+    "model.head": None,
+    "model.dropout.attn": "model.dropout.attention",
+    "model.mi.tau": "model.route_temperature",
+    "model.mi.similarity": Only("onehot"),
+    "model.mi": None,  # tau_schedule, mask_duplicates: of training alone
+    "model.route_label": None,
+    "model.fusion": Recoded({"moe": "multi"}),
+    "model.experts_per_family": Only(1),
+    "model.av_input": Only("both"),
+    "model.use_ids": Only("auto"),
+    "model.entropy": None,
+    "loss.disc": "loss.route_discrimination",
+    "loss.mi": "loss.route_mi",
+    "loss.den": "loss.denoising",
+    "loss.bal": "loss.load_balance",
+  },
   "derl": {
     "model.d": "model.hidden_dim",
     "model.n_heads": "model.num_heads",
@@ -109,16 +186,6 @@ RENAMED_OF: dict[str, dict[str, str | None | Only]] = {
   },
   "lf_dnn": _LATE_FUSION,
   "lf_lstm": {**_LATE_FUSION, "model.d": "model.feature_dim"},
-  "momke": {
-    "model.D": "model.hidden_dim",
-    "model.depth": "model.num_layers",
-    "model.n_heads": "model.num_heads",
-    "model.mlp_ratio": Only(1),
-    "model.drop": "model.dropout",
-    "model.attn_drop": "model.attention_dropout",
-    "model.expert_style": Only("official"),
-    "model.router": Only("three_way"),
-  },
   "tfn": _LATE_FUSION,
 }
 
@@ -138,7 +205,7 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def _moved(tree: dict[str, Any], old: str, new: str | None | Only) -> dict:
+def _moved(tree: dict[str, Any], old: str, new: Fate) -> dict:
   *sections, last = path = old.split(".")
   node = tree
   for key in sections:
@@ -152,6 +219,8 @@ def _moved(tree: dict[str, Any], old: str, new: str | None | Only) -> dict:
     raise UserError(
       f"{old}={value!r} must be {new.value!r}, the only value that is left."
     )
+  if isinstance(new, Recoded):
+    return _with(tree, path, new.values.get(value, value))
   tree = _without(tree, path)
   return _with(tree, new.split("."), value) if isinstance(new, str) else tree
 

@@ -22,7 +22,6 @@ from msa_jax.report.missing import print_grids
 from msa_jax.runs import prepare, run
 from msa_jax.runs.open import open_run
 from msa_jax.step import compose
-from msa_jax.studies.changes import changed
 from msa_jax.studies.missing import grid
 from msa_jax.training import feed as feed_lib
 from msa_jax.typing import MODALITIES

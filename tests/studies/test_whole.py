@@ -24,16 +24,17 @@ SIZES = {
 }  # fmt: skip
 WIDTHS = {
   "hgem": {
-    "D": 8, "d": 4, "T": 4, "L_codes": 3, "text_expert.ffn": 8,
-    "vision_expert.ffn": 8, "audio_expert.lstm": 4,
-    "gate.hidden": (4, 4, 4, 4), "sparse.ffn": 8, "dense.hidden": 8,
-    "robust.hidden": 8, "robust.denoiser": 8, "polarity.hidden": 8,
-    "head.hidden": 8,
+    "token_dim": 8, "fused_dim": 4, "max_steps": 4, "num_codes": 3,
+    "text_expert": {"ffn_dim": 8}, "vision_expert": {"ffn_dim": 8},
+    "audio_expert": {"lstm_dim": 4}, "gates": {"hidden_dims": (4, 4, 4, 4)},
+    "sparse_expert": {"ffn_dim": 8}, "dense_expert": {"hidden_dim": 8},
+    "robust_expert": {"hidden_dim": 8, "denoiser_dim": 8},
+    "polarity_experts": {"hidden_dim": 8}, "head_dim": 8,
   },
-  "derl": {"d": 4, "n_heads": 2, "ffn_mult": 1},
-  "awf": {"d": 4, "post": 4},
+  "derl": {"hidden_dim": 4, "num_heads": 2, "ffn_multiplier": 1},
+  "awf": {"feature_dim": 4, "post_dim": 4},
   "lf_dnn": {
-    "text_out": 4, "post": 4, "hidden.text": 4, "hidden.audio": 3, "hidden.vision": 3,
+    "text_dim": 4, "post_dim": 4, "hidden_dims": {"text": 4, "audio": 3, "vision": 3},
   },
 }  # fmt: skip
 

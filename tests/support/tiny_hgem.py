@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from msa_jax.layers.masking import hide_unavailable
 from msa_jax.models.hgem import system as hgem
-from msa_jax.typing import Batch, Label, Modality, modality_order
+from msa_jax.typing import Batch, Label, Modality, Spec, Task, modality_order
 
 WIDTHS = {"text": 5, "audio": 4, "vision": 3}
 STEPS = 4
@@ -17,56 +17,49 @@ STEPS = 4
 # in compile time.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
-SENTIMENT = {
-  "kind": "regression",
-  "low": -3.0,
-  "high": 3.0,
-  "classes": (),
-  "protocol": "mosi",
-}
-EMOTION = {
-  "kind": "binary",
-  "low": 0.0,
-  "high": 0.0,
-  "classes": ("happy", "sad", "angry", "neutral"),
-  "protocol": "emotions",
+SENTIMENT = Task("regression", -3.0, 3.0)
+EMOTION = Task(
+  "binary", classes=("happy", "sad", "angry", "neutral"), protocol="emotions"
+)
+SIZES = {
+  "token_dim": 8,
+  "fused_dim": 4,
+  "max_steps": STEPS,
+  "num_codes": 3,
+  "text_expert.ffn_dim": 8,
+  "vision_expert.ffn_dim": 8,
+  "audio_expert.lstm_dim": 4,
+  "gates.hidden_dims": (4, 4, 4, 4),
+  "sparse_expert.ffn_dim": 8,
+  "dense_expert.hidden_dim": 8,
+  "robust_expert.hidden_dim": 8,
+  "robust_expert.denoiser_dim": 8,
+  "polarity_experts.hidden_dim": 8,
+  "head_dim": 16,
 }
 
 
 def spec(widths=None, steps=STEPS, **tasks):
   widths = WIDTHS if widths is None else widths
-  return ml_collections.ConfigDict(
-    {
-      "widths": dict(widths),
-      "lengths": {name: steps for name in widths},
-      "tasks": tasks or {"sentiment": SENTIMENT},
-    }
-  )
+  lengths = dict.fromkeys(widths, steps)
+  return Spec(widths, lengths, tasks or {"sentiment": SENTIMENT})
 
 
-def config(overrides=None, widths=None, **tasks):
+def options(overrides=None):
   """`small`, shrunk further; `overrides` are dotted keys of `config.model`."""
-  made = ml_collections.ConfigDict({"model": hgem.options("small")})
-  made.model.update(
-    {
-      "D": 8,
-      "d": 4,
-      "T": STEPS,
-      "L_codes": 3,
-      "text_expert": {"ffn": 8},
-      "vision_expert": {"ffn": 8},
-      "audio_expert": {"lstm": 4},
-      "gate": {"hidden": (4, 4, 4, 4)},
-      "sparse": {"ffn": 8},
-      "dense": {"hidden": 8},
-      "robust": {"hidden": 8, "denoiser": 8},
-      "polarity": {"hidden": 8},
-      "head": {"hidden": 16},
-    }
-  )
-  made.model.update_from_flattened_dict(dict(overrides or {}))
-  made.spec = spec(widths, **tasks)
+  made = hgem.options("small")
+  for path, value in {**SIZES, **dict(overrides or {})}.items():
+    node, keys = made, path.split(".")
+    for key in keys[:-1]:
+      node = node[key]
+    node[keys[-1]] = value
+  del made["name"]
   return made
+
+
+def model(overrides=None, widths=None, **tasks):
+  """The network of some options and a corpus of some widths and tasks."""
+  return hgem.build(options(overrides), spec(widths, **tasks))
 
 
 def batch(widths=None, rows=6, seed=0, codes=False, label=None):
@@ -112,32 +105,30 @@ def random_variables(initialise, seed=0):
   )
 
 
+def hide(batch_):
+  """The batch as the step hands it to the network."""
+  return hide_unavailable(batch_, keep_lost=True)
+
+
 def shapes_of(made, example):
-  """Shapes of variables and output of a config's model."""
-  model = hgem.build(made)
-  variables = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), example, train=False)
-  )
-  output = jax.eval_shape(lambda v: model.apply(v, example, train=False), variables)
+  """Shapes of a model's variables and output."""
+  variables = jax.eval_shape(lambda: made.init(jax.random.key(0), example))
+  output = jax.eval_shape(lambda v: made.apply(v, example), variables)
   return variables["params"], output
 
 
 @functools.cache
 def system(overrides=(), codes=False):
   """The model of some overrides (pairs), its variables, compiled `predict`."""
-  made = config(overrides)
-  model = hgem.build(made)
+  made = model(overrides)
   example = batch(codes=codes)
-  variables = random_variables(
-    lambda: model.init(jax.random.key(0), example, train=False)
-  )
+  variables = random_variables(lambda: made.init(jax.random.key(0), example))
 
   def predict(variables, batch):
-    return model.apply(variables, batch, train=False)
+    return made.apply(variables, hide(batch))
 
   return SimpleNamespace(
-    config=made,
-    model=model,
+    model=made,
     variables=variables,
     predict=jax.jit(predict, compiler_options=FAST_COMPILE),
   )

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from msa_jax.config.experiment import read_spec
 from msa_jax.models.momke import network as momke
 from msa_jax.typing import Batch, Label, Modality, modality_order
 
@@ -18,9 +19,16 @@ def config(widths=None, task="sentiment", **options):
   model = momke.options()
   model.update({"D": 8, "depth": 2, **options})
   tasks = {"sentiment": SENTIMENT, "emotion": EMOTION}
-  spec = {"widths": widths or WIDTHS, "tasks": {task: tasks[task]}}
+  used = widths or WIDTHS
+  spec = {"widths": used, "lengths": dict.fromkeys(used, 4)}
+  spec["tasks"] = {task: tasks[task]}
   spec["utterances"] = 4 if model.level == "utterance" else 0
   return ml_collections.ConfigDict({"model": model, "spec": spec})
+
+
+def build(made):
+  """The model of a config."""
+  return momke.build(made.model.to_dict(), read_spec(made.spec.to_dict()))
 
 
 def batch(available, real=None, widths=None, seed=0):

@@ -16,12 +16,10 @@ from msa_jax.typing import Spec, Task
 # Narrower than the defaults, where those take long to compile; else all is default.
 NARROW = {
   "hgem": {
-    "D": 16,
-    "d": 8,
-    "n_heads": 2,
-    "gate.hidden": (8, 8, 8, 8),
-    "sparse.ffn": 16,
-    "sparse.layers": 1,
+    "token_dim": 16,
+    "fused_dim": 8,
+    "gates.hidden_dims": (8, 8, 8, 8),
+    "sparse_expert.ffn_dim": 16,
     "missing_mode": "embed",
   },
   "mmolre": {"modalities": ()},  # its default leaves vision out

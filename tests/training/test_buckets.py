@@ -117,7 +117,7 @@ SYSTEMS = {
   "lf_lstm": lambda: _tiny(lf_lstm),
   "tfn": lambda: _tiny(tfn),
   "derl": lambda: _tiny(derl),
-  "hgem": lambda: _tiny(hgem, D=8, d=8),
+  "hgem": lambda: _tiny(hgem, token_dim=8, fused_dim=8),
 }
 
 

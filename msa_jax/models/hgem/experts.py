@@ -1,4 +1,4 @@
-"""The experts of H-GEM's three layers."""
+"""The experts of H-GEM's first and third layer."""
 
 from typing import Any
 
@@ -15,24 +15,31 @@ from msa_jax.layers.recurrent import LSTM
 
 
 class TextExpert(nn.Module):
-  """Transformer blocks. Attributes: those of `TransformerBlock`, and `layers`."""
+  """Transformer blocks.
 
-  layers: int
-  ffn: int
-  n_heads: int
-  attention_dropout: float
-  ffn_dropout: float
-  deterministic: bool
+  Attributes:
+    num_layers: number of blocks.
+    num_heads, ffn_dim: sizes of a block.
+    attention_dropout, ffn_dropout, deterministic: dropout of the blocks.
+    dtype: compute type.
+  """
+
+  num_layers: int = 1
+  num_heads: int = 2
+  ffn_dim: int = 256
+  attention_dropout: float = 0.0
+  ffn_dropout: float = 0.0
+  deterministic: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
     self, values: Float[Array, "b t d"], mask: Bool[Array, "b t"]
   ) -> Float[Array, "b t d"]:
-    for layer in range(self.layers):
+    for layer in range(self.num_layers):
       values = TransformerBlock(
-        self.ffn,
-        self.n_heads,
+        self.ffn_dim,
+        self.num_heads,
         self.attention_dropout,
         self.ffn_dropout,
         self.deterministic,
@@ -46,21 +53,19 @@ class VisionExpert(nn.Module):
   """Residual convolution, learned positions, then transformer blocks.
 
   Attributes:
-    n_steps: rows of the table of positions; sequences may be shorter.
+    max_steps: rows of the table of positions; sequences may be shorter.
     kernel_size: of the convolution.
-    positions: False = none.
-    layers and the rest: those of `TextExpert`.
+    num_layers and the rest: those of `TextExpert`.
   """
 
-  n_steps: int
-  kernel_size: int
-  positions: bool
-  layers: int
-  ffn: int
-  n_heads: int
-  attention_dropout: float
-  ffn_dropout: float
-  deterministic: bool
+  max_steps: int
+  kernel_size: int = 3
+  num_layers: int = 1
+  num_heads: int = 2
+  ffn_dim: int = 256
+  attention_dropout: float = 0.0
+  ffn_dropout: float = 0.0
+  deterministic: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -72,15 +77,13 @@ class VisionExpert(nn.Module):
       width, self.kernel_size, dtype=self.dtype, name="convolution"
     )
     values = values + exact_gelu(convolution(values, mask))
-    if self.positions:
-      table = self.param(
-        "positions", nn.initializers.normal(0.02), (self.n_steps, width)
-      )
-      values = values + table[None, : values.shape[1]].astype(self.dtype)
+    normal = nn.initializers.normal(0.02)
+    table = self.param("positions", normal, (self.max_steps, width))
+    values = values + table[None, : values.shape[1]].astype(self.dtype)
     return TextExpert(
-      self.layers,
-      self.ffn,
-      self.n_heads,
+      self.num_layers,
+      self.num_heads,
+      self.ffn_dim,
       self.attention_dropout,
       self.ffn_dropout,
       self.deterministic,
@@ -96,27 +99,28 @@ class AudioExpert(nn.Module):
   over real steps of a score of c_t; uniform attention doubles every step.
 
   Attributes:
-    hidden: LSTM width per direction.
+    lstm_dim: LSTM width per direction.
     kernel_size: of the convolution.
-    dropout: rate on the LSTM's states.
+    dropout, deterministic: dropout of the LSTM's states.
+    dtype: compute type.
   """
 
-  hidden: int
-  kernel_size: int
-  dropout: float
-  deterministic: bool
+  lstm_dim: int = 32
+  kernel_size: int = 3
+  dropout: float = 0.0
+  deterministic: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
     self, values: Float[Array, "b t d"], mask: Bool[Array, "b t"]
   ) -> Float[Array, "b t c"]:
-    states, _ = LSTM(self.hidden, bidirectional=True, dtype=self.dtype, name="lstm")(
+    states, _ = LSTM(self.lstm_dim, bidirectional=True, dtype=self.dtype, name="lstm")(
       values, mask
     )
     states = Dropout(self.dropout, self.deterministic)(states)
     convolution = MaskedConvolution(
-      2 * self.hidden, self.kernel_size, dtype=self.dtype, name="convolution"
+      2 * self.lstm_dim, self.kernel_size, dtype=self.dtype, name="convolution"
     )
     content = exact_gelu(convolution(states, mask))
     scores = nn.Dense(1, dtype=self.dtype, name="attention")(content)  # [b t 1]
@@ -127,12 +131,19 @@ class AudioExpert(nn.Module):
 
 
 class PolarityExpert(nn.Module):
-  """Layer norm, hidden GELU layers, linear output of the input's width."""
+  """Layer norm, hidden GELU layers, linear output of the input's width.
 
-  hidden: int
-  layers: int
-  dropout: float
-  deterministic: bool
+  Attributes:
+    hidden_dim: width of the hidden layers.
+    num_layers: number of hidden layers.
+    dropout, deterministic: dropout of each.
+    dtype: compute type.
+  """
+
+  hidden_dim: int = 128
+  num_layers: int = 2
+  dropout: float = 0.0
+  deterministic: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -141,8 +152,8 @@ class PolarityExpert(nn.Module):
     values = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm")(
       values
     )
-    for layer in range(self.layers):
-      dense = nn.Dense(self.hidden, dtype=self.dtype, name=f"hidden_{layer}")
+    for layer in range(self.num_layers):
+      dense = nn.Dense(self.hidden_dim, dtype=self.dtype, name=f"hidden_{layer}")
       values = exact_gelu(dense(values))
       values = Dropout(self.dropout, self.deterministic)(values)
     return nn.Dense(width, dtype=self.dtype, name="out")(values)

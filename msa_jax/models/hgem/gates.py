@@ -19,21 +19,27 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 
 class GateUnit(nn.Module):
-  """One gating unit: layer norm, hidden layer (ReLU, Eq. 9), scores of n_out."""
+  """One gating unit: layer norm, hidden layer (ReLU, Eq. 9), scores.
 
-  hidden: int
-  n_out: int
-  dropout: float
-  deterministic: bool
+  Attributes:
+    hidden_dim: width of the hidden layer.
+    num_scores: candidates scored.
+    dropout, deterministic: dropout of the hidden layer.
+  """
+
+  hidden_dim: int
+  num_scores: int
+  dropout: float = 0.0
+  deterministic: bool = True
 
   @nn.compact
   def __call__(self, view: Float[Array, "b d"]) -> Float[Array, "b e"]:
     view = view.astype(jnp.float32)
     hidden = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name="norm")(view)
-    hidden = nn.Dense(self.hidden, precision=_PRECISION, name="hidden")(hidden)
+    hidden = nn.Dense(self.hidden_dim, precision=_PRECISION, name="hidden")(hidden)
     hidden = Dropout(self.dropout, self.deterministic)(nn.relu(hidden))
     return nn.Dense(
-      self.n_out,
+      self.num_scores,
       precision=_PRECISION,
       kernel_init=nn.initializers.normal(0.02),
       name="scores",
@@ -44,23 +50,21 @@ class Gate(nn.Module):
   """Parallel gating units whose scores are averaged over the available views.
 
   Attributes:
-    hidden: hidden width of every unit.
-    n_units: number of units.
-    n_out: number of candidates e.
-    k: candidates each row keeps; at least `n_out` = all.
-    combine: `logits` averages the units' logits, `probs` their probabilities.
+    hidden_dim: hidden width of every unit.
+    num_units: number of units.
+    experts: names of the candidates e.
+    top_k: candidates each row keeps; None, or at least e = all.
     dropout, deterministic: dropout of the units' hidden layer.
 
   Source: H-GEM (2026), section 2.1 ("N parallel gating units") and Eq. 9.
   """
 
-  hidden: int
-  n_units: int
-  n_out: int
-  k: int
-  combine: str
-  dropout: float
-  deterministic: bool
+  hidden_dim: int
+  num_units: int
+  experts: tuple[str, ...]
+  top_k: int | None = None
+  dropout: float = 0.0
+  deterministic: bool = True
 
   @nn.compact
   def __call__(
@@ -77,9 +81,13 @@ class Gate(nn.Module):
       available: which candidates exist.
     """
     unit = GateUnit(
-      self.hidden, self.n_out, self.dropout, self.deterministic, parent=None
+      self.hidden_dim,
+      len(self.experts),
+      self.dropout,
+      self.deterministic,
+      parent=None,
     )
-    bank = ExpertBank(unit, self.n_units, name="units")
+    bank = ExpertBank(unit, self.num_units, name="units")
     if views.ndim == 2:
       scores = bank(views)  # [m b e]
     else:
@@ -87,61 +95,54 @@ class Gate(nn.Module):
     seen = jnp.ones((*scores.shape[:2], 1), bool)
     if view_mask is not None:
       seen = view_mask.T[..., None]
-    seen = jnp.broadcast_to(seen, scores.shape)
-    if self.combine == "probs":
-      probs = masked_softmax(scores, jnp.broadcast_to(available[None], scores.shape))
-      mean = masked_mean(probs, seen, axis=0)
-      logits = jnp.log(jnp.maximum(mean, 1e-20))
-    else:
-      logits = masked_mean(scores, seen, axis=0)  # [b e]
-    return route(logits, self.k if self.k < self.n_out else None, available)
+    logits = masked_mean(scores, jnp.broadcast_to(seen, scores.shape), axis=0)  # [b e]
+    narrow = self.top_k is not None and self.top_k < len(self.experts)
+    routing = route(logits, self.top_k if narrow else None, available)
+    return routing.replace(experts=self.experts)
 
 
 class OutputGate(nn.Module):
-  """The gating units of Gate 3: unit e scores the output of polarity expert e."""
+  """The gating units of Gate 3: unit e scores the output of polarity expert e.
 
-  hidden: int
-  n_units: int
-  dropout: float
-  deterministic: bool
+  Attributes:
+    hidden_dim: hidden width of every unit.
+    num_units: polarity experts e.
+    dropout, deterministic: dropout of the units' hidden layer.
+  """
+
+  hidden_dim: int
+  num_units: int
+  dropout: float = 0.0
+  deterministic: bool = True
 
   @nn.compact
   def __call__(self, outputs: Float[Array, "e b d"]) -> Float[Array, "b e"]:
-    unit = GateUnit(self.hidden, 1, self.dropout, self.deterministic, parent=None)
-    bank = ExpertBank(unit, self.n_units, name="units")
+    unit = GateUnit(self.hidden_dim, 1, self.dropout, self.deterministic, parent=None)
+    bank = ExpertBank(unit, self.num_units, name="units")
     return bank(outputs, in_axes=0)[..., 0].T
 
 
-def fuse_polarities(
-  scores: Float[Array, "b e"], prior: Routing, mode: str, k: int
-) -> Routing:
+def fuse_polarities(scores: Float[Array, "b e"], prior: Routing, k: int) -> Routing:
   """Gate 3: corrects Gate 2's weights by what the selected experts produced.
 
-  `product`: softmax over the selected experts of score + log prior, which is the
-  renormalised prior where all scores are zero; `independent`: the scores alone.
-  With k = 1 a weight over the one selected expert would be the constant 1 and no
-  gate would receive a gradient: then the corrected expert competes with the prior
-  of the others and keeps its probability.
+  Softmax over the selected experts of score + log prior, which is the renormalised
+  prior where all scores are zero. With k = 1 a weight over the one selected expert
+  would be the constant 1 and no gate would receive a gradient: then the corrected
+  expert competes with the prior of the others and keeps its probability.
 
   Args:
     scores: Gate 3's score of each expert's output.
     prior: Gate 2's routing.
-    mode: `product` or `independent`.
     k: number of experts Gate 2 selects.
   """
   selected = prior.combine > 0
-  if mode == "independent":
-    weights = masked_softmax(scores, selected)
-    if k == 1:
-      weights = weights * prior.combine
-    return Routing(weights, weights, scores)
   corrected = prior.logits + jnp.where(selected, scores, 0.0)
   if k == 1:
     weights = masked_softmax(corrected, prior.probs > 0)
     weights = jnp.where(selected, weights, 0.0)
   else:
     weights = masked_softmax(corrected, selected)
-  return Routing(weights, weights, scores)
+  return Routing(weights, weights, scores, prior.experts)
 
 
 class SparseFusion(nn.Module):
@@ -150,12 +151,7 @@ class SparseFusion(nn.Module):
   u = [Z, 1 - H(Z) / log E], G = 2 sigmoid(Dense(u)), one gate per modality and
   feature, and H_fusion = mean over available modalities of G_m * S_m. Its kernel and
   bias are this module's own parameters. Source: H-GEM (2026), Eq. 12.
-
-  Attributes:
-    stop_gradient: True = no gradient flows into Gate 2 through Z.
   """
-
-  stop_gradient: bool
 
   @nn.compact
   def __call__(
@@ -165,8 +161,6 @@ class SparseFusion(nn.Module):
     available: Bool[Array, "b m"],
   ) -> Float[Array, "b d"]:
     """Args: Z, the sparse expert's mean state per modality, available modalities."""
-    if self.stop_gradient:
-      routes = jax.lax.stop_gradient(routes)
     strength = 1.0 - entropy(routes, normalised=True)
     inputs = jnp.concatenate([routes, strength[:, None]], axis=-1)  # [b e+1]
     _, n_modalities, width = summaries.shape

@@ -1,79 +1,149 @@
 """The H-GEM network: three expert layers and four cascaded gates.
 
-Parameter names at the top level are flat, so that reports can group them by prefix
-(input plumbing, layers, gates, head).
+The layers share the network's scope, so that parameter names at the top level are flat
+and reports can group them by prefix (input plumbing, layers, gates, head).
 """
-
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from msa_jax.errors import UserError
-from msa_jax.layers.attention import LAYER_NORM_EPSILON
-from msa_jax.layers.convolution import MaskedConvolution
-from msa_jax.layers.masking import hide_unavailable, masked_mean
-from msa_jax.layers.moe import (
-  ExpertBank,
-  capacity_of,
-  combine_capacity,
-  combine_dense,
-  dispatch_capacity,
-  plan_capacity,
-  reweigh_capacity,
-  scatter_capacity,
+from msa_jax.models.hgem.constant_fusion import ConstantFusion
+from msa_jax.models.hgem.embedding import (
+  ModalityEmbedding,
+  Streams,
+  check_batch,
+  pool,
+  read_streams,
+  share_scope,
 )
-from msa_jax.losses.routing import vertex_cosine
-from msa_jax.models.hgem.experts import (
-  AudioExpert,
-  PolarityExpert,
-  TextExpert,
-  VisionExpert,
-)
-from msa_jax.models.hgem.fusion import (
+from msa_jax.models.hgem.fusion_layer import FusionLayer
+from msa_jax.models.hgem.head import Head
+from msa_jax.models.hgem.modality_layer import ModalityLayer
+from msa_jax.models.hgem.options import (
   FUSION_EXPERTS,
-  Context,
-  Options,
-  dense_expert,
-  robust_expert,
-  sparse_expert,
+  AudioExpertConfig,
+  DenseExpertConfig,
+  DropoutRates,
+  GateConfig,
+  PolarityExpertConfig,
+  RobustExpertConfig,
+  SparseExpertConfig,
+  TextExpertConfig,
+  VisionExpertConfig,
+  check_disabled,
 )
-from msa_jax.models.hgem.gates import Gate, OutputGate, SparseFusion, fuse_polarities
-from msa_jax.models.outputs import OutputSpec, shape_predictions
+from msa_jax.models.hgem.polarity_layer import (
+  PolarityLayer,
+  num_route_classes,
+  polarity_names,
+)
+from msa_jax.models.options import check
+from msa_jax.models.outputs import REGRESSION, OutputSpec
 from msa_jax.typing import Batch, ModelOutput, Routing
 
-# How the three modalities of the paper appear in parameter names.
-_SHORT = {"text": "t", "audio": "a", "vision": "v"}
-_EXPERT = {"vision": "vis"}
-# Ablation `fixed`: weight of each modality before renormalisation.
-_FIXED_WEIGHTS = {"text": 0.5}
-_OTHER_FIXED_WEIGHT = 0.25
+_CHOICES = {
+  "fusion": ("multi", "single", "average", "fixed"),
+  "missing_mode": ("mask", "embed"),
+  "dispatch": ("dense", "capacity"),
+  "dtype": ("float32", "bfloat16"),
+}
+_SIZES = ("token_dim", "fused_dim", "max_steps", "num_heads", "num_codes", "head_dim")
 
 
 class HGEM(nn.Module):
   """Hierarchical gated expert mixture.
 
+  >>> model = HGEM()
+  >>> variables = model.init(jax.random.key(0), batch)
+  >>> model.apply(variables, batch).predictions["sentiment"].shape
+  (6,)
+
+  Defaults are a narrow network for laptops; `system.options("paper")` has the sizes of
+  the paper. Hide before what a batch lacks (`layers.hide_unavailable` with
+  `keep_lost=True`); runs do.
+
   Attributes:
-    options: `config.model`, frozen.
-    modalities: names in canonical order; the number of slots m.
-    target: the task predicted.
-    n_route_classes: classes of the route losses.
-    polarities: names of the polarity experts.
-    dtype: compute type; parameters, gates and norms' statistics are float32.
+    output: the task predicted.
+    modalities: names, in order; () = those of the batch.
+    token_dim: width D of the tokens of all modalities.
+    fused_dim: width d after fusion.
+    max_steps: greatest number of steps; the sparse attention counts its keys from it.
+    num_heads: attention heads; divides `token_dim`.
+    num_codes: cluster codes of audio and vision frames, used where a batch has them.
+    text_expert, vision_expert, audio_expert: the experts of layer 1.
+    sparse_expert, dense_expert, robust_expert: the experts of layer 2.
+    polarity_experts: the experts of layer 3.
+    gates: the four gates.
+    info_guided_fusion: whether Gate 3 adds the sparse expert's states (Eq. 12).
+    head_dim: hidden width of the head.
+    dropout: rates by site.
+    route_temperature: tau of the routes' information loss (Eq. 11), above 0.
+    fusion: `multi` is the whole network; `single` has layer 2 alone, `average` and
+      `fixed` constant weights of the modalities (the paper's table 3).
+    disabled_experts: names of modalities, fusion or polarity experts left out.
+    missing_mode: `mask` hides a modality that a sample lacks; `embed` puts the
+      embedding of lost content in its place (Eq. 2).
+    dispatch: `dense` runs every polarity expert on every sample, `capacity` those
+      selected, in static buffers.
+    capacity_factor: slack of the buffers over an even load.
+    dtype: compute type, `float32` or `bfloat16`; parameters, gates and norms'
+      statistics are float32.
+
+  Raises:
+    UserError: a value out of range.
 
   Source: H-GEM, Computer Systems & Applications 2026, 35(3):59-68, Eq. 1-12.
   """
 
-  options: Options
-  modalities: tuple[str, ...]
-  target: OutputSpec
-  n_route_classes: int
-  polarities: tuple[str, ...]
-  dtype: Any = jnp.float32
+  output: OutputSpec = REGRESSION
+  modalities: tuple[str, ...] = ()
+  token_dim: int = 64
+  fused_dim: int = 32
+  max_steps: int = 50
+  num_heads: int = 2
+  num_codes: int = 16
+  text_expert: TextExpertConfig = TextExpertConfig()
+  vision_expert: VisionExpertConfig = VisionExpertConfig()
+  audio_expert: AudioExpertConfig = AudioExpertConfig()
+  sparse_expert: SparseExpertConfig = SparseExpertConfig()
+  dense_expert: DenseExpertConfig = DenseExpertConfig()
+  robust_expert: RobustExpertConfig = RobustExpertConfig()
+  polarity_experts: PolarityExpertConfig = PolarityExpertConfig()
+  gates: GateConfig = GateConfig()
+  info_guided_fusion: bool = True
+  head_dim: int = 32
+  dropout: DropoutRates = DropoutRates()
+  route_temperature: float = 0.12
+  fusion: str = "multi"
+  disabled_experts: tuple[str, ...] = ()
+  missing_mode: str = "mask"
+  dispatch: str = "dense"
+  capacity_factor: float = 1.25
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    check(self, choices=_CHOICES, positive=_SIZES)
+    if self.token_dim % self.num_heads:
+      raise UserError(
+        f"model.num_heads={self.num_heads} must divide model.token_dim={self.token_dim}"
+      )
+    if not self.route_temperature > 0.0:
+      raise UserError(
+        f"model.route_temperature={self.route_temperature} must be above 0"
+      )
+    if self.modalities:
+      self._check_disabled(self.modalities)
+    super().__post_init__()
+
+  @property
+  def polarities(self) -> tuple[str, ...]:
+    """Names of the polarity experts."""
+    return polarity_names(self.output, self.polarity_experts.num_experts)
 
   @nn.compact
-  def __call__(self, batch: Batch, *, train: bool) -> ModelOutput:
+  def __call__(self, batch: Batch, *, train: bool = False) -> ModelOutput:
     """Predicts one task.
 
     Modalities may differ in their number of steps: shorter ones are padded, and step
@@ -81,358 +151,149 @@ class HGEM(nn.Module):
 
     Returns:
       `predictions`: the task's. `features`: pooled representation of each modality
-      [b D], `z_fused`, `r`, `H_fusion`, `fused` (the head's input) [b d], `mi_scores`
-      [b c]. `routing`: `gate0` (modalities), `gate1` (sparse, dense, robust), `gate2`
-      and `gate3` (polarities). `losses`: `den`. What an ablation leaves out is zero.
+      [b D], `z_fused`, `r`, `H_fusion`, `fused` (the head's input) [b d],
+      `class_scores` [b c]. `routing`: `gate0` (modalities), `gate1` (sparse, dense,
+      robust), `gate2` and `gate3` (polarities). `losses`: `denoising`. What an
+      ablation leaves out is zero.
+
+    Raises:
+      UserError: the batch lacks a modality or is too long.
     """
-    context = Context(self.options, not train, self.dtype)
-    streams, mask, lost, codes = self._read(batch)
+    names = self.modalities or batch.order
+    check_batch(batch, names, self.max_steps)
+    self._check_disabled(names)
+    common = {"deterministic": not train, "dtype": jnp.dtype(self.dtype)}
+    streams = read_streams(
+      batch, names, self.missing_mode == "embed", self.disabled_experts
+    )
+    mask = streams.mask
     seen = jnp.any(mask, axis=1)  # [b m]
-    embedded = [
-      self._embed(
-        context, name, streams[slot], mask[..., slot], lost[..., slot], codes[slot]
-      )
-      for slot, name in enumerate(self.modalities)
-    ]
-    routing, features, losses = self._blank(seen)
-    if self.options.fusion in ("average", "fixed"):
-      weights = self._constant_weights(seen)
-      # The whole weight of a modality is on the first expert of its family.
-      shares = _spread(weights, self.options.experts_per_family)
-      routing["gate0"] = Routing(shares, shares, jnp.zeros_like(shares))
-      pooled = _pool(embedded, mask)  # [b m d]
-      mean = jnp.einsum("bm,bmd->bd", weights, pooled.astype(jnp.float32))
-      fused = context.dense(self.options.d, "fusion_dense")(mean.astype(self.dtype))
+    tokens = self._embed(names, streams, common)
+    routing, features, losses = self._blank(names, len(seen))
+    if self.fusion in ("average", "fixed"):
+      pooled = pool(tokens, mask)  # [b m d]
+      constant = ConstantFusion(names, self.fused_dim, self.fusion, common["dtype"])
+      fused, routing["gate0"] = share_scope(self, constant)(pooled, seen)
       features["z_fused"] = fused.astype(jnp.float32)
     else:
-      hidden = embedded
-      if self.options.fusion != "single":
-        hidden, routing["gate0"] = self._modality_layer(context, embedded, mask, seen)
-      pooled = _pool(hidden, mask)
-      fused, summaries, routing["gate1"], losses["den"] = self._fusion_layer(
-        context, hidden, pooled, mask, seen
-      )
-      features["z_fused"] = fused
-      if self.options.fusion != "single":
-        fused, parts, features["mi_scores"] = self._polarity_layer(
-          context, fused, summaries, seen, batch.sample_mask
-        )
-        routing["gate2"], routing["gate3"], features["r"], features["H_fusion"] = parts
-    for slot, name in enumerate(self.modalities):
+      if self.fusion == "multi":
+        first = self._modality_layer(names, common)
+        tokens, routing["gate0"] = first(tokens, mask)
+      pooled = pool(tokens, mask)
+      second = self._fusion_layer(names, common)(tokens, mask)
+      routing["gate1"], losses["denoising"] = second.routing, second.denoising
+      features["z_fused"] = fused = second.fused
+      if self.fusion == "multi":
+        layer = self._polarity_layer(common)
+        third = layer(fused, second.summaries, seen, batch.sample_mask)
+        routing["gate2"], routing["gate3"] = third.prior, third.routing
+        features["r"], features["H_fusion"] = third.mixed, third.sparse
+        features["class_scores"], fused = third.class_scores, third.fused
+    for slot, name in enumerate(names):
       features[name] = pooled[:, slot].astype(jnp.float32)
     features["fused"] = fused.astype(jnp.float32)
-    prediction = self._head(context, fused)
-    return ModelOutput({self.target.name: prediction}, features, routing, losses)
+    prediction = self._head(names, common)(fused)
+    return ModelOutput({self.output.name: prediction}, features, routing, losses)
 
   @nn.nowrap
-  def _read(self, batch: Batch):
-    """Features [b t d] per modality, masks and lost steps [b t m], codes or None."""
-    batch = hide_unavailable(batch, keep_lost=True)
-    n_steps = max(batch.modalities[n].mask.shape[1] for n in self.modalities)
-    streams, masks, losts, codes = [], [], [], []
-    for name in self.modalities:
-      modality = batch.modalities[name]
-      missing = ((0, 0), (0, n_steps - modality.mask.shape[1]))
-      streams.append(jnp.pad(modality.features, (*missing, (0, 0))))
-      masks.append(jnp.pad(modality.mask, missing))
-      losts.append(jnp.pad(modality.lost, missing))
-      code = modality.ids.get("codes") if name != "text" else None
-      codes.append(None if code is None else jnp.pad(code, missing))
-    mask, lost = jnp.stack(masks, axis=2), jnp.stack(losts, axis=2)  # [b t m]
-    if self.options.missing_mode == "embed":
-      steps = jnp.any(mask, axis=2, keepdims=True)
-      absent = steps & ~jnp.any(mask, axis=1, keepdims=True)
-      mask, lost = mask | absent, lost | absent
-    used = jnp.array([n not in self.options.disabled_experts for n in self.modalities])
-    mask = mask & used[None, None]
-    return streams, mask, lost & mask, codes
+  def _check_disabled(self, modalities: tuple[str, ...]) -> None:
+    check_disabled(self.disabled_experts, modalities, FUSION_EXPERTS, self.polarities)
 
   @nn.nowrap
-  def _embed(self, context, name, values, mask, lost, codes) -> Array:
-    """Convolution, codes or the embedding of lost content, layer norm (Eq. 2)."""
-    options, width = self.options, self.options.D
-    short = _SHORT.get(name, name)
-    values = MaskedConvolution(width, 3, dtype=self.dtype, name=f"in_{short}")(
-      values, mask
-    )
-    normal = nn.initializers.normal(0.02)
-    if name == "text":
-      table = self.param(f"miss_{short}", normal, (width,))[None]
-    else:
-      table = self.param(f"id_{short}", normal, (options.L_codes + 1, width))
-      if options.av_input == "ids":
-        values = jnp.zeros_like(values)
-    table = table.astype(self.dtype)
-    if name != "text" and self._use_codes(name, codes):
-      # An unknown code is the filler's, as in the tables of CENet.
-      known = (codes >= 0) & (codes < options.L_codes) & ~lost
-      values = values + table[jnp.where(known, codes, options.L_codes)]
-    else:
-      values = values + jnp.where(lost[..., None], table[-1][None, None], 0.0)
-    norm = nn.LayerNorm(
-      epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=f"ln_in_{short}"
-    )
-    values = context.dropout("embed")(norm(values))
-    return jnp.where(mask[..., None], values, 0.0)
-
-  @nn.nowrap
-  def _use_codes(self, name: str, codes: Array | None) -> bool:
-    options = self.options
-    if options.av_input == "features" or options.use_ids == "never":
-      return False
-    if codes is None and (options.av_input == "ids" or options.use_ids == "always"):
-      raise UserError(
-        f"av_input={options.av_input!r}, use_ids={options.use_ids!r}: {name} has no"
-        " cluster codes; make some or choose av_input='features'"
-      )
-    return codes is not None
-
-  @nn.nowrap
-  def _gate(self, context, name: str, n_units: int, n_out: int, k: int) -> Gate:
-    options = self.options
-    return Gate(
-      hidden=options.gate.hidden[int(name[-1])],
-      n_units=n_units,
-      n_out=n_out,
-      k=k,
-      combine=options.gate.combine,
-      dropout=options.dropout.gate,
-      deterministic=context.deterministic,
-      name=name,
-    )
-
-  @nn.nowrap
-  def _modality_layer(self, context, embedded, mask, seen):
-    """Layer 1 and Gate 0: the experts of each modality, their outputs rescaled.
-
-    A family of several experts has one output layer and norm; its result is the mean
-    of the experts' rescaled outputs.
-    """
-    options, n_slots = self.options, len(self.modalities)
-    copies = options.experts_per_family
-    candidates = jnp.repeat(seen, copies, axis=1)  # [b m*copies]
-    gate = self._gate(
-      context, "gate0", n_slots, n_slots * copies, options.gate0.k * copies
-    )
-    routing = gate(_pool(embedded, mask), seen, candidates)
-    count = jnp.sum(candidates, axis=1, keepdims=True).astype(jnp.float32)
-    scale = (count * routing.combine).astype(self.dtype)
-    scale = scale.reshape(-1, n_slots, copies, 1, 1)
-    hidden = []
-    for slot, name in enumerate(self.modalities):
-      short = _SHORT.get(name, name)
-      project = context.dense(options.D, f"out_{short}")
-      norm = nn.LayerNorm(
-        epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=f"ln_out_{short}"
-      )
-      results = []
-      for copy in range(copies):
-        values = embedded[slot]
-        if options.gate0.apply in ("input", "both"):
-          values = values * scale[:, slot, copy]
-        expert = self._modality_expert(context.copied(copy), name)
-        values = norm(project(expert(values, mask[..., slot])))
-        if options.gate0.apply in ("output", "both"):
-          values = values * scale[:, slot, copy]
-        results.append(values)
-      hidden.append(jnp.where(mask[..., slot, None], _mean(results), 0.0))
-    return hidden, routing
-
-  @nn.nowrap
-  def _modality_expert(self, context, name: str) -> nn.Module:
-    options = self.options
-    label = context.name(f"L1_{_EXPERT.get(name, name)}")
-    if name == "audio":
-      return AudioExpert(
-        options.audio_expert.lstm,
-        options.audio_expert.conv_k,
-        options.dropout.expert,
-        context.deterministic,
-        self.dtype,
-        name=label,
-      )
-    own = options.text_expert if name == "text" else options.vision_expert
-    shared = {
-      "layers": own.layers,
-      "ffn": own.ffn,
-      "n_heads": options.n_heads,
-      "attention_dropout": options.dropout.attn,
-      "ffn_dropout": options.dropout.ffn,
-      "deterministic": context.deterministic,
-      "dtype": self.dtype,
-    }
-    if name == "text":
-      return TextExpert(**shared, name=label)
-    return VisionExpert(
-      n_steps=options.T,
-      kernel_size=own.conv_k,
-      positions=own.pos == "learned",
-      **shared,
-      name=label,
-    )
-
-  @nn.nowrap
-  def _fusion_layer(self, context, hidden, pooled, mask, seen):
-    """Layer 2 and Gate 1: z_fused, the sparse summaries, routing, denoising loss."""
-    options, n_batch = self.options, seen.shape[0]
-    copies = options.experts_per_family
-    n_experts = len(FUSION_EXPERTS) * copies
-    used = [n not in options.disabled_experts for n in FUSION_EXPERTS]
-    used = jnp.repeat(jnp.array(used), copies)
-    available = jnp.broadcast_to(used[None], (n_batch, n_experts))
-    gate = self._gate(
-      context, "gate1", len(self.modalities), n_experts, options.gate1.k
-    )
-    routing = gate(pooled, seen, available)
+  def _embed(self, names, streams: Streams, common) -> list[Float[Array, "b t d"]]:
     tokens = []
-    for name, values in zip(self.modalities, hidden, strict=True):
-      norm = nn.LayerNorm(
-        epsilon=LAYER_NORM_EPSILON,
-        dtype=self.dtype,
-        name=f"l2ln_{_SHORT.get(name, name)}",
+    for slot, name in enumerate(names):
+      embedding = ModalityEmbedding(
+        name,
+        self.token_dim,
+        self.num_codes,
+        self.dropout.embed,
+        dropout_name=f"Dropout_{slot}",
+        **common,
       )
-      tokens.append(norm(values))
-    tokens = context.dense(options.D, "l2_adapter")(jnp.stack(tokens, axis=2))
-    tokens = jnp.where(mask[..., None], tokens, 0.0)  # [b t m d]
-    fused, summaries, denoising = jnp.zeros((n_batch, options.d)), [], []
-    for copy in range(copies):
-      own, results = context.copied(copy), {}
-      if "sparse" not in options.disabled_experts:
-        results["sparse"], per_modality = sparse_expert(own, tokens, mask)
-        summaries.append(per_modality)
-      if "dense" not in options.disabled_experts:
-        results["dense"] = dense_expert(own, tokens, mask)
-      if "robust" not in options.disabled_experts:
-        results["robust"], error = robust_expert(self, own, tokens, mask)
-        denoising.append(error)
-      for index, name in enumerate(FUSION_EXPERTS):
-        if name in results:
-          label = own.name(f"l2_oln_{index}")
-          norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name=label)
-          normalised = norm(results[name].astype(jnp.float32))
-          weight = routing.combine[:, index * copies + copy, None]
-          fused = fused + weight * normalised
-    summaries = _mean(summaries) if summaries else None
-    return fused, summaries, routing, _mean(denoising) if denoising else jnp.zeros(())
+      mask, lost = streams.mask[..., slot], streams.lost[..., slot]
+      embed = share_scope(self, embedding)
+      tokens.append(embed(streams.features[slot], mask, lost, streams.codes[slot]))
+    return tokens
 
   @nn.nowrap
-  def _polarity_layer(self, context, fused, summaries, seen, rows):
-    """Layer 3, Gates 2 and 3 and the information-guided sparse fusion."""
-    options, n_batch = self.options, seen.shape[0]
-    n_experts = len(self.polarities)
-    used = jnp.array([n not in options.disabled_experts for n in self.polarities])
-    available = jnp.broadcast_to(used[None], (n_batch, n_experts))
-    gate = self._gate(
-      context, "gate2", options.gate.n_units, n_experts, options.gate2.k
+  def _modality_layer(self, names, common) -> ModalityLayer:
+    layer = ModalityLayer(
+      names,
+      self.token_dim,
+      self.max_steps,
+      self.num_heads,
+      self.text_expert,
+      self.vision_expert,
+      self.audio_expert,
+      self.gates.hidden_dims[0],
+      self.dropout,
+      **common,
     )
-    prior = gate(fused, None, available)
-    expert = PolarityExpert(
-      options.polarity.hidden,
-      options.polarity.layers,
-      options.dropout.expert,
-      context.deterministic,
-      self.dtype,
-      parent=None,
+    return share_scope(self, layer)
+
+  @nn.nowrap
+  def _fusion_layer(self, names, common) -> FusionLayer:
+    layer = FusionLayer(
+      names,
+      self.token_dim,
+      self.fused_dim,
+      self.max_steps,
+      self.num_heads,
+      self.sparse_expert,
+      self.dense_expert,
+      self.robust_expert,
+      self.disabled_experts,
+      self.gates.hidden_dims[1],
+      self.gates.fusion_top_k,
+      self.dropout,
+      first_dropout=len(names),
+      **common,
     )
-    bank = ExpertBank(expert, n_experts, name="L3")
-    output_gate = OutputGate(
-      options.gate.hidden[3],
-      n_experts,
-      options.dropout.gate,
-      context.deterministic,
-      name="gate3",
+    return share_scope(self, layer)
+
+  @nn.nowrap
+  def _polarity_layer(self, common) -> PolarityLayer:
+    layer = PolarityLayer(
+      self.polarities,
+      self.polarity_experts,
+      num_route_classes(self.output),
+      self.disabled_experts,
+      self.gates.hidden_dims[2:],
+      self.gates.num_units,
+      self.gates.polarity_top_k,
+      self.info_guided_fusion,
+      self.dispatch,
+      self.capacity_factor,
+      self.dropout,
+      **common,
     )
-    if options.dispatch == "dense":
-      outputs = bank(fused)  # [e b d]
-      routing = self._output_routing(output_gate(outputs), prior)
-      mixed = combine_dense(outputs.astype(jnp.float32), routing)
-    else:
-      used_k = min(options.gate2.k, n_experts)
-      slots = capacity_of(n_batch, n_experts, used_k, options.capacity_factor)
-      plan = plan_capacity(prior, slots, rows)
-      outputs = bank(dispatch_capacity(fused, plan), in_axes=0)  # [e slots d]
-      scores = scatter_capacity(plan, output_gate(outputs).T, n_batch)
-      routing = self._output_routing(scores, prior)
-      plan = reweigh_capacity(plan, routing, rows)
-      mixed = combine_capacity(outputs.astype(jnp.float32), plan, fused)
-    sparse = jnp.zeros_like(mixed)
-    if options.igsf.enabled and summaries is not None:
-      fusion = SparseFusion(options.igsf.stop_grad, name="gate3_igsf")
-      sparse = fusion(prior.probs, summaries, seen)
-    parts = (prior, routing, mixed, sparse)
-    return mixed + sparse, parts, self._mi_scores(prior.probs)
+    return share_scope(self, layer)
 
   @nn.nowrap
-  def _output_routing(self, scores, prior: Routing) -> Routing:
-    return fuse_polarities(scores, prior, self.options.gate3.mode, self.options.gate2.k)
-
-  @nn.nowrap
-  def _mi_scores(self, routes: Float[Array, "b e"]) -> Float[Array, "b c"]:
-    """Similarity of every sample's route with every route class (Eq. 11)."""
-    classes = self.n_route_classes
-    if self.options.mi.similarity == "onehot" and classes == len(self.polarities):
-      return vertex_cosine(routes)
-    projected = nn.Dense(64, use_bias=False, name="mi_route")(routes)
-    anchors = self.param("mi_classes", nn.initializers.normal(1.0), (classes, 64))
-    return _unit(projected) @ _unit(anchors).T
-
-  @nn.nowrap
-  def _head(self, context, fused: Array) -> Array:
-    hidden = nn.relu(context.dense(self.options.head.hidden, "head_1")(fused))
-    hidden = context.dropout("head")(hidden)
-    result = context.dense(self.target.num_outputs, "head_2")(hidden).astype(
-      jnp.float32
+  def _head(self, names, common) -> Head:
+    # Dropout modules are numbered in the order of use: modalities, experts, head.
+    number = len(names)
+    if self.fusion in ("multi", "single"):
+      number += sum(n not in self.disabled_experts for n in ("dense", "robust"))
+    head = Head(
+      self.output,
+      self.head_dim,
+      self.dropout.head,
+      dropout_name=f"Dropout_{number}",
+      **common,
     )
-    return shape_predictions(self.target, result)
+    return share_scope(self, head)
 
   @nn.nowrap
-  def _constant_weights(self, seen: Bool[Array, "b m"]) -> Float[Array, "b m"]:
-    weights = [1.0] * len(self.modalities)
-    if self.options.fusion == "fixed":
-      weights = [_FIXED_WEIGHTS.get(n, _OTHER_FIXED_WEIGHT) for n in self.modalities]
-    weights = jnp.where(seen, jnp.array(weights)[None], 0.0)
-    return weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-9)
-
-  @nn.nowrap
-  def _blank(self, seen: Bool[Array, "b m"]):
+  def _blank(self, names: tuple[str, ...], n_batch: int):
     """Routing, features and losses of a model without any of its layers."""
-    n_batch, n_slots = seen.shape
-    n_polarities = len(self.polarities)
-    copies = self.options.experts_per_family
-    sizes = {
-      "gate0": n_slots * copies,
-      "gate1": len(FUSION_EXPERTS) * copies,
-      "gate2": n_polarities,
-      "gate3": n_polarities,
-    }
+    polarities = self.polarities
+    gates = (names, FUSION_EXPERTS, polarities, polarities)
     routing = {
-      name: Routing(*[jnp.zeros((n_batch, size))] * 3) for name, size in sizes.items()
+      f"gate{index}": Routing(*[jnp.zeros((n_batch, len(experts)))] * 3, experts)
+      for index, experts in enumerate(gates)
     }
-    features = {n: jnp.zeros((n_batch, self.options.d)) for n in ("r", "H_fusion")}
-    features["mi_scores"] = jnp.zeros((n_batch, self.n_route_classes))
-    return routing, features, {"den": jnp.zeros(())}
-
-
-def _mean(values: list) -> Array:
-  return sum(values[1:], start=values[0]) / len(values)
-
-
-def _spread(weights: Float[Array, "b m"], copies: int) -> Array:
-  """[b m] -> [b m*copies]: each weight first, then zeros for the other copies."""
-  filled = jnp.pad(weights[..., None], ((0, 0), (0, 0), (0, copies - 1)))
-  return filled.reshape(len(weights), -1)
-
-
-def _pool(sequences: list, mask: Bool[Array, "b t m"]) -> Float[Array, "b m d"]:
-  """Mean over the real steps of each modality."""
-  means = [
-    masked_mean(values, mask[..., slot, None], axis=1)
-    for slot, values in enumerate(sequences)
-  ]
-  return jnp.stack(means, axis=1)
-
-
-def _unit(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
-  """Rows scaled to length 1, zero rows kept (cosines)."""
-  square = jnp.sum(rows**2, axis=-1, keepdims=True)
-  return rows * jnp.where(square > 0, 1.0, 0.0) / jnp.sqrt(jnp.maximum(square, 1e-12))
+    features = {n: jnp.zeros((n_batch, self.fused_dim)) for n in ("r", "H_fusion")}
+    features["class_scores"] = jnp.zeros((n_batch, num_route_classes(self.output)))
+    return routing, features, {"denoising": jnp.zeros(())}

@@ -1,20 +1,23 @@
 """H-GEM as a whole: the properties its specification asks for."""
 
 import collections
+import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 import tiny_hgem as tiny
 
+from msa_jax.errors import UserError
+from msa_jax.layers.dropout import Dropout
 from msa_jax.models import SYSTEMS
 from msa_jax.models.hgem import HGEM
 from msa_jax.models.hgem import system as hgem
 from msa_jax.models.hgem.fusion import sparse_top_k
 
-KEEP_ALL = (("gate1.k", 3), ("gate2.k", 3))
+KEEP_ALL = (("gates.fusion_top_k", 3), ("gates.polarity_top_k", 3))
 
 
 def same(first, second):
@@ -39,10 +42,13 @@ def moved(first, second):
   return (np.abs(first - second).max(axis=1) > 1e-5).tolist()
 
 
+def hgem_options(preset):
+  return {key: v for key, v in hgem.options(preset).items() if key != "name"}
+
+
 def test_parameters_are_the_published_budget():
-  made = ml_collections.ConfigDict({"model": hgem.options("paper")})
-  made.spec = tiny.spec({"text": 768, "audio": 74, "vision": 27}, steps=50)
   widths = {"text": 768, "audio": 74, "vision": 27}
+  made = hgem.build(hgem_options("paper"), tiny.spec(widths, steps=50))
   # Shapes of parameters depend on widths only: two rows of four steps suffice.
   params, _ = tiny.shapes_of(made, tiny.batch(widths, rows=2))
   count = collections.Counter()
@@ -80,10 +86,63 @@ def test_parameters_are_the_published_budget():
 
 
 def test_a_query_keeps_the_keys_of_the_nominal_length():
-  paper = hgem.options("paper")
-  assert sparse_top_k(paper, 3) == 38  # ceil(0.25 * 3 * 50)
-  paper.sparse.k_basis = "features"
-  assert sparse_top_k(paper, 3) == 24  # ceil(0.25 * 768 / 8)
+  assert sparse_top_k(0.25, 50, 3) == 38  # ceil(0.25 * 3 * 50)
+
+
+def test_the_network_alone_takes_the_modalities_of_the_batch():
+  batch = tiny.hide(tiny.batch({"text": 5, "audio": 3}))
+  model = HGEM()
+  params, output = tiny.shapes_of(model, batch)
+  assert params["id_a"].shape == (17, 64) and "id_v" not in params
+  assert output.predictions["sentiment"].shape == (6,)
+  names = {gate: routing.experts for gate, routing in output.routing.items()}
+  polarities = ("negative", "neutral", "positive")
+  assert names == {
+    "gate0": ("text", "audio"),
+    "gate1": ("sparse", "dense", "robust"),
+    "gate2": polarities,
+    "gate3": polarities,
+  }
+
+
+@pytest.mark.parametrize(
+  ("fields", "match"),
+  [
+    ({"modalities": ("text", "vision")}, "the batch has no vision, only"),
+    ({"max_steps": 3}, "model.max_steps=3: text has 4 steps"),
+    ({"disabled_experts": ("vision",)}, "no expert 'vision'"),
+  ],
+)
+def test_a_batch_that_does_not_fit_is_refused(fields, match):
+  batch = tiny.hide(tiny.batch({"text": 5, "audio": 3}))
+  with pytest.raises(UserError, match=match):
+    jax.eval_shape(lambda: HGEM(**fields).init(jax.random.key(0), batch))
+
+
+def test_dropout_is_seeded_by_the_numbers_of_its_modules():
+  """A run trains alike in every version: modalities, experts, head are numbered."""
+  made, batch = tiny.system(), tiny.batch()
+  rngs = {"dropout": jax.random.key(0), "noise": jax.random.key(0)}
+
+  def modules(**fields):
+    model, found = made.model.clone(**fields), []
+
+    def record(next_method, args, kwargs, context):
+      if isinstance(context.module, Dropout):
+        found.append(context.module.path)
+      return next_method(*args, **kwargs)
+
+    def run():
+      with nn.intercept_methods(record):
+        model.init({"params": jax.random.key(0), **rngs}, batch, train=True)
+
+    jax.eval_shape(run)
+    return [path[0] for path in found if len(path) == 1]
+
+  assert modules() == [f"Dropout_{number}" for number in range(6)]
+  assert modules(fusion="average") == [f"Dropout_{number}" for number in range(4)]
+  left = modules(disabled_experts=("dense",))
+  assert left == [f"Dropout_{number}" for number in range(5)]
 
 
 def test_masked_content_has_no_influence_at_all():
@@ -168,7 +227,7 @@ def test_a_disabled_expert_is_neither_weighted_nor_computed():
   assert np.all(np.asarray(output.routing["gate1"].combine)[:, 2] == 0.0)
   assert np.all(np.asarray(output.routing["gate2"].probs)[:, 1] == 0.0)
   assert np.all(np.asarray(output.routing["gate3"].combine)[:, 1] == 0.0)
-  assert output.losses["den"] == 0.0
+  assert output.losses["denoising"] == 0.0
 
 
 def test_gate_three_without_scores_gives_the_renormalised_prior():
@@ -231,11 +290,12 @@ def test_cluster_codes_reach_the_prediction_of_their_sample_alone():
 def train_losses(made, params, batch, seed):
   model, key = made.model, jax.random.key(seed)
   rngs = {"dropout": key, "noise": key}
-  output = model.apply({"params": params}, batch, train=True, rngs=rngs)
-  auxiliary = hgem.auxiliary(made.config, output, batch, jnp.zeros(()))
+  output = model.apply({"params": params}, tiny.hide(batch), train=True, rngs=rngs)
+  auxiliary = hgem.auxiliary(model, output, batch, jnp.zeros(()))
   task = jnp.where(batch.sample_mask, output.predictions["sentiment"] - 0.7, 0.0)
-  total = jnp.mean(task**2) + 0.1 * auxiliary["disc"] + 0.05 * auxiliary["mi"]
-  return total + 0.1 * auxiliary["den"] + 0.01 * auxiliary["bal"], auxiliary["den"]
+  total = jnp.mean(task**2) + 0.1 * auxiliary["route_discrimination"]
+  total = total + 0.05 * auxiliary["route_mi"] + 0.01 * auxiliary["load_balance"]
+  return total + 0.1 * auxiliary["denoising"], auxiliary["denoising"]
 
 
 @pytest.fixture(scope="module")
@@ -271,12 +331,12 @@ def test_the_denoising_loss_trains_the_denoiser_alone(gradients):
 
 
 def test_gates_that_keep_one_expert_still_learn_from_the_task():
-  made = tiny.system((("gate1.k", 1), ("gate2.k", 1)))
+  made = tiny.system((("gates.fusion_top_k", 1), ("gates.polarity_top_k", 1)))
   batch, params = tiny.batch(), made.variables["params"]
   gates = {name: params[name] for name in ("gate1", "gate2", "gate3")}
 
   def loss(gates):
-    output = made.model.apply({"params": {**params, **gates}}, batch, train=False)
+    output = made.model.apply({"params": {**params, **gates}}, tiny.hide(batch))
     # Without the sparse fusion, which would hand Gate 2 a gradient of its own.
     return jnp.sum(output.features["r"] ** 2), output.routing
 
@@ -344,29 +404,25 @@ def test_constant_fusions_weigh_the_available_modalities(fusion):
 
 def test_all_ablations_return_the_same_structure():
   batch = tiny.batch()
-  _, reference = tiny.shapes_of(tiny.config(), batch)
-  variants = [{"fusion": name} for name in ("multi", "single", "average", "fixed")]
+  _, reference = tiny.shapes_of(tiny.model(), batch)
+  variants = [{"fusion": name} for name in ("single", "average", "fixed")]
   variants += [
     {"disabled_experts": ("sparse",)},
     {"disabled_experts": ("vision", "robust", "positive")},
-    {"igsf.enabled": False},
+    {"info_guided_fusion": False},
     {"missing_mode": "embed"},
-    {"gate0.apply": "both"},
-    {"gate.combine": "probs"},
-    {"gate3.mode": "independent"},
-    {"mi.similarity": "learned"},
     {"dispatch": "capacity"},
     {"dtype": "bfloat16"},
   ]
   for overrides in variants:
-    _, output = tiny.shapes_of(tiny.config(overrides), batch)
+    _, output = tiny.shapes_of(tiny.model(overrides), batch)
     assert output == reference, overrides
 
 
 @pytest.mark.parametrize("names", [("text",), ("audio", "vision"), ("text", "video")])
 def test_fewer_or_other_modalities_mean_fewer_slots(names):
   widths = dict.fromkeys(names, 3)
-  params, output = tiny.shapes_of(tiny.config(widths=widths), tiny.batch(widths))
+  params, output = tiny.shapes_of(tiny.model(widths=widths), tiny.batch(widths))
   assert output.routing["gate0"].probs.shape == (6, len(names))
   assert params["L2_dense_1"]["kernel"].shape == (8 * len(names), 8)
   assert set(names) < set(output.features)
@@ -374,17 +430,25 @@ def test_fewer_or_other_modalities_mean_fewer_slots(names):
 
 def test_heads_follow_the_kind_of_task():
   batch = tiny.batch()
-  emotion = {"model.route_label": "class", "model.polarity.n": 4}
-  overrides = {key.removeprefix("model."): value for key, value in emotion.items()}
-  made = tiny.config(overrides, emotion=tiny.EMOTION)
+  overrides = {"polarity_experts.num_experts": 4}
+  made = tiny.model(overrides, emotion=tiny.EMOTION)
   _, output = tiny.shapes_of(made, batch)
   assert output.predictions["emotion"].shape == (6, 4, 2)
-  assert output.features["mi_scores"].shape == (6, 4)
-  classes = {**tiny.EMOTION, "kind": "classes"}
-  made = tiny.config(overrides, emotion=classes, sentiment=tiny.SENTIMENT)
-  made.model.task = "emotion"
+  assert output.features["class_scores"].shape == (6, 4)
+  assert output.routing["gate2"].experts == tiny.EMOTION.classes
+  classes = dataclasses.replace(tiny.EMOTION, kind="classes")
+  overrides["task"] = "emotion"
+  made = tiny.model(overrides, emotion=classes, sentiment=tiny.SENTIMENT)
   _, output = tiny.shapes_of(made, batch)
   assert output.predictions["emotion"].shape == (6, 4)
+
+
+def test_routes_are_projected_where_experts_do_not_stand_for_classes():
+  made = tiny.model({"polarity_experts.num_experts": 2})
+  params, output = tiny.shapes_of(made, tiny.batch())
+  assert params["mi_classes"].shape == (3, 64)
+  assert output.features["class_scores"].shape == (6, 3)
+  assert output.routing["gate2"].experts == ("polarity_0", "polarity_1")
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_results():
@@ -407,9 +471,8 @@ def test_attention_maps_of_the_sparse_expert_are_returned_when_asked_for():
   made, batch = tiny.system(), tiny.batch()
 
   def maps(variables, batch):
-    _, state = made.model.apply(
-      variables, batch, train=False, mutable=["intermediates"]
-    )
+    hidden = tiny.hide(batch)
+    _, state = made.model.apply(variables, hidden, mutable=["intermediates"])
     return state["intermediates"]["L2_sparse_0"]["attention"]
 
   found = jax.jit(maps, compiler_options=tiny.FAST_COMPILE)(made.variables, batch)
@@ -432,5 +495,5 @@ def test_attention_maps_of_the_sparse_expert_are_returned_when_asked_for():
 
 def test_the_system_is_listed_and_trains_everything_at_one_rate():
   system = SYSTEMS["hgem"]
-  assert isinstance(system.build(tiny.config()), HGEM)
+  assert isinstance(system.build(tiny.options(), tiny.spec()), HGEM)
   assert system.partition(("L3", "kernel")) == "new"

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tiny_momke
 
-from msa_jax.models.momke import network as momke
 from msa_jax.models.momke.conditions import conditions, sample_subsets
 from msa_jax.models.momke.experts import expert_weights
 from msa_jax.step.objective import task_losses
@@ -29,7 +28,7 @@ REAL = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
 @functools.cache
 def _model(**options):
   config = tiny_momke.config(**options)
-  model = momke.build(config)
+  model = tiny_momke.build(config)
   batch = tiny_momke.batch(PRESENT, REAL)
   init = jax.jit(functools.partial(model.init, train=False))
   return model, init(jax.random.key(0), batch)["params"]
@@ -397,7 +396,7 @@ def test_frames_are_pooled_before_the_heads_and_may_differ_in_number():
     modalities=batch.modalities | {"audio": jax.tree.map(lambda x: x[:, :3], audio)}
   )
   params = _model()[1]
-  output = jax.jit(functools.partial(momke.build(config).apply, train=False))(
+  output = jax.jit(functools.partial(tiny_momke.build(config).apply, train=False))(
     {"params": params}, batch
   )
   steps = _run(batch)

@@ -22,7 +22,7 @@ def test_the_published_sizes_have_the_published_number_of_parameters(classes, to
   if classes > 1:
     config.spec.tasks.emotion.classes = tuple("abcdef"[:classes])
   batch = tiny_momke.batch(np.ones((1, 2, 3)), widths=widths)
-  init = functools.partial(momke.build(config).init, train=False)
+  init = functools.partial(tiny_momke.build(config).init, train=False)
   params = jax.eval_shape(init, jax.random.key(0), batch)["params"]["network"]
 
   def count(*names):
@@ -34,7 +34,7 @@ def test_the_published_sizes_have_the_published_number_of_parameters(classes, to
   assert count("proj1") == 590_592
   assert count(*params) == total
   config.model.router = "two_way"
-  init = functools.partial(momke.build(config).init, train=False)
+  init = functools.partial(tiny_momke.build(config).init, train=False)
   params = jax.eval_shape(init, jax.random.key(0), batch)["params"]["network"]
   assert count("routers") == 199_689 - 3 * 257
 
@@ -69,12 +69,12 @@ def test_the_level_must_be_that_of_the_samples():
   with pytest.raises(
     UserError, match="'frame' needs config.data.sample_unit='utterance'"
   ):
-    momke.build(config)
+    tiny_momke.build(config)
   config.model.level, config.spec.utterances = "utterance", 0
   with pytest.raises(
     UserError, match="'utterance' needs config.data.sample_unit='dialogue'"
   ):
-    momke.build(config)
+    tiny_momke.build(config)
 
 
 def test_conditions_ignore_modalities_that_the_corpus_lacks():

@@ -9,7 +9,6 @@ import pytest
 import tiny_momke
 from paths import REFERENCE
 
-from msa_jax.models.momke import network as momke
 from msa_jax.typing import Batch, Modality
 
 ARRAYS = np.load(REFERENCE / "momke_reference.npz")
@@ -23,7 +22,7 @@ CASES = [(tag, p) for tag in TASKS for p in ("full", "a", "tv", "mixed")]
 @functools.cache
 def _model(tag, mixing):
   config = tiny_momke.config(WIDTHS, TASKS[tag], D=16, mixing=mixing)
-  model = momke.build(config)
+  model = tiny_momke.build(config)
   start = f"{tag}/weights/"
   weights = {k.removeprefix(start): ARRAYS[k] for k in ARRAYS if k.startswith(start)}
   params = tiny_momke.from_released(weights)
