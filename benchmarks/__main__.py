@@ -14,7 +14,8 @@ seconds to measure, epochs as long as training for that many.
 import json
 import pathlib
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -111,9 +112,10 @@ def _measure(seeds: list[int], devices: list[int]) -> dict[str, Any]:
   return figures
 
 
-def main(_) -> None:
+def main(arguments: list[str]) -> None:
   """Measures what the flags ask for; bad flags end with one line and exit code 2."""
   try:
+    command.refuse_strays(arguments[1:])
     figures = _measure(*_check())
   except UserError as error:
     command.fail(error)
@@ -128,5 +130,12 @@ def main(_) -> None:
     path.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
+def run_main(arguments: Sequence[str] | None = None) -> NoReturn:
+  """`python -m benchmarks` and `msa-jax bench`."""
+  taken = (_CONFIG, _SHAPE, _ROWS, _EPOCHS, _REPLICAS, _DEVICES, _STARTUP, _DISPATCH)
+  taken = (*taken, _AGAINST, _PYTHON, _REPEATS, _OUTPUT)
+  command.run(command.Program(main, __doc__ or "", taken, _CONFIG), arguments)
+
+
 if __name__ == "__main__":
-  command.run(main, _CONFIG)
+  run_main()

@@ -51,7 +51,7 @@ VARIANTS = dict.fromkeys((*TABLE_2, "paper", *presets.SHARED))
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
-  chosen = config_lib.parse_variants(variants, VARIANTS)
+  chosen = config_lib.parse_variants(variants, VARIANTS, TABLE_2)
   config = presets.late_fusion(awf.options())
   config.model.update({"feature_dim": 64, "post_dim": 64, "dropout": 0.2})
   config.balance.enabled = True

@@ -21,12 +21,13 @@ Published, with a fine-tuned BERT: MOSI MAE .693, Corr .798; MOSEI MAE .530, Cor
 import ml_collections
 
 from msa_jax import config as config_lib
+from msa_jax.config import presets
 from msa_jax.models import derl
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
-  chosen = config_lib.parse_variants(variants, VARIANTS)
+  chosen = config_lib.parse_variants(variants, VARIANTS, DATA_SETS)
   config = config_lib.base(derl.options())
   config.data.max_steps = 50
   config.loss.update({"task": "mse", "dissimilarity": 0.005})
@@ -42,11 +43,9 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
       "patience": 8,
     }
   )
-  if not set(chosen) & {"mosi", "mosei", "sims", "iemocap"}:
+  if not set(chosen) & set(DATA_SETS):
     _synthetic(config)
-  for name in chosen:
-    VARIANTS[name](config)
-  return config_lib.finish(config)
+  return presets.apply(config, chosen, VARIANTS)
 
 
 def _synthetic(config):
@@ -97,3 +96,4 @@ VARIANTS = {
   "tuned": _tuned,
   "paper_min": _paper_min,
 }
+DATA_SETS = ("mosi", "mosei", "sims", "iemocap")

@@ -15,12 +15,13 @@ fine-tuned SentiLARE encoder, not the features used here).
 import ml_collections
 
 from msa_jax import config as config_lib
+from msa_jax.config import presets
 from msa_jax.models import hgem
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
-  chosen = config_lib.parse_variants(variants, VARIANTS)
+  chosen = config_lib.parse_variants(variants, VARIANTS, DATA_SETS)
   preset = "paper" if "paper" in chosen else "small"
   config = config_lib.base(hgem.options(preset))
   config.data.align = "pool"
@@ -36,9 +37,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   )
   config.optim.update({"learning_rate": 3e-4, "epochs": 10})
   config.missing.train = "dropout:0.1"
-  for name in chosen:
-    VARIANTS[name](config)
-  return config_lib.finish(config)
+  return presets.apply(config, chosen, VARIANTS)
 
 
 def _paper(config):
@@ -102,3 +101,4 @@ VARIANTS = {
   "iemocap": _iemocap,
   "paper": _paper,
 }
+DATA_SETS = ("mosi", "mosei", "sims", "simsv2", "iemocap")

@@ -19,7 +19,7 @@ from msa_jax.models.late_fusion import lf_dnn
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
-  chosen = config_lib.parse_variants(variants, VARIANTS)
+  chosen = config_lib.parse_variants(variants, VARIANTS, DATA_SETS)
   config = presets.late_fusion(lf_dnn.options())
   return presets.apply(config, chosen, VARIANTS)
 
@@ -40,3 +40,4 @@ def _sims(config):
 
 
 VARIANTS = {"mosi": _mosi, "mosei": _mosei, "sims": _sims, **presets.MMSA}
+DATA_SETS = ("mosi", "mosei", "sims", "iemocap")

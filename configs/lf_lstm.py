@@ -19,7 +19,7 @@ from msa_jax.models.late_fusion import lf_lstm
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
-  chosen = config_lib.parse_variants(variants, VARIANTS)
+  chosen = config_lib.parse_variants(variants, VARIANTS, DATA_SETS)
   config = presets.late_fusion(lf_lstm.options())
   return presets.apply(config, chosen, VARIANTS)
 
@@ -53,3 +53,4 @@ VARIANTS = {
   "paper": _paper,
   **presets.SHARED,
 }
+DATA_SETS = ("mosi", "mosei", "sims", "iemocap")

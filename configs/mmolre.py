@@ -20,12 +20,13 @@ no figure to compare with.
 import ml_collections
 
 from msa_jax import config as config_lib
+from msa_jax.config import presets
 from msa_jax.models import mmolre
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
-  chosen = config_lib.parse_variants(variants, VARIANTS)
+  chosen = config_lib.parse_variants(variants, VARIANTS, DATA_SETS)
   config = config_lib.base(mmolre.options(), loss=mmolre.losses())
   config.data.synthetic.tasks = ("sentiment", "emotion")
   config.text.learning_rate = 1e-5
@@ -42,9 +43,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   )
   if "paper" not in chosen:
     _small(config)
-  for name in chosen:
-    VARIANTS[name](config)
-  return config_lib.finish(config)
+  return presets.apply(config, chosen, VARIANTS)
 
 
 def _small(config):
@@ -108,3 +107,4 @@ VARIANTS = {
   "sims": _sims,
   "paper": _paper,
 }
+DATA_SETS = ("mosei", "mosi", "iemocap", "meld", "sims")

@@ -25,20 +25,19 @@ IEMOCAP: `--config.data.fold=1` to 5 is the session to test on.
 import ml_collections
 
 from msa_jax import config as config_lib
+from msa_jax.config import presets
 from msa_jax.models import momke
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
-  chosen = config_lib.parse_variants(variants, VARIANTS)
+  chosen = config_lib.parse_variants(variants, VARIANTS, DATA_SETS)
   config = config_lib.base(momke.options())
   config.optim.update({"name": "adam", "warmup_fraction": 0.0, "schedule": "constant"})
   config.optim.update({"grad_clip_norm": 1.0, "patience": 30})
-  if not set(chosen) & set(_CORPORA):
+  if not set(chosen) & set(DATA_SETS):
     _frames(config)
-  for name in sorted(chosen, key=tuple(VARIANTS).index):  # data sets come first
-    VARIANTS[name](config)
-  return config_lib.finish(config)
+  return presets.apply(config, chosen, VARIANTS)
 
 
 def _frames(config):
@@ -106,16 +105,14 @@ def _official(config):
   config.optim.update({"grad_clip_norm": 0.0, "patience": 0})
 
 
-_CORPORA = {
+VARIANTS = {
   "iemocap4": _iemocap4,
   "iemocap6": _iemocap6,
   "mosi": _mosi,
   "mosei": _mosei,
-}
-VARIANTS = {
-  **_CORPORA,
   "small": _small,
   "mixed": _mixed,
   "conditions": _conditions,
   "official": _official,
 }
+DATA_SETS = ("iemocap4", "iemocap6", "mosi", "mosei")

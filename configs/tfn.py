@@ -19,7 +19,7 @@ from msa_jax.models.late_fusion import tfn
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
-  chosen = config_lib.parse_variants(variants, VARIANTS)
+  chosen = config_lib.parse_variants(variants, VARIANTS, DATA_SETS)
   config = presets.late_fusion(tfn.options())
   # The product of MMSA's widths has 140,000 entries; the default is narrower.
   config.model.hidden_dims.update({"text": 64, "audio": 16, "vision": 16})
@@ -43,3 +43,4 @@ def _sims(config):
 
 
 VARIANTS = {"mosi": _mosi, "mosei": _mosei, "sims": _sims, **presets.MMSA}
+DATA_SETS = ("mosi", "mosei", "sims", "iemocap")

@@ -1,7 +1,16 @@
-"""`python -m msa_jax.main`: trains, evaluates or predicts from the command line."""
+"""`python -m msa_jax.main`: trains, evaluates or predicts from the command line.
+
+  python -m msa_jax.main --config=hgem:mosi --config.data.path=mosi.pkl --workdir=runs/a
+  python -m msa_jax.main --mode=evaluate --workdir=runs/a
+  python -m msa_jax.main --mode=predict --workdir=runs/a --input=new.pkl
+
+`msa-jax train|evaluate|predict` is the same, with one mode each.
+"""
 
 import pathlib
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -10,10 +19,10 @@ from msa_jax import command
 from msa_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file, e.g. configs/hgem.py or configs/hgem.py:mosi."
+  "config", None, "Config[:variants], e.g. hgem, hgem:mosi or my_config.py."
 )
 _MODE = flags.DEFINE_enum(
-  "mode", "train", ["train", "evaluate", "predict"], "What to do."
+  "mode", "train", ["train", "evaluate", "predict"], "train, evaluate or predict."
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Run directory. Training makes one under runs/ if none is given."
@@ -30,7 +39,8 @@ _INPUT = flags.DEFINE_string("input", "", "File to predict or evaluate.")
 _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes.")
 
 
-def main(_) -> None:
+def main(arguments: list[str]) -> None:
+  """Does what the flags ask for; bad input ends with one line and exit code 2."""
   # Imported here: a wrong flag is answered before JAX starts.
   from msa_jax.config.experiment import experiment
   from msa_jax.devices import compilation, processes
@@ -43,13 +53,16 @@ def main(_) -> None:
   compilation.configure_process()
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
   try:
+    command.refuse_strays(arguments[1:])
     processes.join(_COORDINATOR.value, _COUNT.value, _INDEX.value)
     say = print if processes.is_primary() else lambda *_, **__: None
     if _MISSING.value and _MODE.value != "evaluate":
       raise UserError("--missing needs --mode=evaluate; to train, --config.missing.*.")
     if _MODE.value == "train":
       if _CONFIG.value is None:
-        raise UserError("--mode=train needs --config=configs/<system>.py[:variant].")
+        raise UserError(
+          "training needs --config=NAME[:variants], e.g. --config=hgem or a file."
+        )
       if _COORDINATOR.value and not _WORKDIR.value:
         raise UserError("several processes need --workdir, a folder they all share.")
       config = experiment(_CONFIG.value)
@@ -78,9 +91,35 @@ def main(_) -> None:
     raise
 
 
-def run_main() -> None:
-  """Entry point."""
-  command.run(main, _CONFIG)
+USES = {
+  "train": (
+    "Trains a system; the same command goes on where it was stopped.",
+    (_CONFIG, _WORKDIR, _COORDINATOR, _COUNT, _INDEX),
+  ),
+  "evaluate": (
+    "Scores a trained run again, on its own corpus or on another labelled file.",
+    (_WORKDIR, _INPUT, _MISSING, _CONFIG),
+  ),
+  "predict": (
+    "Predicts every sample of a file with a trained run, into a csv file.",
+    (_WORKDIR, _INPUT, _OUTPUT, _CONFIG),
+  ),
+}
+
+
+def run_mode(mode: str, arguments: Sequence[str]) -> NoReturn:
+  """`msa-jax <mode>`, a key of `USES`."""
+  usage, taken = USES[mode]
+  usage = f"msa-jax {mode} [flags]\n\n{usage}"
+  program = command.Program(main, usage, taken, _CONFIG)
+  command.run(program, [*arguments, f"--mode={mode}"])
+
+
+def run_main() -> NoReturn:
+  """`python -m msa_jax.main`."""
+  taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _MISSING)
+  taken = (*taken, _COORDINATOR, _COUNT, _INDEX)
+  command.run(command.Program(main, __doc__ or "", taken, _CONFIG))
 
 
 if __name__ == "__main__":

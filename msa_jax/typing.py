@@ -14,31 +14,50 @@ break `jax.tree.map` to values that are not arrays.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-# The field's three modalities in the papers' order. Everything with a modality
-# axis (`Batch.available`, gate probabilities) follows it.
-MODALITIES = ("text", "audio", "vision")
+from msa_jax import arrays as arrays_lib
+from msa_jax.corpus import (
+  MODALITIES,
+  Corpus,
+  Sequences,
+  Split,
+  Task,
+  TaskKind,
+  modality_order,
+)
+from msa_jax.errors import UserError
+
+__all__ = [
+  "MODALITIES",
+  "Batch",
+  "Collections",
+  "Corpus",
+  "Label",
+  "Metrics",
+  "Modality",
+  "ModelOutput",
+  "Params",
+  "Routing",
+  "Sequences",
+  "Spec",
+  "Split",
+  "Task",
+  "TaskKind",
+  "TrainState",
+  "modality_order",
+  "task_name",
+]
 
 Params = Mapping[str, Any]
 Collections = Mapping[str, Any]
 Metrics = Mapping[str, jax.Array]
-
-
-def modality_order(names: Iterable[str]) -> tuple[str, ...]:
-  """Returns `names` in canonical order: text, audio, vision, then the rest.
-
-  Mappings come back from `jax.jit` with sorted keys, so code that needs an order
-  must ask for this one and never rely on that of a mapping.
-  """
-  names = set(names)
-  known = [name for name in MODALITIES if name in names]
-  return (*known, *sorted(names - set(MODALITIES)))
 
 
 def task_name(prediction: str) -> str:
@@ -113,6 +132,68 @@ class Batch:
     """Names of the modalities in the order of `available`'s columns."""
     return modality_order(self.modalities)
 
+  @classmethod
+  def from_arrays(
+    cls,
+    arrays: Mapping[str, Any],
+    *,
+    lengths: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Any] | None = None,
+    available: Mapping[str, Any] | None = None,
+  ) -> "Batch":
+    """A batch of arrays in memory.
+
+    >>> Batch.from_arrays({"text": x, "audio": a}, lengths={"text": [3, 5]})
+
+    Args:
+      arrays: modality -> features: [b t d]; [b d], which becomes one step; or a list
+        of b arrays [t d]. NaN cells become zero, steps of NaN alone count as lost.
+      lengths: modality -> [b] real steps; absent = up to the last step that is not
+        all zero.
+      labels: task -> float [b] (NaN = none), int [b] or int [b c] (-1 = none).
+      available: modality -> [b] bool; False = missing for the sample, all of it is
+        hidden.
+
+    Raises:
+      UserError: shapes that do not fit together, or a name that `arrays` lacks.
+    """
+    order, rows = modality_order(arrays), None
+    for option, given in (("lengths", lengths), ("available", available)):
+      arrays_lib.check_names(f"{option} of", given or {}, order)
+    modalities, columns = {}, []
+    for name in order:
+      made = arrays_lib.steps(arrays[name], (lengths or {}).get(name), name)
+      n, t, _ = made.features.shape
+      rows = n if rows is None else rows
+      arrays_lib.check_rows(name, n, rows)
+      there = np.asarray((available or {}).get(name, np.ones(n, bool)), bool)
+      arrays_lib.check_rows(f"available of {name}", len(there), rows)
+      columns.append(there & (made.lengths > 0))
+      mask = (np.arange(t) < made.lengths[:, None]) & there[:, None]
+      visible = (mask & ~made.lost)[..., None]
+      features = np.where(visible, made.features, 0).astype(np.float32)
+      modalities[name] = Modality(features, mask, made.lost & mask)
+    if rows is None:
+      raise UserError("a batch needs one modality at least, e.g. {'text': x}")
+    batch = cls(
+      modalities=modalities,
+      available=np.stack(columns, axis=-1),
+      labels={
+        task: _label_of(arrays_lib.labels(value, f"labels of {task}"), task, rows)
+        for task, value in (labels or {}).items()
+      },
+      index=np.arange(rows, dtype=np.int32),
+      sample_mask=np.ones(rows, bool),
+    )
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def _label_of(value: np.ndarray, task: str, rows: int) -> Label:
+  arrays_lib.check_rows(f"labels of {task}", len(value), rows)
+  present = np.isfinite(value) if value.dtype.kind == "f" else value >= 0
+  mask = present.reshape(rows, -1).all(axis=-1)
+  return Label(np.where(present, value, 0).astype(value.dtype), mask)
+
 
 @flax.struct.dataclass
 class Routing:
@@ -169,95 +250,6 @@ class TrainState:
   params: Leaf
   collections: Leaf
   opt_state: Leaf
-
-
-TaskKind = Literal["regression", "classes", "binary"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """What a label means; comes from the corpus, never from a data set's name.
-
-  Attributes:
-    kind: `regression` (one real number), `classes` (one of several, label is an
-      index), `binary` (several independent yes/no questions, label [b c]).
-    low, high: range of a regression label.
-    classes: names of the classes or questions; empty for regression.
-    protocol: family of metrics: `mosi`, `sims`, `classes`, `emotions`.
-  """
-
-  kind: TaskKind
-  low: float = 0.0
-  high: float = 0.0
-  classes: tuple[str, ...] = ()
-  protocol: str = "mosi"
-
-
-@dataclasses.dataclass(frozen=True)
-class Sequences:
-  """One modality of a whole split, on the host.
-
-  Attributes:
-    features: [n t d] float16 or float32, real steps first, zeros after them; lazy
-      where the corpus is read from disk a few samples at a time.
-    lengths: [n] int32, number of real steps (0 = modality absent for the sample).
-    lost: [n t] bool or None, real steps without content (None = none).
-    ids: name -> [n t] int32.
-  """
-
-  features: Any  # np.ndarray or data.lazy.LazyFeatures
-  lengths: np.ndarray
-  lost: np.ndarray | None = None
-  ids: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-  """One named split of a corpus, on the host.
-
-  Attributes:
-    ids: [n] str, unique within the corpus, e.g. `video$_$clip`.
-    modalities: name -> `Sequences`; every split of a corpus has the same names.
-    labels: task name -> [n] float32, [n] int32 or [n c] int32. NaN (float) or -1
-      (int) = this sample has no such label. Empty for data to predict on.
-    raw_text: [n] str or None.
-    groups: [n] str, video or dialogue of each sample, or None.
-    extras: name -> [n ...] arrays that travel along unread by models (speaker,
-      session, tokenised text, the synthetic corpus's latent variables).
-    available: [n m] or, for utterances of dialogues, [n t m] bool, columns in
-      `modality_order`; False = the modality is missing for this sample or utterance,
-      whatever its lengths say. None = lengths alone decide.
-  """
-
-  ids: np.ndarray
-  modalities: Mapping[str, Sequences]
-  labels: Mapping[str, np.ndarray]
-  raw_text: np.ndarray | None = None
-  groups: np.ndarray | None = None
-  extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  available: np.ndarray | None = None
-
-  def __len__(self) -> int:
-    return len(self.ids)
-
-
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-  """Named splits with one meaning.
-
-  Attributes:
-    name: short name for titles and reports (nothing branches on it).
-    splits: split name (`train`, `valid`, `test`; `predict` for unlabelled files)
-      -> `Split`.
-    tasks: task name -> `Task`. `sentiment` and `emotion` are the usual names.
-    notes: what the reader found and did (non-finite cells per modality, absent
-      modalities, ...), JSON-serialisable; ends up in the run's data.json.
-  """
-
-  name: str
-  splits: Mapping[str, Split]
-  tasks: Mapping[str, Task]
-  notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ takes.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
@@ -68,16 +68,32 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config.lock()
 
 
-def parse_variants(text: str, known: Mapping[str, Any]) -> tuple[str, ...]:
+def parse_variants(
+  text: str, known: Mapping[str, Any], data_sets: Collection[str] = ()
+) -> tuple[str, ...]:
   """Splits the part of `--config=file.py:a,b` after the colon.
 
+  Args:
+    text: names with commas, in any order.
+    known: the file's variants, in the order in which they are applied.
+    data_sets: those that are settings of a data set; a config is of one at most.
+
+  Returns:
+    The names in the order of `known`, so that `a,b` and `b,a` are one experiment.
+
   Raises:
-    UserError: a name that the config file does not know.
+    UserError: a name that the config file does not know, or two data sets.
   """
-  chosen = split_names((text,))
-  unknown = [name for name in chosen if name not in known]
+  chosen = set(split_names((text,)))
+  unknown = sorted(chosen - set(known))
   if unknown:
     raise UserError(
       f"--config variant {unknown[0]!r} must be one of {', '.join(sorted(known))}."
     )
-  return chosen
+  several = sorted(chosen & set(data_sets))
+  if len(several) > 1:
+    raise UserError(
+      f"--config variants {' and '.join(map(repr, several))} are settings of several"
+      f" data sets; choose one of {', '.join(sorted(data_sets))}."
+    )
+  return tuple(name for name in known if name in chosen)

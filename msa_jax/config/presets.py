@@ -35,8 +35,8 @@ def apply(
   chosen: tuple[str, ...],
   variants: Mapping[str, Callable[[ml_collections.ConfigDict], None]],
 ) -> ml_collections.ConfigDict:
-  """Applies the chosen variants in the order of `variants`, and locks."""
-  for name in sorted(chosen, key=tuple(variants).index):
+  """Applies chosen variants (see `parse_variants`) one after the other, and locks."""
+  for name in chosen:
     variants[name](config)
   return config_lib.finish(config)
 

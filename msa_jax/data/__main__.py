@@ -27,10 +27,12 @@ class _Parser(argparse.ArgumentParser):
     raise UserError(f"{message} (--help shows the use)")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+  arguments: Sequence[str] | None = None, program: str = "python -m msa_jax.data"
+) -> int:
   """Runs one command; returns the exit code (0, or 2 when the input is at fault)."""
   try:
-    options = _parser().parse_args(arguments)
+    options = _parser(program).parse_args(arguments)
     features = dict(_feature(text) for text in options.feature)
     if options.command == "convert":
       _convert(options, features)
@@ -48,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
   parser = _Parser(
-    prog="python -m msa_jax.data",
+    prog=program,
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )

@@ -1,28 +1,56 @@
-"""The table of systems. Adding one touches its file, one line here and its config."""
+"""Systems: networks that can be used alone, and the table that trains find them in.
 
-from msa_jax.errors import UserError
-from msa_jax.models import derl, hgem, mmolre, momke
-from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, tfn
-from msa_jax.models.system import System
+>>> model = models.HGEM()
+>>> variables = model.init(jax.random.key(0), batch)
+>>> models.register("mine", System(build=...))
+"""
 
-SYSTEMS: dict[str, System] = {
-  "awf": awf.SYSTEM,
-  "derl": derl.SYSTEM,
-  "hgem": hgem.SYSTEM,
-  "lf_dnn": lf_dnn.SYSTEM,
-  "lf_lstm": lf_lstm.SYSTEM,
-  "mmolre": mmolre.SYSTEM,
-  "momke": momke.SYSTEM,
-  "tfn": tfn.SYSTEM,
-}
+from msa_jax.models.derl import DERL
+from msa_jax.models.hgem import HGEM
+from msa_jax.models.late_fusion.awf import AWF
+from msa_jax.models.late_fusion.lf_dnn import LFDNN
+from msa_jax.models.late_fusion.lf_lstm import LFLSTM
+from msa_jax.models.late_fusion.tfn import TFN
+from msa_jax.models.mmolre import MMoLRE
+from msa_jax.models.momke import MoMKE
+from msa_jax.models.outputs import (
+  REGRESSION,
+  OutputSpec,
+  output_spec,
+  primary_output,
+  shape_predictions,
+)
+from msa_jax.models.registry import (
+  SYSTEMS,
+  get,
+  names,
+  provider,
+  register,
+  system_of,
+)
+from msa_jax.models.system import Stage, System, TaskTerm
 
-
-def get(name: str) -> System:
-  """The system of a name.
-
-  Raises:
-    UserError: there is none.
-  """
-  if name not in SYSTEMS:
-    raise UserError(f"config.model.name={name!r} must be one of {sorted(SYSTEMS)}.")
-  return SYSTEMS[name]
+__all__ = [
+  "AWF",
+  "DERL",
+  "HGEM",
+  "LFDNN",
+  "LFLSTM",
+  "MMoLRE",
+  "MoMKE",
+  "OutputSpec",
+  "REGRESSION",
+  "SYSTEMS",
+  "Stage",
+  "System",
+  "TFN",
+  "TaskTerm",
+  "get",
+  "names",
+  "output_spec",
+  "primary_output",
+  "provider",
+  "register",
+  "shape_predictions",
+  "system_of",
+]

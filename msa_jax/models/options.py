@@ -19,6 +19,9 @@ def defaults(network: type[nn.Module], *fixed: str) -> dict[str, Any]:
   Args:
     network: its class; every field but those below has a default.
     fixed: fields that the corpus decides, beside output, outputs and modalities.
+
+  Raises:
+    UserError: a field without a default.
   """
   found = {"task": "auto"}
   for field in dataclasses.fields(network):
@@ -30,6 +33,8 @@ def defaults(network: type[nn.Module], *fixed: str) -> dict[str, Any]:
 def _default(field: dataclasses.Field) -> Any:
   if field.default is not dataclasses.MISSING:
     return field.default
+  if field.default_factory is dataclasses.MISSING:
+    raise UserError(f"field {field.name!r} of a network needs a default")
   return field.default_factory()
 
 

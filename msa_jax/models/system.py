@@ -175,6 +175,8 @@ class System(NamedTuple):
     attention: options -> a name in the path of the modules whose attention keeps the
       top k of its keys, for the report's figure of one sample; "" = none. Its tokens
       are all real steps, the modalities of a step side by side in canonical order.
+    options: defaults of `config.model`, where no config file gives them.
+    losses: the same of `config.loss`: weights of the auxiliary losses.
   """
 
   build: Callable[[Options, Spec], nn.Module]
@@ -190,3 +192,5 @@ class System(NamedTuple):
   router_variants: Variants = MappingProxyType({})
   robustness: Variants = MappingProxyType({})
   attention: Callable[[Options], str] = no_attention
+  options: Options = MappingProxyType({})
+  losses: Options = MappingProxyType({})

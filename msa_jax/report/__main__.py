@@ -4,6 +4,9 @@ python -m msa_jax.report runs/a runs/b --output=report   # a page and its figure
 python -m msa_jax.report compare runs/a runs/b           # tables on the terminal
 """
 
+from collections.abc import Sequence
+from typing import NoReturn
+
 from absl import flags, logging
 from rich.console import Console
 from rich.markup import escape
@@ -120,5 +123,11 @@ def main(arguments: list[str]) -> None:
     command.fail(error)
 
 
+def run_main(arguments: Sequence[str] | None = None) -> NoReturn:
+  """`python -m msa_jax.report` and `msa-jax report`."""
+  program = command.Program(main, __doc__ or "", (_OUTPUT, _SAMPLE))
+  command.run(program, arguments)
+
+
 if __name__ == "__main__":
-  command.run(main)
+  run_main()

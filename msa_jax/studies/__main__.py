@@ -1,13 +1,13 @@
 """`python -m msa_jax.studies STUDY`: trains and compares what a paper's table does.
 
-  python -m msa_jax.studies balance --config=configs/awf.py --table=optimizers \\
+  python -m msa_jax.studies balance --config=awf --table=optimizers \\
     --workdir=studies/awf
-  python -m msa_jax.studies ablation --config=configs/derl.py --table=modules \\
+  python -m msa_jax.studies ablation --config=derl --table=modules \\
     --workdir=studies/derl
-  python -m msa_jax.studies missing --config=configs/hgem.py --also=configs/momke.py \\
+  python -m msa_jax.studies missing --config=hgem --also=momke \\
     --grids=conditions,random,tokens --workdir=studies/missing
-  python -m msa_jax.studies low_resource --config=configs/hgem.py --workdir=studies/low
-  python -m msa_jax.studies leaderboard --config=configs/awf.py --also=configs/tfn.py \\
+  python -m msa_jax.studies low_resource --config=hgem --workdir=studies/low
+  python -m msa_jax.studies leaderboard --config=awf --also=tfn \\
     --data=mosi.pkl --data=sims.pkl --workdir=studies/board
   python -m msa_jax.studies sweep --config=configs/tfn.py --workdir=studies/rates \\
     --sweep=optim.learning_rate=1e-3,3e-4 --sweep=model.dropout=0.1,0.2
@@ -17,18 +17,21 @@ was stopped. `python -m msa_jax.report FOLDER` draws a study from its study.csv.
 """
 
 import pathlib
-import runpy
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from msa_jax import command
+from msa_jax.config import files
 from msa_jax.config.experiment import Experiment, experiment
 from msa_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config[:variants], e.g. hgem."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.")
 _TABLE = flags.DEFINE_string(
   "table",
@@ -40,7 +43,7 @@ _GRIDS = flags.DEFINE_string(
   "grids", None, "missing: patterns to evaluate, conditions,random if none is given."
 )
 _ALSO = flags.DEFINE_multi_string(
-  "also", [], "Another system's config file[:variants]; may be given again."
+  "also", [], "Another system's config[:variants]; may be given again."
 )
 _DATA = flags.DEFINE_multi_string(
   "data", [], "Data file for every system; may be given again. None: the config's own."
@@ -60,26 +63,6 @@ STUDIES = {
 }
 _TABLED = ("ablation", "balance")  # by --table
 _SINGLE = (*_TABLED, "sweep")  # studies of one system
-
-
-def other_config(entry: str):
-  """Config of `path[:variants]`, as `--config` reads it.
-
-  Raises:
-    UserError: no such file, or none of a config.
-  """
-  path, _, variants = entry.partition(":")
-  if not pathlib.Path(path).is_file():
-    raise UserError(f"--also={entry}: there is no file {path}.")
-  try:
-    found = runpy.run_path(path)
-  except Exception as error:  # noqa: BLE001  Whatever a file of the user's raises.
-    raise UserError(
-      f"--also={entry}: {path} cannot be run ({type(error).__name__}: {error})."
-    ) from None
-  if "get_config" not in found:
-    raise UserError(f"--also={entry}: {path} has no get_config; give a config file.")
-  return found["get_config"](variants)
 
 
 def listing() -> str:
@@ -161,8 +144,8 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2 or arguments[1] not in STUDIES:
       raise UserError(f"choose a study: {', '.join(STUDIES)}; or list.")
     if _CONFIG.value is None or _WORKDIR.value is None:
-      raise UserError("a study needs --config=configs/<system>.py and --workdir.")
-    found = [_CONFIG.value, *map(other_config, _ALSO.value)]
+      raise UserError("a study needs --config=NAME[:variants] and --workdir.")
+    found = [_CONFIG.value, *map(files.get_config, _ALSO.value)]
     configs = [experiment(config) for config in found]
     options = {"table": _TABLE.value, "grids": _GRIDS.value}
     options["sweeps"] = _SWEEP.value
@@ -173,5 +156,12 @@ def main(arguments: list[str]) -> None:
     command.fail(error)
 
 
+def run_main(arguments: Sequence[str] | None = None) -> NoReturn:
+  """`python -m msa_jax.studies` and `msa-jax studies`."""
+  usage = f"{__doc__}\nStudies:\n{listing()}"
+  taken = (_CONFIG, _WORKDIR, _ALSO, _DATA, _TABLE, _GRIDS)
+  command.run(command.Program(main, usage, taken, _CONFIG), arguments)
+
+
 if __name__ == "__main__":
-  command.run(main, _CONFIG)
+  run_main()

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import toy
+from changes import change
 from rich.console import Console
 
 from configs import lf_dnn

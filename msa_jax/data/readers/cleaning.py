@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from msa_jax import arrays
 from msa_jax.data.readers import fields
 from msa_jax.errors import UserError
 from msa_jax.typing import Corpus, Sequences, Split, modality_order
 
 # Fewer equal samples than this may be equal by chance (a file to predict on).
 _CONSTANT_SAMPLES = 8
-_COUNTS = ("non_finite_cells", "lost_steps", "absent_samples", "cells_past_length")
 
 
 def clean(corpus: Corpus) -> Corpus:
@@ -41,7 +41,7 @@ def clean(corpus: Corpus) -> Corpus:
       different numbers of samples, a length below zero or above the steps there are.
   """
   check_structure(corpus)
-  notes: dict[str, Any] = {name: {} for name in (*_COUNTS, "left_padded_samples")}
+  notes: dict[str, Any] = {name: {} for name in (*arrays.COUNTS, "left_padded_samples")}
   splits: dict[str, dict[str, Sequences]] = {}
   for name, split in corpus.splits.items():
     splits[name] = {}
@@ -100,19 +100,30 @@ def _check_rows(name: str, split: Split) -> None:
       )
 
 
+def check_labels(corpus: Corpus) -> None:
+  """Raises UserError unless labels are what the corpus's tasks say."""
+  for name, split in corpus.splits.items():
+    for task, value in split.labels.items():
+      where = f"{name}/labels/{task}"
+      if task not in corpus.tasks:
+        raise UserError(f"{where} has no entry in tasks ({', '.join(corpus.tasks)})")
+      meaning = corpus.tasks[task]
+      if (value.dtype.kind == "f") != (meaning.kind == "regression"):
+        raise UserError(f"{where} is {value.dtype} but the task is {meaning.kind}")
+      if value.ndim != 1 + (meaning.kind == "binary"):
+        raise UserError(f"{where} has shape {list(value.shape)}, task {meaning.kind}")
+      if meaning.kind == "binary" and value.shape[1] != len(meaning.classes):
+        raise UserError(
+          f"{where} has {value.shape[1]} columns for {len(meaning.classes)} classes"
+        )
+      top = 2 if meaning.kind == "binary" else len(meaning.classes)
+      if meaning.kind != "regression" and (value.max(initial=-1) >= top):
+        raise UserError(f"{where} holds {value.max()}; labels are below {top}")
+
+
 def check_lengths(sequences: Sequences, where: str, ids: np.ndarray) -> None:
   """Raises UserError naming the first row whose length is not in [0, steps]."""
-  steps = sequences.features.shape[1]
-  if np.shape(sequences.lengths) != (len(ids),):
-    raise UserError(f"{where}: lengths have shape {list(np.shape(sequences.lengths))}")
-  wrong = np.flatnonzero((sequences.lengths < 0) | (sequences.lengths > steps))
-  if len(wrong):
-    row = wrong[0]
-    raise UserError(
-      f"{where}: length {sequences.lengths[row]} in row {row} (id {ids[row]}) is not"
-      f" within 0 and the {steps} steps of the features"
-      + (f"; {len(wrong)} rows are so" if len(wrong) > 1 else "")
-    )
+  arrays.check_lengths(sequences.lengths, sequences.features.shape[1], where, ids)
 
 
 def clean_sequences(
@@ -122,29 +133,13 @@ def clean_sequences(
   check_lengths(sequences, where, ids)
   array, lengths = sequences.features, sequences.lengths.astype(np.int32)
   n, t, _ = array.shape
-  counts = dict.fromkeys(_COUNTS, 0)
-  counts["left_padded_samples"] = 0
+  counts = {"left_padded_samples": 0}
   if sequences.lost is None and not sequences.ids:
     counts["left_padded_samples"] = _move_left_padded(array, lengths)
   lost = np.zeros((n, t), bool)
   if sequences.lost is not None:
     lost |= sequences.lost
-  for rows in fields.blocks(n):
-    part = array[rows]
-    real = np.arange(t) < lengths[rows][:, None]  # [b t]
-    broken = ~np.isfinite(part)
-    counts["non_finite_cells"] += int((broken & real[..., None]).sum())
-    lost[rows] |= broken.all(-1)
-    part[broken] = 0
-    past = (part != 0) & ~real[..., None]
-    counts["cells_past_length"] += int(past.sum())
-    part[past] = 0
-    part[lost[rows]] = 0
-    if not sequences.ids:  # Integer inputs are content too.
-      lengths[rows][~(part != 0).any((1, 2))] = 0
-  lost &= np.arange(t)[None, :] < lengths[:, None]
-  counts["absent_samples"] = int((lengths == 0).sum())
-  counts["lost_steps"] = int(lost.sum())
+  counts |= arrays.clean(array, lengths, lost, bool(sequences.ids))
   cleaned = Sequences(array, lengths, lost if lost.any() else None, sequences.ids)
   return cleaned, counts
 
@@ -233,13 +228,4 @@ def _resized(sequences: Sequences, steps: int) -> Sequences:
 
 def check_unique_ids(corpus: Corpus) -> None:
   """Raises UserError naming an id that occurs twice, in one split or in two."""
-  seen: dict[str, str] = {}
-  for name, split in corpus.splits.items():
-    for sample in split.ids.tolist():
-      if sample in seen:
-        places = f"twice in {name}" if seen[sample] == name else "in two splits"
-        detail = "" if seen[sample] == name else f" ({seen[sample]}, {name})"
-        raise UserError(
-          f"id {sample!r} occurs {places}{detail}; ids must be unique in a corpus"
-        )
-      seen[sample] = name
+  arrays.check_unique({name: split.ids for name, split in corpus.splits.items()})

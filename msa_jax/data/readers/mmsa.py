@@ -56,24 +56,10 @@ def from_pickle(
 
 
 def sentiment_tasks(splits: Mapping[str, Split]) -> dict[str, Task]:
-  """Tasks of regression labels, by their range over all splits.
-
-  All within [-1, 1] is SIMS's scale and protocol, within [-3, 3] MOSI's; a wider
-  range is kept as found, with MOSI's protocol.
-  """
+  """Tasks of regression labels, by their range over all splits (`label_range`)."""
   names = sorted({task for split in splits.values() for task in split.labels})
   found = [split.labels[task] for split in splits.values() for task in split.labels]
-  values = np.concatenate([np.zeros(1, np.float32), *found])
-  values = values[np.isfinite(values)]
-  low, high = float(values.min()), float(values.max())
-  tolerance = 1e-3  # Averages of annotators stored as float16.
-  if max(-low, high) <= 1 + tolerance:
-    task = Task("regression", low=-1.0, high=1.0, protocol="sims")
-  elif max(-low, high) <= 3 + tolerance:
-    task = Task("regression", low=-3.0, high=3.0, protocol="mosi")
-  else:
-    task = Task("regression", low=low, high=high, protocol="mosi")
-  return dict.fromkeys(names, task)
+  return dict.fromkeys(names, Task.from_labels(found)) if names else {}
 
 
 def _replace(splits: dict[str, dict], modality: str, path: Path) -> None:

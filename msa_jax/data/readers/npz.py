@@ -36,13 +36,14 @@ from typing import Any
 
 import numpy as np
 
+from msa_jax import arrays as arrays_lib
 from msa_jax.data.readers import fields, gcnet
 from msa_jax.data.readers.cleaning import (
+  check_labels,
   check_lengths,
   check_structure,
   check_unique_ids,
 )
-from msa_jax.data.readers.mmsa import sentiment_tasks
 from msa_jax.errors import UserError
 from msa_jax.safe_io.pickles import characters_exist
 from msa_jax.typing import Corpus, Sequences, Split, Task
@@ -71,7 +72,7 @@ def save(corpus: Corpus, path: str | os.PathLike) -> None:
   ):
     if not _NAME.fullmatch(name) or name in _STRINGS:
       raise UserError(f"{name!r} cannot name a split or modality in a file; {_HINT}")
-  _check_labels(corpus)
+  check_labels(corpus)
   _check_exact(corpus, "set or mask them first")
   check_unique_ids(corpus)
   arrays: dict[str, np.ndarray] = {
@@ -157,7 +158,7 @@ def _corpus(arrays: dict[str, np.ndarray], stem: str) -> tuple[Corpus, bool]:
   splits = {key: _split(value, key, exact) for key, value in parts.items()}
   known = inferred_tasks(splits) if tasks is None else _tasks(tasks)
   corpus = Corpus(name, splits, known, notes if exact else {**notes, "format": "npz"})
-  _check_labels(corpus)
+  check_labels(corpus)
   if exact:
     _check_exact(corpus, "remove the key 'format' to have the file cleaned")
   return corpus, exact
@@ -190,7 +191,7 @@ def _split(arrays: dict[str, np.ndarray], name: str, exact: bool) -> Split:
   return Split(
     ids=texts["ids"],
     modalities=modalities,
-    labels=labels if exact else {key: _label(v, key) for key, v in labels.items()},
+    labels=labels if exact else _labels(labels),
     raw_text=texts["raw_text"],
     groups=texts["groups"],
     extras=extras,
@@ -231,37 +232,19 @@ def _modalities(
   return modalities
 
 
-def _label(value: np.ndarray, name: str) -> np.ndarray:
-  if value.dtype.kind == "f":
-    value = value.astype(np.float32).reshape(len(value), -1).squeeze(-1)
-    return np.where(np.isfinite(value), value, np.float32(np.nan))
-  if value.dtype.kind in "iub" and value.ndim in (1, 2):
-    return value.astype(np.int32)
-  raise UserError(
-    f"labels/{name} is {value.dtype}, shape {list(value.shape)}; labels are float [n],"
-    " int [n] or int [n, classes]"
-  )
-
-
 def inferred_tasks(splits: Mapping[str, Split]) -> dict[str, Task]:
   """What labels mean when the file does not say (rules in the module's docstring)."""
   labels: dict[str, list[np.ndarray]] = {}
   for split in splits.values():
     for task, value in split.labels.items():
       labels.setdefault(task, []).append(value)
-  tasks = {}
-  for task, values in labels.items():
-    if values[0].dtype.kind == "f":
-      only = {"": Split(np.array([]), {}, {task: np.concatenate(values)})}
-      tasks |= sentiment_tasks(only)
-    elif values[0].ndim == 1:
-      count = 1 + max(int(value.max(initial=0)) for value in values)
-      names = tuple(str(index) for index in range(count))
-      tasks[task] = Task("classes", classes=names, protocol="classes")
-    else:
-      names = tuple(str(index) for index in range(values[0].shape[1]))
-      tasks[task] = Task("binary", classes=names, protocol="emotions")
-  return tasks
+  return {task: Task.from_labels(values) for task, values in labels.items()}
+
+
+def _labels(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  return {
+    name: arrays_lib.labels(value, f"labels/{name}") for name, value in found.items()
+  }
 
 
 def _json(value: np.ndarray | None, key: str) -> dict | None:
@@ -300,26 +283,6 @@ def _tasks(found: Mapping[str, Any]) -> dict[str, Task]:
         f"task {name!r}: low and high are numbers, classes a list"
       ) from None
   return tasks
-
-
-def _check_labels(corpus: Corpus) -> None:
-  for name, split in corpus.splits.items():
-    for task, value in split.labels.items():
-      where = f"{name}/labels/{task}"
-      if task not in corpus.tasks:
-        raise UserError(f"{where} has no entry in tasks ({', '.join(corpus.tasks)})")
-      meaning = corpus.tasks[task]
-      if (value.dtype.kind == "f") != (meaning.kind == "regression"):
-        raise UserError(f"{where} is {value.dtype} but the task is {meaning.kind}")
-      if value.ndim != 1 + (meaning.kind == "binary"):
-        raise UserError(f"{where} has shape {list(value.shape)}, task {meaning.kind}")
-      if meaning.kind == "binary" and value.shape[1] != len(meaning.classes):
-        raise UserError(
-          f"{where} has {value.shape[1]} columns for {len(meaning.classes)} classes"
-        )
-      top = 2 if meaning.kind == "binary" else len(meaning.classes)
-      if meaning.kind != "regression" and (value.max(initial=-1) >= top):
-        raise UserError(f"{where} holds {value.max()}; labels are below {top}")
 
 
 def _check_exact(corpus: Corpus, cure: str) -> None:

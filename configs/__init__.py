@@ -1,0 +1,1 @@
+"""Config files of the systems, one each; installed as `msa_jax.configs`."""

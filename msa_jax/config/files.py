@@ -1,0 +1,89 @@
+"""Finds and reads config files: what `--config` and `msa_jax.get_config` take.
+
+hgem, hgem:mosi        a config that the library ships, with variants
+mine                   a registered system, or one of an installed package
+my_config.py:small     a file
+"""
+
+import pathlib
+import runpy
+from typing import Any, NamedTuple
+
+from msa_jax.errors import UserError
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# Installed, the configs are a package of the library; a checkout has them beside it.
+_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+_REGISTERED = pathlib.Path(__file__).resolve().with_name("registered.py")
+
+
+class Located(NamedTuple):
+  """A config file, and the text that its `get_config` takes."""
+
+  path: pathlib.Path
+  variants: str
+
+  @property
+  def flag(self) -> str:
+    """The same as the value of `--config`."""
+    return f"{self.path}:{self.variants}" if self.variants else str(self.path)
+
+
+def shipped() -> dict[str, pathlib.Path]:
+  """Name -> file of every config that the library ships."""
+  folder = next((each for each in _FOLDERS if each.is_dir()), _FOLDERS[0])
+  files = sorted(path for path in folder.glob("*.py") if path.stem != "__init__")
+  return {path.stem: path for path in files}
+
+
+def locate(text: str) -> Located:
+  """The file of a config's name or path, `<name or path>[:variants]`.
+
+  A word that is neither a file nor a shipped config is taken for a registered system.
+
+  Raises:
+    UserError: a path where there is no file.
+  """
+  name, _, variants = text.partition(":")
+  path = pathlib.Path(name).expanduser()
+  if path.is_file():
+    return Located(path, variants)
+  if name in shipped():
+    return Located(shipped()[name], variants)
+  if path.suffix == ".py" or len(path.parts) != 1:
+    raise UserError(
+      f"--config={text}: there is no file {name}; give the path of one, or one of"
+      f" {', '.join(shipped())}."
+    )
+  if variants:
+    raise UserError(
+      f"--config={text}: {name} has no variants; the configs that have some are"
+      f" {', '.join(shipped())}."
+    )
+  return Located(_REGISTERED, name)
+
+
+def get_config(text: str) -> Any:
+  """The config of `<name or path>[:variants]`, as `--config` reads it.
+
+  >>> msa_jax.get_config("hgem:mosi").optim.learning_rate
+
+  Returns:
+    A locked `ConfigDict`; `with config.unlocked():` changes it.
+
+  Raises:
+    UserError: no such config, a file that cannot be run, or an unknown variant.
+  """
+  located = locate(text)
+  try:
+    found = runpy.run_path(str(located.path))
+  except Exception as error:  # noqa: BLE001  Whatever a file of the user's raises.
+    raise UserError(
+      f"--config={text}: {located.path} cannot be run ({type(error).__name__}:"
+      f" {error})."
+    ) from error
+  if "get_config" not in found:
+    raise UserError(
+      f"--config={text}: {located.path} has no get_config; give a config file."
+    )
+  return found["get_config"](*([located.variants] if located.variants else []))
