@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tiny_momke
 
+from msa_jax.config.experiment import read_spec
 from msa_jax.models.momke.conditions import conditions, sample_subsets
 from msa_jax.models.momke.experts import expert_weights
+from msa_jax.models.system import one_loss
 from msa_jax.step.objective import task_losses
 from msa_jax.typing import Label, ModelOutput
 
@@ -293,8 +295,8 @@ def test_outputs_move_with_their_utterances_and_dialogues():
 @pytest.mark.parametrize("task", ["sentiment", "emotion"])
 def test_losses_average_over_real_utterances_as_numpy_does(task):
   random = np.random.default_rng(0)
-  config = tiny_momke.config(task=task)
-  config.loss = {"task": {"sentiment": "mse", "emotion": "default"}[task]}
+  spec = read_spec(tiny_momke.config(task=task).spec.to_dict())
+  terms = one_loss({"task": {"sentiment": "mse", "emotion": "default"}[task]}, spec)
   batch = tiny_momke.batch(PRESENT, REAL)
   if task == "sentiment":
     labels, values = random.normal(size=(2, 4)), random.normal(size=(2, 4))
@@ -310,7 +312,7 @@ def test_losses_average_over_real_utterances_as_numpy_does(task):
       labels={task: Label(jnp.asarray(labels, kind), jnp.asarray(real))}
     )
     expected = (each * real).sum() / max(real.sum(), 1)
-    loss = task_losses(config, output, labelled)[task]
+    loss = task_losses(spec.tasks, terms, output, labelled)[task]
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 

@@ -8,7 +8,6 @@ import pytest
 import tiny_momke
 
 from msa_jax.errors import UserError
-from msa_jax.models.momke import network as momke
 from msa_jax.models.momke.conditions import conditions, kept_by
 
 
@@ -60,7 +59,7 @@ def test_the_published_sizes_have_the_published_number_of_parameters(classes, to
 )
 def test_options_out_of_range_are_refused(options, message):
   with pytest.raises(UserError, match=message):
-    momke.build(tiny_momke.config(**options))
+    tiny_momke.build(tiny_momke.config(**options))
 
 
 def test_the_level_must_be_that_of_the_samples():

@@ -10,19 +10,28 @@ import numpy as np
 import pytest
 import tiny_momke
 import toy
+from changes import change
 
 from configs import lf_dnn as late_fusion
 from configs import momke as configs
+from msa_jax.config.experiment import read_spec
+from msa_jax.config.options import OptimConfig
 from msa_jax.data.readers import npz
 from msa_jax.errors import UserError
 from msa_jax.models.momke import system
 from msa_jax.runs import prepare, run
 from msa_jax.runs.summary import parameter_hash
+from msa_jax.step import compose
 from msa_jax.step import optimizer as optim
-from msa_jax.step import recipe
 from msa_jax.studies import missing
 
 NAMES = ("text", "audio", "vision")
+
+
+def _stages(config):
+  spec = read_spec(config.spec.to_dict())
+  optim = OptimConfig(**config.optim.to_dict())
+  return system.stages(config.model.to_dict(), spec, optim, config.train.monitor)
 
 
 def _config(total=5, first=2, **options):
@@ -45,23 +54,23 @@ def _tree(seed):
 
 
 def test_stages_share_the_epochs_and_either_may_be_left_out():
-  both = system.stages(_config())
+  both = _stages(_config())
   assert [(s.name, s.epochs, s.call) for s in both] == [
     ("unimodal", 2, {"stage": 1}),
     ("mixing", 3, {"stage": 2}),
   ]
   assert dict(both[0].tracks)["audio"] == "sentiment@audio/auto"
-  (only,) = system.stages(_config(first=0))
+  (only,) = _stages(_config(first=0))
   assert (only.name, only.epochs, only.carry_opt_state) == ("mixing", 5, False)
-  (only,) = system.stages(_config(first=5))
+  (only,) = _stages(_config(first=5))
   assert (only.name, only.epochs) == ("unimodal", 5)
-  mixed = system.stages(_config(stage2_mask="mixed"))[1]
+  mixed = _stages(_config(stage2_mask="mixed"))[1]
   names = ("a", "t", "v", "at", "av", "tv", "atv")
   heads = ",".join(f"sentiment@{name}/auto" for name in names)
   assert dict(mixed.tracks) == {"selected": heads}
   weighted = _config(condition="all")
-  weighted.train.select = "2*sentiment/mae,corr"
-  tracks = system.stages(weighted)[1].tracks
+  weighted.train.monitor = "2*sentiment/mae,corr"
+  tracks = _stages(weighted)[1].tracks
   assert tracks["av"] == "2*sentiment@av/mae,sentiment@av/corr"
 
 
@@ -75,7 +84,7 @@ def test_stages_share_the_epochs_and_either_may_be_left_out():
 )
 def test_stages_that_cannot_be_are_refused(options, message):
   with pytest.raises(UserError, match=message):
-    system.stages(_config(**options))
+    _stages(_config(**options))
 
 
 def _trained(stage, top="network"):
@@ -84,12 +93,12 @@ def _trained(stage, top="network"):
 
 def test_each_stage_trains_its_own_parts():
   projections = {f"in_proj_{name}" for name in NAMES}
-  first, second = system.stages(_config())
+  first, second = _stages(_config())
   assert _trained(first) == projections | {"experts", "heads"}
   assert _trained(second) == projections | {"experts", "routers", "head", "proj1"}
-  frozen = system.stages(_config(freeze_experts=True))[1]
+  frozen = _stages(_config(freeze_experts=True))[1]
   assert _trained(frozen) == {"routers", "head", "proj1"}
-  branched = system.stages(_config(condition="all"))[1]
+  branched = _stages(_config(condition="all"))[1]
   assert branched.branched
   assert not _trained(branched)
   assert "heads" not in _trained(branched, "branches")
@@ -97,7 +106,7 @@ def test_each_stage_trains_its_own_parts():
 
 
 def test_stage_2_starts_from_every_modalitys_own_best_epoch():
-  stage = system.stages(_config())[0]
+  stage = _stages(_config())[0]
   trees = {name: _tree(i) for i, name in enumerate(NAMES)}
   snapshots = {n: stage.keep(n, {"network": tree}) for n, tree in trees.items()}
   final = {"network": _tree(9)}
@@ -114,12 +123,12 @@ def test_stage_2_starts_from_every_modalitys_own_best_epoch():
       assert ours == theirs
   for part in ("routers", "head", "proj1"):
     assert parameter_hash(network[part]) == parameter_hash(final["network"][part])
-  last = system.stages(_config(stage2_init="last"))[0]
+  last = _stages(_config(stage2_init="last"))[0]
   assert parameter_hash(last.compose(snapshots, final)) == parameter_hash(final)
 
 
 def test_branches_start_from_the_same_experts_and_end_at_their_own_best_epochs():
-  first, second = system.stages(_config(condition="all"))
+  first, second = _stages(_config(condition="all"))
   branches = {k: v for k, v in _tree(8).items() if k != "heads"}
   branches = jax.tree.map(
     lambda leaf: jnp.stack([leaf + i for i in range(7)]), branches
@@ -151,7 +160,7 @@ def test_branches_are_clipped_each_by_its_own_norm():
     name="sgd", warmup_fraction=0.0, schedule="constant", grad_clip_norm=1.0
   )
   gradients = {"a": jnp.asarray([[3.0, 0.0], [0.1, 0.2]]), "b": jnp.asarray([4.0, 0.2])}
-  optimizer = optim.build(config, lambda path: "new", branched=True)
+  optimizer = optim.build(config.optim, 20, lambda path: "new", branched=True)
   updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
   # Norms 5 and 0.3: the first branch is scaled by 1/5, the second left alone.
   np.testing.assert_allclose(updates["a"], [[-0.03, 0.0], [-0.005, -0.01]], rtol=1e-6)
@@ -162,17 +171,15 @@ def test_weight_decay_of_adam_is_a_part_of_the_gradient_of_every_parameter():
   config = toy.config(
     name="sgd", warmup_fraction=0.0, schedule="constant", grad_clip_norm=0.0
   )
-  config = config.copy_and_resolve_references()
-  config.unlock()
-  config.optim.weight_decay = 0.5
+  config = change(config, optim={"weight_decay": 0.5})
   params = {"kernel": jnp.asarray([[2.0]]), "bias": jnp.asarray([-4.0])}
   gradients = {"kernel": jnp.asarray([[1.0]]), "bias": jnp.asarray([1.0])}
-  optimizer = optim.build(config, lambda path: "new")
+  optimizer = optim.build(config.optim, 20, lambda path: "new")
   updates, _ = optimizer.update(gradients, optimizer.init(params), params)
   np.testing.assert_allclose(updates["kernel"], [[-0.05 * 2.0]], rtol=1e-6)
   np.testing.assert_allclose(updates["bias"], [0.05 * 1.0], rtol=1e-6)
-  config.optim.name = "adam"
-  optimizer = optim.build(config, lambda path: "new")
+  config = change(config, optim={"name": "adam"})
+  optimizer = optim.build(config.optim, 20, lambda path: "new")
   updates, _ = optimizer.update(gradients, optimizer.init(params), params)
   # Adam's first update is the sign of gradient + decay * parameter.
   np.testing.assert_allclose(updates["kernel"], [[-0.05]], rtol=1e-5)
@@ -193,15 +200,14 @@ def _dialogues(path):
 
 
 def _options(path, **optim):
-  config = configs.get_config("mosi,conditions").copy_and_resolve_references()
-  config.unlock()
-  config.data.path = str(path)
-  config.model.update({"D": 4, "depth": 1, "n_heads": 1, "stage1_epochs": 2})
-  config.optim.update(
-    {"epochs": 4, "batch_size": 3, "learning_rate": 0.01, "patience": 0, **optim}
+  steps = {"epochs": 4, "batch_size": 3, "learning_rate": 0.01, "patience": 0}
+  return change(
+    configs.get_config("mosi,conditions"),
+    data={"path": str(path)},
+    model={"D": 4, "depth": 1, "n_heads": 1, "stage1_epochs": 2},
+    optim={**steps, **optim},
+    train={"eval_batch_size": 4},
   )
-  config.train.eval_batch_size = 4
-  return config.lock()
 
 
 @pytest.fixture(scope="module")
@@ -277,39 +283,33 @@ def test_the_grid_of_conditions_asks_the_branch_of_what_is_there(trained):
 
 def test_official_selection_is_on_the_test_split_and_says_so(trained, caplog):
   folder, _, config, _ = trained
-  config = config.copy_and_resolve_references()
-  config.unlock()
-  config.train.selection_split = "official"
-  prepared = prepare.prepare(config.lock())
+  config = change(config, train={"selection_split": "official"})
+  prepared = prepare.prepare(config)
   assert prepared.corpus.splits["valid"].ids.tolist() == ["test0", "test1", "test2"]
   assert prepared.corpus.notes["selected_on"] == "test"
   assert "selects epochs on the test split" in caplog.text
-  config.train.selection_split = "test"
-  with pytest.raises(
-    UserError, match="train.selection='test' must be val, or official"
-  ):
+  config = change(config, train={"selection_split": "test"})
+  message = "train.selection_split='test' must be val, or official"
+  with pytest.raises(UserError, match=message):
     prepare.prepare(config)
 
 
 def test_systems_of_single_utterances_refuse_dialogues_and_the_other_way(trained):
   _, _, config, _ = trained
-  config = config.copy_and_resolve_references()
-  config.unlock()
-  config.model.name = "lf_dnn"
   with pytest.raises(UserError, match="unit='dialogue': lf_dnn reads samples that are"):
-    prepare.prepare(config)
-  config.model.name, config.data.sample_unit = "momke", "clip"
+    prepare.prepare(config.replace(system="lf_dnn"))
+  config = change(config, data={"sample_unit": "clip"})
   with pytest.raises(UserError, match="data.sample_unit='clip' must be one of"):
     prepare.prepare(config)
-  config.data.sample_unit, config.data.align = "dialogue", "pool"
+  config = change(config, data={"sample_unit": "dialogue", "align": "pool"})
   with pytest.raises(UserError, match="data.align='pool' must be 'none'"):
     prepare.prepare(config)
-  config.data.sample_unit = "utterance"
+  config = change(config, data={"sample_unit": "utterance"})
   resolved = prepare.prepare(config).config
   with pytest.raises(
     UserError, match="level='utterance' needs config.data.sample_unit"
   ):
-    recipe.build(resolved)
+    compose.build(resolved)
 
 
 def test_systems_of_single_utterances_read_corpora_of_dialogues(tmp_path):
@@ -324,14 +324,12 @@ def test_systems_of_single_utterances_read_corpora_of_dialogues(tmp_path):
     "label4": random.integers(-1, 4, n),
   }
   np.savez(tmp_path / "flat.npz", **arrays)
-  config = late_fusion.get_config("iemocap").copy_and_resolve_references()
-  config.unlock()
-  config.data.path, config.data.fold = str(tmp_path / "flat.npz"), 2
-  prepared = prepare.prepare(config.lock())
+  data = {"path": str(tmp_path / "flat.npz"), "fold": 2}
+  prepared = prepare.prepare(change(late_fusion.get_config("iemocap"), data=data))
   test = prepared.corpus.splits["test"]
   assert test.ids.tolist() == [f"u{i}" for i in range(6, 12)]
   assert test.modalities["text"].features.shape == (6, 1, 5)
-  state = jax.eval_shape(recipe.build(prepared.config).init, 0)
+  state = jax.eval_shape(compose.build(prepared.config).init, 0)
   assert len(jax.tree.leaves(state.params)) > 0
   # The run reads the same fold again.
   again = prepare.reload(prepared.config, prepared.pipeline, "")
