@@ -27,7 +27,7 @@ WIDTHS = {
     "robust": {"hidden": 8, "denoiser": 8}, "polarity": {"hidden": 8},
     "head": {"hidden": 8},
   },
-  "derl": {"d": 4, "n_heads": 2, "ffn_mult": 1},
+  "derl": {"hidden_dim": 4, "num_heads": 2, "ffn_multiplier": 1},
   "awf": {"d": 4, "post": 4},
   "lf_dnn": {"text_out": 4, "post": 4, "hidden": dict(text=4, audio=3, vision=3)},
 }  # fmt: skip
