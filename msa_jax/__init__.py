@@ -11,9 +11,11 @@ Names are imported when they are first used: importing the package takes no time
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # Importing `typing` would take longer than all the rest.
 if TYPE_CHECKING:
+  from typing import Any
+
   from msa_jax import layers, models, testing, train_state
   from msa_jax.api import evaluate, predict, train
   from msa_jax.config.files import get_config
@@ -59,7 +61,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
   if name == "__version__":
     value = importlib.import_module("importlib.metadata").version("msa_jax")
   elif name in _FACE:

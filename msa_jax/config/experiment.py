@@ -1,6 +1,7 @@
 """One run's options, resolved and typed: what a run directory's config.json holds."""
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -89,6 +90,30 @@ def experiment(config: "ml_collections.ConfigDict | Experiment") -> Experiment:
   return from_tree(config.to_dict())
 
 
+def with_options(config: Experiment, options: Mapping[str, Any]) -> Experiment:
+  """A copy with other values of dotted keys, `{"optim.epochs": 2}`.
+
+  Raises:
+    UserError: there is no such key, or its value is of another type.
+  """
+  tree = to_tree(config)
+  for path, value in options.items():
+    *sections, key = path.split(".")
+    node: Any = tree
+    for section in sections:
+      node = node.get(section, {}) if isinstance(node, Mapping) else {}
+    choices = sorted(node) if isinstance(node, Mapping) else []
+    if key not in choices:
+      near = difflib.get_close_matches(key, choices, n=3, cutoff=0.5)
+      hint = f" did you mean {' or '.join(near)}?" if near else ""
+      raise UserError(
+        f"{path}: {config.system} has no such option;{hint} The choices are"
+        f" {', '.join(choices) or ', '.join(sorted(tree))}."
+      )
+    node[key] = value
+  return from_tree(tree)
+
+
 def from_tree(tree: Mapping[str, Any]) -> Experiment:
   """An experiment from nested plain mappings, as config.json and configs have them.
 
@@ -97,7 +122,7 @@ def from_tree(tree: Mapping[str, Any]) -> Experiment:
   Raises:
     UserError: a section or a key that does not exist, or a value of another type.
   """
-  tree = {key: value for key, value in tree.items() if key != "format"}
+  tree = {key: tree[key] for key in tree if key not in ("format", "provided_by")}
   known = {"model", "loss", "balance", "spec", *SECTIONS}
   unknown = sorted(set(tree) - known)
   if unknown:
@@ -180,9 +205,15 @@ def to_tree(made: Experiment) -> dict[str, Any]:
   return {key: value for key, value in tree.items() if value is not None}
 
 
-def to_json(made: Experiment) -> str:
-  """Serialises an experiment; `from_json` gives an equal one back."""
-  return json.dumps({"format": FORMAT, **to_tree(made)}, indent=2, sort_keys=True)
+def to_json(made: Experiment, provided_by: str = "") -> str:
+  """Serialises an experiment; `from_json` gives an equal one back.
+
+  Args:
+    made: the experiment.
+    provided_by: package that the system comes from, for whoever reads the file.
+  """
+  about = {"format": FORMAT, **({"provided_by": provided_by} if provided_by else {})}
+  return json.dumps({**about, **to_tree(made)}, indent=2, sort_keys=True)
 
 
 def from_json(text: str) -> Experiment:

@@ -22,6 +22,20 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
   return weights / weights.sum(axis=-1, keepdims=True)
 
 
+def mean_prediction(task: Task, per_seed: Sequence[np.ndarray]) -> np.ndarray:
+  """Mean over seeds: labels [n], or probabilities of classes or of a yes [n c].
+
+  Args:
+    task: what is predicted.
+    per_seed: what each seed says: labels, or logits [n c] or [n c 2].
+  """
+  values = np.stack(per_seed).astype(np.float64)
+  if task.kind == "regression":
+    return values.mean(axis=0)
+  mean = _softmax(values).mean(axis=0)
+  return mean if task.kind == "classes" else mean[..., 1]
+
+
 def prediction_columns(
   tasks: Mapping[str, Task],
   per_seed: Sequence[Predictions],
@@ -41,24 +55,20 @@ def prediction_columns(
   columns: Columns = {}
   for name in per_seed[0].outputs:
     task = tasks[task_name(name)]
-    values = np.stack([p.outputs[name] for p in per_seed]).astype(np.float64)
+    values = [p.outputs[name] for p in per_seed]
+    mean = mean_prediction(task, values)
     if task.kind == "regression":
-      mean = values.mean(axis=0)
-      columns[name] = _rounded(mean)
+      columns[name] = mean
       sign = np.sign(mean).astype(int)
       columns[f"{name}_class"] = np.asarray(["neutral", "positive", "negative"])[sign]
       columns |= {
-        f"{name}_seed_{s}": _rounded(v) for s, v in zip(seeds, values, strict=True)
+        f"{name}_seed_{s}": v.astype(np.float64)
+        for s, v in zip(seeds, values, strict=True)
       }
       continue
-    mean = _softmax(values).mean(axis=0)  # [n c] or [n c 2]
     if task.kind == "classes":
       columns[name] = np.asarray(task.classes)[mean.argmax(axis=-1)]
-    else:
-      mean = mean[..., 1]
-    columns |= {
-      f"{name}_p_{c}": _rounded(mean[:, i]) for i, c in enumerate(task.classes)
-    }
+    columns |= {f"{name}_p_{c}": mean[:, i] for i, c in enumerate(task.classes)}
   return columns
 
 
@@ -85,14 +95,20 @@ def gate_columns(per_seed: Sequence[Predictions]) -> Columns:
     weights = np.mean([p.routing[gate].combine for p in per_seed], axis=0)
     names = first.experts or range(weights.shape[1])
     columns |= {
-      f"{gate}_{name}": _rounded(column)
+      f"{gate}_{name}": column.astype(np.float64)
       for name, column in zip(names, weights.T, strict=True)
     }
   return columns
 
 
-def _rounded(values: np.ndarray) -> list[str]:
-  return [f"{value:.6g}" for value in values]
+def rounded(columns: Columns) -> Columns:
+  """Columns as a csv file has them: six digits of every prediction and weight."""
+  return {
+    name: [f"{value:.6g}" for value in column]
+    if isinstance(column, np.ndarray) and column.dtype == np.float64
+    else column
+    for name, column in columns.items()
+  }
 
 
 def write_predictions(
@@ -118,7 +134,7 @@ def write_predictions(
       columns[f"{name}_label{suffix}"] = [
         v if owned else "" for v, owned in zip(column, target.mask, strict=True)
       ]
-  columns |= prediction_columns(tasks, per_seed, seeds)
+  columns |= rounded(prediction_columns(tasks, per_seed, seeds))
   write_csv(run.path / "predictions" / f"{split}.csv", columns)
 
 

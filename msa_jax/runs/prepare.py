@@ -1,14 +1,17 @@
 """From a config to a clean corpus with the shapes a model needs."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 
-from msa_jax import models
+from msa_jax import arrays, models
 from msa_jax.config import spec as spec_lib
 from msa_jax.config import validate
 from msa_jax.config.experiment import Experiment, experiment
 from msa_jax.data import missing, readers, synthetic
+from msa_jax.data.readers import cleaning
 from msa_jax.data.transforms import dialogues, folds, joint, ratings
 from msa_jax.data.transforms.degrade import Degrade
 from msa_jax.data.transforms.modalities import select_modalities
@@ -19,6 +22,7 @@ from msa_jax.errors import UserError
 from msa_jax.runs import pseudo_labels
 from msa_jax.runs.transforms import pipeline_of
 from msa_jax.text import features as text_features
+from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Corpus
 
 MEMORY = "memory"  # format of a corpus that is no file
@@ -53,7 +57,8 @@ def load(config: Experiment) -> Corpus:
   options = config.data
   if options.format == MEMORY:
     raise UserError(
-      "the run was trained on a corpus in memory: give the corpus again, or a file."
+      "the run was trained on a corpus in memory, which is not stored: give it again"
+      " (msa_jax.evaluate(workdir, corpus)), or a labelled file (--input)."
     )
   encoded = config.text.is_encoded
   if options.path:
@@ -115,9 +120,10 @@ def prepare(
   validate.validate(config)
   corpus = load(config) if corpus is None else _in_memory(config, corpus)
   config = _with_length(config, corpus)
+  about = source_of(config, corpus)
   pipeline, corpus = pipeline_of(config, pseudo_labels.fill).fit_apply(corpus)
   masks = dict(pipeline.states[Degrade.name])
-  description = describe(config, corpus)
+  description = {**describe(config, corpus), **about}
   description["transforms"] = pipeline.describe()
   description["missing"] = {
     name: {"pattern": str(drawn.pattern), "realised": dict(drawn.realised)}
@@ -131,13 +137,66 @@ def prepare(
 
 def _in_memory(config: Experiment, corpus: Corpus) -> Corpus:
   """A corpus that was given as arrays, as `load` would have read it."""
+  cleaning.check_labels(corpus)
+  cleaning.check_unique_ids(corpus)
   if config.data.valence:
     corpus = ratings.valence_as_sentiment(corpus)
-  return _with_text(config, [corpus])[0]
+  corpus = _with_text(config, [corpus])[0]
+  cleaning.check_structure(corpus)
+  return corpus
+
+
+def source_of(config: Experiment, corpus: Corpus) -> dict[str, Any]:
+  """Where a corpus came from, for data.json.
+
+  Args:
+    config: of the run.
+    corpus: before any transform.
+
+  Returns:
+    `source`: `file`, `memory` or `synthetic`; `raw_steps`: longest sequence of each
+    modality; `sha256` of a corpus in memory.
+  """
+  in_memory = config.data.format == MEMORY
+  about: dict[str, Any] = {
+    "source": "memory" if in_memory else "file" if config.data.path else "synthetic",
+    "raw_steps": {
+      name: max(
+        int(split.modalities[name].lengths.max(initial=0))
+        for split in corpus.splits.values()
+      )
+      for name in next(iter(corpus.splits.values())).modalities
+    },
+  }
+  return about | ({"sha256": content_hash(corpus)} if in_memory else {})
+
+
+def content_hash(corpus: Corpus) -> str:
+  """SHA-256 of a corpus's samples: ids, features, lengths and labels."""
+  digest = hashlib.sha256()
+  for name, split in sorted(corpus.splits.items()):
+    digest.update(f"{name} {split.ids.tolist()}".encode())
+    for key, each in sorted(split.modalities.items()):
+      digest.update(f"{key} {each.lengths.tolist()}".encode())
+      for rows in arrays.blocks(len(split)):
+        digest.update(np.ascontiguousarray(each.features[rows]).tobytes())
+    for key, values in sorted(split.labels.items()):
+      digest.update(key.encode() + np.ascontiguousarray(values).tobytes())
+  return digest.hexdigest()
+
+
+def is_own(directory: RunDirectory, corpus: Corpus) -> bool:
+  """Whether a corpus in memory is the one that a run was trained on."""
+  about = directory.read_json("data.json")
+  return about.get("source") == "memory" and about["sha256"] == content_hash(corpus)
 
 
 def reload(
-  config: Experiment, pipeline: Pipeline, path: str = "", corpus: Corpus | None = None
+  config: Experiment,
+  pipeline: Pipeline,
+  path: str = "",
+  corpus: Corpus | None = None,
+  own: bool = True,
 ) -> Corpus:
   """Reads a corpus for a trained run, as its model expects it.
 
@@ -145,17 +204,22 @@ def reload(
     config: the run's resolved config.
     pipeline: the run's, fitted.
     path: file to read in place of the run's own, without `config.missing`.
-    corpus: in memory, in place of a file: the run's own if it was trained on one in
-      memory, else another.
+    corpus: in memory, in place of a file.
+    own: whether `corpus` may be the run's own; False = it is another.
   """
   read = reread(config, path, corpus)
-  return pipeline.apply(read, occasion(config, path, corpus))
+  return pipeline.apply(read, occasion(config, path, corpus, own))
 
 
-def occasion(config: Experiment, path: str = "", corpus: Corpus | None = None) -> str:
-  """Whether what `reload` reads is the run's own corpus (`transform.OWN`) or not."""
-  in_memory = config.data.format == MEMORY
-  return OTHER if path or (corpus is not None and not in_memory) else OWN
+def occasion(
+  config: Experiment, path: str = "", corpus: Corpus | None = None, own: bool = True
+) -> str:
+  """Whether what `reload` reads is the run's own corpus (`transform.OWN`) or not.
+
+  A corpus in memory is the own one only of a run that was trained on one.
+  """
+  given = corpus is not None and not (own and config.data.format == MEMORY)
+  return OTHER if path or given else OWN
 
 
 def reread(config: Experiment, path: str = "", corpus: Corpus | None = None) -> Corpus:

@@ -1,5 +1,6 @@
 """Whole runs: train all seeds into a run directory, evaluate it, predict with it."""
 
+import os
 import pathlib
 import signal
 import threading
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from msa_jax.config.experiment import Experiment, to_json
 from msa_jax.data import missing
@@ -33,14 +35,16 @@ __all__ = [
   "feeds_of",
   "make_feeds",
   "predict",
+  "predicted_columns",
   "restore",
   "train",
 ]
 
 
-def default_workdir(config: Experiment) -> pathlib.Path:
+def default_workdir(config: Experiment, corpus: Corpus | None = None) -> pathlib.Path:
   """`runs/<model>-<data>-<time>`: a fresh folder for runs nobody named."""
-  data = pathlib.Path(config.data.path).stem if config.data.path else "synthetic"
+  unnamed = "synthetic" if corpus is None else corpus.name
+  data = pathlib.Path(config.data.path).stem if config.data.path else unnamed
   stamp = time.strftime("%Y%m%d-%H%M%S")
   return pathlib.Path("runs") / f"{config.system}-{data}-{stamp}"
 
@@ -137,12 +141,15 @@ def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
   return summary.write(run, config, corpus, predictions, trained)
 
 
-def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
-  """Scores a trained run again: on its own corpus, or on another labelled file.
+def evaluate(
+  workdir: str | pathlib.Path, path: str = "", corpus: Corpus | None = None
+) -> dict[str, Any]:
+  """Scores a trained run again: on its own corpus, or on another labelled one.
 
   Args:
     workdir: folder of the run.
     path: another file to evaluate on; "" = the run's own.
+    corpus: in memory, in place of a file; the run's own, if it was trained on it.
 
   Returns:
     split -> task -> metric -> {"mean", "std", "values"}, also written to
@@ -152,14 +159,17 @@ def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
     UserError: no such run, no such file, or a file without labels.
   """
   opened = open_run(workdir)
-  corpus = prepare.reload(opened.config, opened.pipeline, path)
+  own = corpus is None or prepare.is_own(opened.directory, corpus)
+  other = bool(path) or not own
+  corpus = prepare.reload(opened.config, opened.pipeline, path, corpus, own)
   labelled = {
     name: split
     for name, split in corpus.splits.items()
-    if scoring.label_arrays(split, corpus.tasks) and (path or name != "train")
+    if scoring.label_arrays(split, corpus.tasks) and (other or name != "train")
   }
   if not labelled:
-    raise UserError(f"{path} has no labels to evaluate on; use --mode=predict.")
+    name = path or corpus.name
+    raise UserError(f"{name} has no labels to evaluate on; predict it instead.")
   feeds = opened.feeds(corpus)
   report = {}
   for name, split in labelled.items():
@@ -170,7 +180,8 @@ def evaluate(workdir: str | pathlib.Path, path: str = "") -> dict[str, Any]:
       [scoring.score(corpus.tasks, p.outputs, targets) for p in predictions]
     )
   opened.directory.write_json(
-    "evaluation.json", {"file": path or "own", "splits": report}
+    "evaluation.json",
+    {"file": path or (corpus.name if other else "own"), "splits": report},
   )
   return report
 
@@ -183,25 +194,51 @@ def predict(
   Args:
     workdir: folder of the run.
     path: any supported file.
-    output: csv to write: id, prediction (mean over seeds), one column per seed,
-      class names and probabilities for classes, and the mean gate weights.
+    output: csv to write, with the columns of `predicted_columns`.
+
+  Raises:
+    UserError: no such run or file, or `output` cannot be written.
+  """
+  predicted_columns(workdir, path, output=output)
+  return pathlib.Path(output).expanduser()
+
+
+def predicted_columns(
+  workdir: str | pathlib.Path,
+  path: str = "",
+  corpus: Corpus | None = None,
+  output: str | os.PathLike | None = None,
+) -> prediction_files.Columns:
+  """Predicts every sample of a file, or of a corpus in memory.
+
+  Args:
+    workdir: folder of the run.
+    path: any supported file.
+    corpus: in place of a file.
+    output: csv to write, or None.
+
+  Returns:
+    Columns of equal length: id, split, prediction (mean over seeds), one column per
+    seed, class names and probabilities for classes, and the mean gate weights.
 
   Raises:
     UserError: no such run or file, or `output` cannot be written.
   """
   opened = open_run(workdir)
   config = opened.config
-  corpus = prepare.reload(config, opened.pipeline, path)
+  corpus = prepare.reload(config, opened.pipeline, path, corpus, own=False)
   columns: prediction_files.Columns = {}
   for name, feed in opened.feeds(corpus).items():
     per_seed = opened.predictions(feed)
     scoring.without_content(per_seed[0], {}, name)
     ids = dialogues.utterances(corpus.splits[name]).ids
-    part = {"id": ids, "split": [name] * len(ids)}
+    part = {"id": ids, "split": np.full(len(ids), name)}
     part |= prediction_files.prediction_columns(
       config.corpus_spec.tasks, per_seed, config.replicas.seeds
     )
     part |= prediction_files.gate_columns(per_seed)
     for key, column in part.items():
-      columns[key] = [*columns.get(key, ()), *column]
-  return prediction_files.write_csv(pathlib.Path(output), columns)
+      columns[key] = np.append(columns[key], column) if key in columns else column
+  if output is not None:
+    prediction_files.write_csv(pathlib.Path(output), prediction_files.rounded(columns))
+  return columns

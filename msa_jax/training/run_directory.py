@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from msa_jax import models
 from msa_jax.config.experiment import Experiment, differences, from_json, to_json
 from msa_jax.devices import processes
 from msa_jax.errors import UserError
@@ -67,7 +68,8 @@ class RunDirectory:
           f" ({'; '.join(lines[:5])}). Choose another folder."
         )
     self.path.mkdir(parents=True, exist_ok=True)
-    self.write_text("config.json", to_json(config) + "\n")
+    text = to_json(config, models.provider(config.system))
+    self.write_text("config.json", text + "\n")
     self.write_json("data.json", data)
     self.write_json("environment.json", environment())
     return exists
