@@ -12,16 +12,17 @@ TINY = (
   "--config.data.synthetic.videos=4,2,2",
   "--config.data.synthetic.widths=8,3,4",
   "--config.data.max_steps=8",
-  "--config.model.D=16",
-  "--config.model.d=8",
+  "--config.model.token_dim=16",
+  "--config.model.fused_dim=8",
   "--config.model.fusion=single",
   "--config.optim.epochs=1",
 )
 
 
 def _command(*arguments, module="main"):
+  package = module if module == "benchmarks" else f"msa_jax.{module}"
   return subprocess.run(
-    [sys.executable, "-m", f"msa_jax.{module}", *arguments],
+    [sys.executable, "-m", package, *arguments],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -32,7 +33,10 @@ def _command(*arguments, module="main"):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (("--config=configs/hgem.py", "--config.optim.bach=3"), 'instead of "bach"'),
+    (
+      ("--config=configs/hgem.py", "--config.optim.bach=3"),
+      "has no 'bach'; did you mean batch_size",
+    ),
     (("--config=configs/hgem.py:mois",), "'mois' must be one of iemocap"),
     (("--config=configs/none.py",), "configs/none.py"),
     (("--mode=fly",), "--mode=fly"),
@@ -61,7 +65,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
   ("module", "arguments", "message"),
   [
     ("studies", ("balance", "--config=configs/awf.py:mois"), "'mois' must be one of"),
-    ("bench", ("--config=configs/awf.py", "--config.optim.bach=3"), '"bach"'),
+    ("benchmarks", ("--config=configs/awf.py", "--config.optim.bach=3"), "'bach'"),
     ("report", ("--colour=red",), "Unknown command line flag 'colour'"),
   ],
 )

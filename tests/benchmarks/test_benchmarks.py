@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import toy
 from jax.experimental.compilation_cache import compilation_cache
+from paths import ROOT
 
 from benchmarks import (
   compare_torch,
@@ -30,7 +31,7 @@ from msa_jax import models
 from msa_jax.data.synthetic.generator import TINY
 from msa_jax.devices import compilation
 from msa_jax.errors import UserError
-from msa_jax.step import recipe
+from msa_jax.step import compose
 from msa_jax.training.run_directory import RunDirectory
 
 
@@ -127,12 +128,11 @@ def test_a_system_is_measured_and_reported(tiny, monkeypatch):
   assert 0 < figures["matmul_share"] < 1
   runs = [systems.epochs(toy.config(), "tiny", 0, (0,), count=2)]
   assert runs[0]["seeds"] == 1 and runs[0]["epoch_seconds"] > 0
-  config = toy.config().copy_and_resolve_references()
   lines = [
     {"seed": s, "epoch": e, "seconds": e * (s + 2)} for s in (0, 1) for e in (1, 2)
   ]
   for mode, expected in (("vmap", 3), ("sequential", 2 + 3)):
-    config.replicas.mode = mode
+    config = toy.config().replace("replicas", mode=mode)
     with monkeypatch.context() as patch:
       patch.setattr(systems.run, "train", _left(lines))
       both = systems.epochs(config, "tiny", 0, (0, 1), count=2)
@@ -180,12 +180,12 @@ def test_every_number_of_devices_has_a_process(monkeypatch):
     ],
   )
   figures = subprocesses.scaling(toy.config(), "tiny", 0, (1, 2), repeats=2)
-  assert called == ["over_devices"] * 2
+  assert called == ["multi_device"] * 2
   assert [row["devices"] for row in figures] == [1, 2]
   assert [row["faster"] for row in figures] == [1.0, 1.5]
   text = table.report({"machine": {}, "repeats": 2, "scaling": figures})
   assert "| 2 | 2 | 1.5 |" in text
-  with pytest.raises(UserError, match="over_devices tiny 0 9 2: UserError: not that"):
+  with pytest.raises(UserError, match="multi_device tiny 0 9 2: UserError: not that"):
     subprocesses.scaling(toy.config(), "tiny", 0, (9,), repeats=2)
 
 
@@ -216,7 +216,7 @@ def test_the_start_of_a_process_is_timed_to_its_first_step(tiny, monkeypatch, ca
 
 def test_the_compared_systems_have_the_parameters_of_their_torch_twins():
   config = compare_torch.config_of("lf_dnn")
-  state = jax.eval_shape(recipe.build(config).init, 0)
+  state = jax.eval_shape(compose.build(config).init, 0)
   count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
   def linear(*widths):
@@ -281,7 +281,9 @@ def test_wrong_flags_are_one_line_and_exit_code_2():
     "  try: bench.main(None)\n"
     "  except SystemExit as stop: print(stop.code)\n"
   )
-  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT
+  )
   assert done.stdout.split() == ["2"] * len(cases)
   lines = done.stderr.splitlines()
   assert len(lines) == len(cases)
