@@ -143,7 +143,7 @@ config.data.synthetic.update(tiny)
 config.data.max_steps = 4
 config.data.modalities = ("text", "vision")
 config.optim.update({"epochs": 2, "batch_size": 12})
-config.model.update({"D": 8})
+config.model.update({"token_dim": 8})
 """
 
 

@@ -19,7 +19,7 @@ from msa_jax.studies import balance, probes
 from msa_jax.studies.changes import changed
 from msa_jax.typing import Label
 
-WIDTHS = {"d": 4, "post": 4}
+WIDTHS = {"feature_dim": 4, "post_dim": 4}
 
 
 def awf():

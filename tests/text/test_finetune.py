@@ -40,7 +40,7 @@ def config(folder, finetune="all", linguistic=False, **optim_options):
   modalities = {"modalities": ("text", "audio"), "standardize": ("audio",)}
   return change(
     lf_dnn.get_config(),
-    model={"hidden": {"text": 4, "audio": 4}, "text_out": 4, "post": 4},
+    model={"hidden_dims": {"text": 4, "audio": 4}, "text_dim": 4, "post_dim": 4},
     data={**modalities, "align": "none"},
     optim={"epochs": 1, "batch_size": 8, "weight_decay": 0.1, **optim_options},
     text={
