@@ -278,7 +278,7 @@ def test_wrong_flags_are_one_line_and_exit_code_2():
     "  flags.FLAGS.unparse_flags()\n"
     f"  for name in {names}: flags.FLAGS[name].unparse()\n"
     "  flags.FLAGS(['bench', *case.split()])\n"
-    "  try: bench.main(None)\n"
+    "  try: bench.main(['bench'])\n"
     "  except SystemExit as stop: print(stop.code)\n"
   )
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
