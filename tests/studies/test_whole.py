@@ -25,16 +25,16 @@ SIZES = {
 WIDTHS = {
   "hgem": {
     "token_dim": 8, "fused_dim": 4, "max_steps": 4, "num_codes": 3,
-    "text_expert": {"ffn_dim": 8}, "vision_expert": {"ffn_dim": 8},
-    "audio_expert": {"lstm_dim": 4}, "gates": {"hidden_dims": (4, 4, 4, 4)},
-    "sparse_expert": {"ffn_dim": 8}, "dense_expert": {"hidden_dim": 8},
-    "robust_expert": {"hidden_dim": 8, "denoiser_dim": 8},
-    "polarity_experts": {"hidden_dim": 8}, "head_dim": 8,
+    "text_expert.ffn_dim": 8, "vision_expert.ffn_dim": 8, "audio_expert.lstm_dim": 4,
+    "gates.hidden_dims": (4, 4, 4, 4), "sparse_expert.ffn_dim": 8,
+    "dense_expert.hidden_dim": 8, "robust_expert.hidden_dim": 8,
+    "robust_expert.denoiser_dim": 8, "polarity_experts.hidden_dim": 8, "head_dim": 8,
   },
   "derl": {"hidden_dim": 4, "num_heads": 2, "ffn_multiplier": 1},
   "awf": {"feature_dim": 4, "post_dim": 4},
   "lf_dnn": {
-    "text_dim": 4, "post_dim": 4, "hidden_dims": {"text": 4, "audio": 3, "vision": 3},
+    "text_dim": 4, "post_dim": 4,
+    "hidden_dims.text": 4, "hidden_dims.audio": 3, "hidden_dims.vision": 3,
   },
 }  # fmt: skip
 
