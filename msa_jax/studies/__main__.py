@@ -9,7 +9,7 @@
   python -m msa_jax.studies low_resource --config=hgem --workdir=studies/low
   python -m msa_jax.studies leaderboard --config=awf --also=tfn \\
     --data=mosi.pkl --data=sims.pkl --workdir=studies/board
-  python -m msa_jax.studies sweep --config=configs/tfn.py --workdir=studies/rates \\
+  python -m msa_jax.studies sweep --config=awf --workdir=studies/rates \\
     --sweep=optim.learning_rate=1e-3,3e-4 --sweep=model.dropout=0.1,0.2
 
 The seeds of `--config` are those of every system. The same command goes on where it
@@ -159,7 +159,7 @@ def main(arguments: list[str]) -> None:
 def run_main(arguments: Sequence[str] | None = None) -> NoReturn:
   """`python -m msa_jax.studies` and `msa-jax studies`."""
   usage = f"{__doc__}\nStudies:\n{listing()}"
-  taken = (_CONFIG, _WORKDIR, _ALSO, _DATA, _TABLE, _GRIDS)
+  taken = (_CONFIG, _WORKDIR, _ALSO, _DATA, _TABLE, _GRIDS, _SWEEP)
   command.run(command.Program(main, usage, taken, _CONFIG), arguments)
 
 

@@ -1,6 +1,6 @@
 """A sweep: every combination of some options' values, ranked on validation.
 
-  python -m msa_jax.studies sweep --config=configs/tfn.py --workdir=studies/rates \\
+  python -m msa_jax.studies sweep --config=awf --workdir=studies/rates \\
     --sweep=optim.learning_rate=1e-3,3e-4 --sweep=model.dropout=0.1,0.2
 
 Validation alone ranks: study.csv has no figures of the test split, and only those of

@@ -8,6 +8,7 @@ import pytest
 import toy
 from changes import change
 
+from msa_jax.config import files
 from msa_jax.data.transforms import subsample
 from msa_jax.errors import UserError
 from msa_jax.models import SYSTEMS
@@ -135,13 +136,13 @@ def test_studies_are_products_of_systems_files_and_settings(toys, monkeypatch):
 
 def test_other_systems_that_are_no_configs_are_refused(tmp_path):
   with pytest.raises(UserError, match="there is no file moon.py"):
-    command.other_config("moon.py:mosi")
+    files.get_config("moon.py:mosi")
   (tmp_path / "empty.py").write_text("")
   with pytest.raises(UserError, match="has no get_config"):
-    command.other_config(str(tmp_path / "empty.py"))
+    files.get_config(str(tmp_path / "empty.py"))
   (tmp_path / "broken.py").write_text("so it is")
   with pytest.raises(UserError, match=r"cannot be run \(SyntaxError"):
-    command.other_config(str(tmp_path / "broken.py"))
+    files.get_config(str(tmp_path / "broken.py"))
 
 
 def test_every_study_is_listed():
