@@ -1,4 +1,4 @@
-"""B-fusion around a model of one's own: the example of docs/own_model.md, whole runs, names."""
+"""B-fusion around a user's model: the documented example, whole runs, names."""
 
 import ast
 import contextlib
