@@ -102,4 +102,6 @@ def test_train_evaluate_and_predict_from_the_command_line(tmp_path):
   assert predicted.returncode == 0, predicted.stderr
   rows = output.read_text().splitlines()
   assert len(rows) == 4
-  assert {"id", "sentiment", "sentiment_class", "gate1_sparse"} <= set(rows[0].split(","))
+  assert {"id", "sentiment", "sentiment_class", "gate1_sparse"} <= set(
+    rows[0].split(",")
+  )

@@ -1,4 +1,4 @@
-"""B-fusion around a model of one's own: the README's example, whole runs, names."""
+"""B-fusion around a user's model: the documented example, whole runs, names."""
 
 import ast
 import contextlib
@@ -29,28 +29,28 @@ from msa_jax.step.balance.omega import owner_of
 from msa_jax.step.balance.recipe import balanced
 from msa_jax.training import run_directory
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "own_model.md"
 NAMES = ("text", "audio")
 
 
 @pytest.fixture(scope="module")
 def example():
-  """What the README's block defines and prints, run on a tiny corpus."""
+  """What the block of the page defines and prints, run on a tiny corpus."""
   config = awf.get_config().copy_and_resolve_references()
   with config.unlocked():
     config.data.synthetic.update(dataclasses.asdict(TINY))
     config.optim.batch_size = 8
-  blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+  blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
   block = next(block for block in blocks if "balanced(" in block)
   names: dict = {}
   printed = io.StringIO()
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
     patch.setattr(awf, "get_config", lambda: config)
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, PAGE.name, "exec"), names)
   return {**names, "printed": printed.getvalue()}
 
 
-def test_the_readme_example_balances_a_model_of_ones_own(example):
+def test_the_documented_example_balances_a_model_of_ones_own(example):
   assert int(example["state"].step) == 3  # 24 samples in batches of 8
   weights = ast.literal_eval(example["printed"])
   assert tuple(weights) == ("text", "audio", "vision")
