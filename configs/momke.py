@@ -42,9 +42,9 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
 
 def _frames(config):
   """One utterance's aligned frames, in a network that a CPU trains in minutes."""
-  config.model.update({"level": "frame", "D": 32, "depth": 2, "stage1_epochs": 6})
-  config.model.update({"drop": 0.1, "router_logit_dropout": 0.0})
-  config.model.stage2_mask = "mixed"
+  config.model.update({"level": "frame", "hidden_dim": 32, "num_layers": 2})
+  config.model.update({"dropout": 0.1, "router_logit_dropout": 0.0})
+  config.model.update({"stage1_epochs": 6, "stage2_mask": "mixed"})
   config.data.align = "pool"
   config.data.max_steps = 32
   config.optim.update(
@@ -82,7 +82,7 @@ def _iemocap6(config):
 
 def _small(config):
   config.data.standardize = ("text", "audio", "vision")
-  config.model.update({"D": 64, "depth": 2, "stage1_epochs": 30})
+  config.model.update({"hidden_dim": 64, "num_layers": 2, "stage1_epochs": 30})
   config.optim.update({"learning_rate": 1e-3, "weight_decay": 1e-4})
   config.optim.update({"epochs": 60, "patience": 12})
   if config.model.task != "auto":

@@ -64,6 +64,23 @@ def construct(
   return network(**_filled(network, given, "model"), **fixed)
 
 
+def split(group: type, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+  """Splits a system's options in those of a group and the others.
+
+  Args:
+    group: a frozen dataclass of options that lie beside those of the network, e.g. of
+      the stages of its training.
+    options: of the system.
+
+  Returns:
+    The group, and the options that are not its fields.
+  """
+  names = {field.name for field in dataclasses.fields(group)}
+  own = {name: value for name, value in options.items() if name in names}
+  rest = {name: value for name, value in options.items() if name not in names}
+  return group(**_filled(group, own, "model")), rest
+
+
 def _filled(owner: Any, options: Mapping[str, Any], path: str) -> dict[str, Any]:
   fields = {field.name: field for field in dataclasses.fields(owner)}
   unknown = sorted(set(options) - set(fields))

@@ -1,34 +1,38 @@
-"""MoMKE in small: configs, batches, and the released code's weights in our layout."""
+"""MoMKE in small: networks, batches, and the released code's weights in our layout."""
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from msa_jax.config.experiment import read_spec
-from msa_jax.models.momke import network as momke
-from msa_jax.typing import Batch, Label, Modality, modality_order
+from msa_jax.layers.masking import hide_unavailable
+from msa_jax.models.momke import system
+from msa_jax.typing import Batch, Label, Modality, Spec, Task, modality_order
 
 WIDTHS = {"text": 5, "audio": 3, "vision": 4}
-SENTIMENT = {"kind": "regression", "low": -3.0, "high": 3.0, "classes": ()}
-EMOTION = {"kind": "classes", "low": 0.0, "high": 0.0, "classes": ("a", "b", "c", "d")}
+TASKS = {
+  "sentiment": Task("regression", -3.0, 3.0),
+  "emotion": Task("classes", classes=tuple("abcd"), protocol="classes"),
+}
 
 
-def config(widths=None, task="sentiment", **options):
-  """A resolved config of a small model; keywords override `config.model`."""
-  model = momke.options()
-  model.update({"D": 8, "depth": 2, **options})
-  tasks = {"sentiment": SENTIMENT, "emotion": EMOTION}
-  used = widths or WIDTHS
-  spec = {"widths": used, "lengths": dict.fromkeys(used, 4)}
-  spec["tasks"] = {task: tasks[task]}
-  spec["utterances"] = 4 if model.level == "utterance" else 0
-  return ml_collections.ConfigDict({"model": model, "spec": spec})
+def options(**changes):
+  """Options of a small model."""
+  return {**system.options(), "hidden_dim": 8, "num_layers": 2, **changes}
 
 
-def build(made):
-  """The model of a config."""
-  return momke.build(made.model.to_dict(), read_spec(made.spec.to_dict()))
+def spec(widths=None, task="sentiment", utterances=4, tasks=TASKS):
+  """A corpus of dialogues; `utterances` = 0: of utterances."""
+  widths = widths or WIDTHS
+  lengths = dict.fromkeys(widths, 4)
+  return Spec(widths, lengths, {task: tasks[task]}, utterances=utterances)
+
+
+def network(widths=None, task="sentiment", **changes):
+  """A small model; keywords override options."""
+  made = options(**changes)
+  made.pop("name")
+  utterances = 4 if made["level"] == "utterance" else 0
+  return system.build(made, spec(widths, task, utterances))
 
 
 def batch(available, real=None, widths=None, seed=0):
@@ -57,6 +61,15 @@ def batch(available, real=None, widths=None, seed=0):
     index=jnp.arange(size, dtype=jnp.int32),
     sample_mask=jnp.ones(size, bool),
   )
+
+
+def apply(model, **call):
+  """The model as the step applies it: what is absent is hidden first."""
+
+  def run(variables, data, **keywords):
+    return model.apply(variables, hide_unavailable(data), **call, **keywords)
+
+  return run
 
 
 def from_released(weights, order=("t", "a", "v")):

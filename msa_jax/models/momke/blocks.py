@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.layers.dropout import Dropout
@@ -14,9 +14,8 @@ from msa_jax.models.momke.experts import (
   ExpertBank,
   SoftRouters,
   Stack,
-  expert_weights,
+  TorchDense,
   own_expert,
-  torch_uniform,
 )
 from msa_jax.typing import Routing
 
@@ -27,8 +26,8 @@ class Mixed(NamedTuple):
   """What stage 2 computes.
 
   Attributes:
-    values: [b t c] outputs of the head ([b c] at level `frame`).
-    hidden: [b t m*d] input of the head ([b m*d] at level `frame`).
+    values: [b t c] outputs of the head ([b c] of frames).
+    hidden: [b t m*d] input of the head ([b m*d] of frames).
     streams: [m b t d] each modality's mixture, zero where it is missing.
     routing: of each modality in order; all zero where it is missing, so that such
       rows count in no statistic (logits stay).
@@ -40,61 +39,60 @@ class Mixed(NamedTuple):
   routing: tuple[Routing, ...]
 
 
-def _linear(fan_in: int, width: int) -> nn.Dense:
-  init = torch_uniform(fan_in)
-  return nn.Dense(width, kernel_init=init, bias_init=init)
-
-
 class Network(nn.Module):
   """Experts of one modality each, mixed by soft routers.
 
   Attributes:
-    options: `config.model`, frozen.
     modalities: names in canonical order, [m]; modality and expert i belong together.
-    widths: feature width of each.
     num_outputs: units of every head.
+    hidden_dim, num_layers, num_heads: sizes of the experts.
+    dropout: rate after the projections, in the experts, routers and after fusion.
+    attention_dropout: rate on the experts' attention probabilities.
+    router_logit_dropout: rate on the routers' logits.
+    mixing: one of `MIXING`.
+    pools: whether steps are frames, whose mean the heads read.
     deterministic: True = evaluation.
 
   Source: MoMKE (ACM MM 2024), the released code's forward pass.
   """
 
-  options: ml_collections.FrozenConfigDict
   modalities: tuple[str, ...]
-  widths: tuple[int, ...]
   num_outputs: int
+  hidden_dim: int
+  num_layers: int
+  num_heads: int
+  dropout: float
+  attention_dropout: float
+  router_logit_dropout: float
+  mixing: str
+  pools: bool
   deterministic: bool = True
 
   def setup(self):
-    options, count = self.options, len(self.modalities)
-    self.in_proj = {
-      name: _linear(width, options.D)
-      for name, width in zip(self.modalities, self.widths, strict=True)
-    }
+    count, width = len(self.modalities), self.hidden_dim
+    self.in_proj = {name: TorchDense(width) for name in self.modalities}
     self.input_drop = {
-      name: Dropout(options.drop, self.deterministic) for name in self.modalities
+      name: Dropout(self.dropout, self.deterministic) for name in self.modalities
     }
     self.experts = ExpertBank(
-      n_experts=count,
-      width=options.D,
-      depth=options.depth,
-      n_heads=options.n_heads,
-      mlp_ratio=options.mlp_ratio,
-      style=options.expert_style,
-      dropout=options.drop,
-      attention_dropout=options.attn_drop,
+      num_experts=count,
+      width=width,
+      num_layers=self.num_layers,
+      num_heads=self.num_heads,
+      dropout=self.dropout,
+      attention_dropout=self.attention_dropout,
       deterministic=self.deterministic,
     )
     self.routers = SoftRouters(
-      n_modalities=count,
-      num_outputs=2 if options.router == "two_way" else count,
-      dropout=options.drop,
-      logit_dropout=options.router_logit_dropout,
+      num_modalities=count,
+      dropout=self.dropout,
+      logit_dropout=self.router_logit_dropout,
       deterministic=self.deterministic,
     )
-    self.proj1 = _linear(count * options.D, count * options.D)
-    self.fusion_drop = Dropout(options.drop, self.deterministic)
-    self.head = _linear(count * options.D, self.num_outputs)
-    self.heads = Stack((count,), (options.D, self.num_outputs))
+    self.proj1 = TorchDense(count * width)
+    self.fusion_drop = Dropout(self.dropout, self.deterministic)
+    self.head = TorchDense(self.num_outputs)
+    self.heads = Stack((count,), (width, self.num_outputs))
 
   def __call__(
     self, features: Mapping[str, Float[Array, "b t _"]], mask: Bool[Array, "m b t"]
@@ -123,10 +121,10 @@ class Network(nn.Module):
       mask: True = there is something to see.
 
     Returns:
-      Outputs [m b t c] ([m b c] at level `frame`) and the experts' outputs.
+      Outputs [m b t c] ([m b c] of frames) and the experts' outputs.
     """
     values = self.experts(projected, mask)
-    pooled = masked_mean(values, mask[..., None], 2) if self._frames else values
+    pooled = masked_mean(values, mask[..., None], 2) if self.pools else values
     kernel, bias = self.heads()
     bias = bias.reshape(len(bias), *[1] * (pooled.ndim - 2), -1)
     return jnp.einsum("m...d,mdc->m...c", pooled, kernel) + bias, values
@@ -146,26 +144,23 @@ class Network(nn.Module):
     mixed = jnp.where(mask[..., None], mixed, 0.0)
     fused = jnp.concatenate(list(mixed), axis=-1)  # [b t m*d]
     hidden = fused + self.fusion_drop(nn.relu(self.proj1(fused)))
-    if self._frames:
+    if self.pools:
       seen = jnp.any(mask, axis=0)  # [b t]
       hidden = masked_mean(hidden, seen[..., None], 1)
     return Mixed(self.head(hidden), hidden, mixed, self._routing(weights, logits, mask))
 
   def route(
     self, projected: Float[Array, "m b t d"]
-  ) -> tuple[Float[Array, "m b t e"], Float[Array, "m b t c"]]:
-    """Weights of the experts as used (see `MIXING`), and the routers' logits."""
+  ) -> tuple[Float[Array, "m b t e"], Float[Array, "m b t e"]]:
+    """Weights of the experts as used (see `MIXING`), float32 with each row's sum 1, and
+    the routers' logits."""
     logits = self.routers(projected)
-    weights = expert_weights(logits, self.options.router == "two_way")
-    if self.options.mixing == "uniform":
+    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    if self.mixing == "uniform":
       weights = jnp.full_like(weights, 1.0 / weights.shape[-1])
-    elif self.options.mixing == "own":
+    elif self.mixing == "own":
       weights = own_expert(weights)
     return weights, logits
-
-  @property
-  def _frames(self) -> bool:
-    return self.options.level == "frame"
 
   @nn.nowrap
   def _all_experts(self, projected, mask):
@@ -178,9 +173,12 @@ class Network(nn.Module):
 
   @nn.nowrap
   def _routing(self, weights, logits, mask):
-    if self._frames:
+    if self.pools:
       weights = masked_mean(weights, mask[..., None], 2)  # [m b e]
       logits = masked_mean(logits, mask[..., None], 2)
     else:
       weights = jnp.where(mask[..., None], weights, 0.0)
-    return tuple(map(Routing, weights, weights, logits))
+    return tuple(
+      Routing(*gate, experts=self.modalities)
+      for gate in zip(weights, weights, logits, strict=True)
+    )

@@ -44,7 +44,7 @@ def kept_by(condition: str, modalities: Sequence[str]) -> tuple[bool, ...]:
   here = {name[0] for name in modalities} & set(condition)
   if not set(condition) <= letters or not here:
     raise UserError(
-      f"config.model.condition={condition!r} must be one of {', '.join(table)}, or all"
+      f"model.condition={condition!r} must be one of {', '.join(table)}, or all"
     )
   return table["".join(sorted(here))]
 
@@ -70,7 +70,7 @@ def own_branch(
   seen: Bool[Array, "m b ..."],
   kept: Bool[Array, "n m"],
 ) -> Float[Array, "b ..."]:
-  """Of every row the output of the branch whose condition is what the row has.
+  """Selects, for each row, the branch trained for its available modalities.
 
   Rows with nothing take the last branch, that of all modalities.
   """

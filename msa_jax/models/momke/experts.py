@@ -13,11 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.layers.activation import exact_gelu
-from msa_jax.layers.attention import LAYER_NORM_EPSILON
 from msa_jax.layers.dropout import Dropout
 from msa_jax.layers.masking import masked_softmax
-
-STYLES = ("official", "preln")
 
 
 def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
@@ -29,6 +26,23 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return init
+
+
+class TorchDense(nn.Module):
+  """A linear layer whose kernel and bias start as `torch_uniform` has it.
+
+  Attributes:
+    width: of the output.
+  """
+
+  width: int
+
+  @nn.compact
+  def __call__(self, values: Float[Array, "*n d"]) -> Float[Array, "*n c"]:
+    init = torch_uniform(values.shape[-1])
+    kernel = self.param("kernel", init, (values.shape[-1], self.width))
+    bias = self.param("bias", init, (self.width,))
+    return values @ kernel + bias.reshape(*[1] * (values.ndim - 1), -1)
 
 
 class Stack(nn.Module):
@@ -57,16 +71,13 @@ def _product(
 
 
 class ExpertBank(nn.Module):
-  """Transformer stacks of equal shape, one per expert: x <- x + E_l(x), l = 1..depth.
+  """Transformer stacks of equal shape, one per expert: x <- x + E_l(x) for each layer.
 
-  `official`: E(x) = o + MLP(o) with o = attention(x), without layer norm and without
-  output projection. `preln`: the usual block x + out(attention(norm(x))), then
-  x + MLP(norm(x)).
+  E(x) = o + MLP(o) with o = attention(x), without layer norm and without output
+  projection, as in the released code.
 
   Attributes:
-    n_experts, width, depth, n_heads: sizes.
-    mlp_ratio: hidden width of the MLP over `width`.
-    style: one of `STYLES`.
+    num_experts, width, num_layers, num_heads: sizes.
     dropout: rate after both layers of the MLP.
     attention_dropout: rate on the attention probabilities.
     deterministic: True = evaluation.
@@ -74,28 +85,22 @@ class ExpertBank(nn.Module):
   Source: MoMKE (ACM MM 2024), the released code.
   """
 
-  n_experts: int
+  num_experts: int
   width: int
-  depth: int
-  n_heads: int
-  mlp_ratio: int = 1
-  style: str = "official"
+  num_layers: int
+  num_heads: int
   dropout: float = 0.5
   attention_dropout: float = 0.0
   deterministic: bool = True
 
   def setup(self):
-    count, hidden = (self.n_experts, self.depth), self.width * self.mlp_ratio
+    count = (self.num_experts, self.num_layers)
     self.qkv = Stack(count, (self.width, 3 * self.width))
-    self.fc1 = Stack(count, (self.width, hidden))
-    self.fc2 = Stack(count, (hidden, self.width))
-    if self.style == "preln":
-      self.out = Stack(count, (self.width, self.width))
-      shape = (*count, 2, 2, self.width)  # layer, attention or MLP, scale or bias
-      self.norms = self.param("norms", _norm_init, shape)
+    self.fc1 = Stack(count, (self.width, self.width))
+    self.fc2 = Stack(count, (self.width, self.width))
     self.drop = [
       [Dropout(rate, self.deterministic) for rate in self._rates()]
-      for _ in range(self.depth)
+      for _ in range(self.num_layers)
     ]
 
   @nn.nowrap
@@ -111,20 +116,14 @@ class ExpertBank(nn.Module):
       values: any number of sequences per expert.
       mask: True = valid key. A sequence without any attends to zeros.
     """
-    for layer in range(self.depth):
-      if self.style == "official":
-        mixed = self._attend(layer, values, mask)
-        values = values + mixed + self._mlp(layer, mixed)
-      else:
-        kernel, bias = (leaf[:, layer] for leaf in self.out())
-        mixed = self._attend(layer, self._norm(layer, 0, values), mask)
-        values = values + _product(mixed, kernel, bias)
-        values = values + self._mlp(layer, self._norm(layer, 1, values))
+    for layer in range(self.num_layers):
+      mixed = self._attend(layer, values, mask)
+      values = values + mixed + self._mlp(layer, mixed)
     return values
 
   def _attend(self, layer, values, mask):
     kernel, bias = (leaf[:, layer] for leaf in self.qkv())
-    shape = (*values.shape[:3], 3, self.n_heads, self.width // self.n_heads)
+    shape = (*values.shape[:3], 3, self.num_heads, self.width // self.num_heads)
     projected = _product(values, kernel, bias).reshape(shape)
     query, key, value = (projected[..., i, :, :] for i in range(3))  # [e b t h k]
     scores = jnp.einsum("ebthk,ebshk->ebhts", query, key) / math.sqrt(shape[-1])
@@ -139,17 +138,6 @@ class ExpertBank(nn.Module):
     output = _product(hidden, *(leaf[:, layer] for leaf in self.fc2()))
     return self.drop[layer][2](output)
 
-  def _norm(self, layer, which, values):
-    scale, bias = (self.norms[:, layer, which, i, None, None] for i in range(2))
-    mean = jnp.mean(values, axis=-1, keepdims=True)
-    variance = jnp.mean((values - mean) ** 2, axis=-1, keepdims=True)
-    return (values - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias
-
-
-def _norm_init(key, shape, dtype=jnp.float32):
-  del key
-  return jnp.broadcast_to(jnp.asarray([[1.0], [0.0]], dtype), shape)
-
 
 class SoftRouters(nn.Module):
   """One router per modality: logits of its weights over the experts.
@@ -158,49 +146,25 @@ class SoftRouters(nn.Module):
   released code does.
 
   Attributes:
-    n_modalities: number of routers.
-    num_outputs: logits of each.
+    num_modalities: number of routers, and of experts.
     dropout, logit_dropout: rates on the hidden layer and on the logits.
     deterministic: True = evaluation.
   """
 
-  n_modalities: int
-  num_outputs: int
+  num_modalities: int
   dropout: float
   logit_dropout: float
   deterministic: bool = True
 
   @nn.compact
-  def __call__(self, values: Float[Array, "m b t d"]) -> Float[Array, "m b t c"]:
-    width = values.shape[-1]
-    fc1 = Stack((self.n_modalities,), (width, width), name="fc1")
-    fc2 = Stack((self.n_modalities,), (width, self.num_outputs), name="fc2")
+  def __call__(self, values: Float[Array, "m b t d"]) -> Float[Array, "m b t e"]:
+    width, count = values.shape[-1], self.num_modalities
+    fc1 = Stack((count,), (width, width), name="fc1")
+    fc2 = Stack((count,), (width, count), name="fc2")
     hidden = exact_gelu(_product(values.astype(jnp.float32), *fc1()))
     hidden = Dropout(self.dropout, self.deterministic, name="drop")(hidden)
     logits = _product(hidden, *fc2())
     return Dropout(self.logit_dropout, self.deterministic, name="drop_logits")(logits)
-
-
-def expert_weights(
-  logits: Float[Array, "m b t c"], two_way: bool
-) -> Float[Array, "m b t e"]:
-  """Weights of every expert for every modality, float32; each row sums to 1.
-
-  Args:
-    logits: one per expert (their softmax), or (alpha, beta) if `two_way`: alpha is
-      the weight of the modality's own expert, beta is shared equally by the others
-      (R = alpha R_uni + beta R_joint).
-    two_way: how to read the logits.
-  """
-  weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-  if not two_way:
-    return weights
-  count = len(logits)
-  own = jnp.eye(count)[:, None, None]  # [m 1 1 e]
-  # A lone expert has nobody to share with.
-  share = weights[..., 1:] / (count - 1) if count > 1 else jnp.zeros_like(own)
-  alpha = weights[..., :1] if count > 1 else jnp.ones_like(own)
-  return own * alpha + (1.0 - own) * share
 
 
 def own_expert(weights: Float[Array, "m b t e"]) -> Float[Array, "m b t e"]:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.errors import UserError
-from msa_jax.layers.masking import hide_unavailable, masked_mean
+from msa_jax.layers.masking import masked_mean
 from msa_jax.models.momke.blocks import MIXING, Mixed, Network
 from msa_jax.models.momke.conditions import (
   conditions,
@@ -21,62 +20,78 @@ from msa_jax.models.momke.conditions import (
   own_branch,
   sample_subsets,
 )
-from msa_jax.models.momke.experts import STYLES
-from msa_jax.models.outputs import OutputSpec, primary_output, shape_predictions
-from msa_jax.models.system import Options
-from msa_jax.typing import Batch, ModelOutput, Routing, Spec
+from msa_jax.models.options import check
+from msa_jax.models.outputs import REGRESSION, OutputSpec, shape_predictions
+from msa_jax.typing import Batch, ModelOutput, Routing
 
 LEVELS = ("utterance", "frame")
 MASKS = ("condition", "mixed")
-ROUTERS = ("three_way", "two_way")
-
-
-def options() -> ml_collections.ConfigDict:
-  """Options of the model (`config.model`): the released code's."""
-  return ml_collections.ConfigDict(
-    {
-      "name": "momke",
-      "task": "auto",  # the task predicted; auto = sentiment, else emotion
-      "level": "utterance",  # frame: one utterance's frames, pooled before the heads
-      "D": 256,
-      "depth": 4,
-      "n_heads": 2,
-      "mlp_ratio": 1,
-      "drop": 0.5,
-      "attn_drop": 0.0,
-      "router_logit_dropout": 0.5,
-      "expert_style": "official",  # preln: layer norms and an output projection
-      "router": "three_way",  # two_way: own expert alpha, the others share beta
-      "mixing": "router",  # uniform, own: ablations of the router
-      "stage2_mask": "condition",  # mixed: one model for all conditions
-      # Modalities a model of `condition` sees, by initials; all = one branch of
-      # stage 2 for every condition, trained together.
-      "condition": "atv",
-      "stage1_epochs": 150,  # of optim.epochs: 0 = no stage 1, all = no stage 2
-      "stage2_init": "best_val",  # last: as the released code really starts stage 2
-      "carry_opt_state": False,  # stage 2 goes on with stage 1's optimizer state
-      "freeze_experts": False,  # in stage 2, with their input projections
-    }
-  )
 
 
 class MoMKE(nn.Module):
-  """The model.
+  """The model, by default with the released code's sizes, for dialogues.
+
+    model = MoMKE()
+    variables = model.init(jax.random.key(0), batch)
+    output = model.apply(variables, batch)
 
   Attributes:
-    options: `config.model`, frozen.
-    modalities: names in canonical order.
-    widths: feature width of each.
-    target: the task predicted.
+    output: the task predicted.
+    modalities: names in canonical order; () = those of the batch.
+    level: what a step is, `utterance` of a dialogue or `frame` of one utterance; frames
+      are pooled before the heads.
+    hidden_dim: width of projections, experts and routers.
+    num_layers: of every expert.
+    num_heads: attention heads of every layer.
+    dropout: rate after the projections, in the experts, routers and after fusion.
+    attention_dropout: rate on the experts' attention probabilities.
+    router_logit_dropout: rate on the routers' logits.
+    mixing: weights of the experts: the `router`'s, or, as ablations, `uniform` ones or
+      the modality's `own` expert alone.
+    stage2_mask: modalities that stage 2 sees: those of `condition`, or `mixed`, a
+      random subset for each row: one model for all conditions.
+    condition: initials of modalities, e.g. `atv`; `all` = one branch of stage 2 for
+      every condition, trained together.
   """
 
-  options: ml_collections.FrozenConfigDict
-  modalities: tuple[str, ...]
-  widths: tuple[int, ...]
-  target: OutputSpec
+  output: OutputSpec = REGRESSION
+  modalities: tuple[str, ...] = ()
+  level: str = "utterance"
+  hidden_dim: int = 256
+  num_layers: int = 4
+  num_heads: int = 2
+  dropout: float = 0.5
+  attention_dropout: float = 0.0
+  router_logit_dropout: float = 0.5
+  mixing: str = "router"
+  stage2_mask: str = "condition"
+  condition: str = "atv"
+
+  def __post_init__(self):
+    check(
+      self,
+      choices={"level": LEVELS, "mixing": MIXING, "stage2_mask": MASKS},
+      positive=("hidden_dim", "num_layers", "num_heads"),
+      rates=("dropout", "attention_dropout", "router_logit_dropout"),
+    )
+    if self.hidden_dim % self.num_heads:
+      raise UserError(
+        f"model.num_heads={self.num_heads} must divide"
+        f" model.hidden_dim={self.hidden_dim}."
+      )
+    if self.modalities and self.condition != "all":
+      kept_by(self.condition, self.modalities)
+    super().__post_init__()
+
+  @property
+  def is_branched(self) -> bool:
+    """Whether stage 2 trains one branch per condition."""
+    return self.stage2_mask == "condition" and self.condition == "all"
 
   @nn.compact
-  def __call__(self, batch: Batch, *, train: bool, stage: int = 2) -> ModelOutput:
+  def __call__(
+    self, batch: Batch, *, train: bool = False, stage: int = 2
+  ) -> ModelOutput:
     """Predicts every utterance of a dialogue ([b t]; [b] at level `frame`).
 
     Args:
@@ -88,9 +103,13 @@ class MoMKE(nn.Module):
         modalities' outputs); 2 = experts mixed, prediction `<task>`. With one branch
         per condition, or in evaluation with one model for all, also
         `<task>@<condition>`, and gates `<modality>@<condition>`.
+
+    Raises:
+      UserError: the batch lacks a modality.
     """
-    features, mask = _read(batch, self.modalities)
-    network = self._network(train, "network")
+    names = self.modalities or batch.order
+    features, mask = _read(batch, names)
+    network = self._network(names, train, "network")
     output = None
     # Initialisation creates the parameters of both stages, whichever is asked for.
     if stage == 1 or self.is_initializing():
@@ -101,24 +120,31 @@ class MoMKE(nn.Module):
 
   @nn.nowrap
   def _mixed(self, network, features, mask, train) -> ModelOutput:
-    if is_branched(self.options):
-      return self._branches(features, mask, train)
-    if self.options.stage2_mask == "condition":
-      kept = jnp.asarray(kept_by(self.options.condition, self.modalities))
-      return self._output(network(features, mask & kept[:, None, None]))
+    names = network.modalities
+    if self.is_branched:
+      return self._branches(names, features, mask, train)
+    if self.stage2_mask == "condition":
+      kept = jnp.asarray(kept_by(self.condition, names))
+      return self._output(names, network(features, mask & kept[:, None, None]))
     if train:
-      return self._output(network(features, mask & self._sampled(mask)))
+      return self._output(names, network(features, mask & self._sampled(mask)))
     if self.is_initializing():
-      return self._output(network(features, mask))
+      return self._output(names, network(features, mask))
     return self._every_condition(network, features, mask)
 
   @nn.nowrap
-  def _network(self, train: bool, name: str, make=Network) -> Network:
+  def _network(self, names, train: bool, name: str, make=Network) -> Network:
     return make(
-      options=self.options,
-      modalities=self.modalities,
-      widths=self.widths,
-      num_outputs=self.target.num_outputs,
+      modalities=names,
+      num_outputs=self.output.num_outputs,
+      hidden_dim=self.hidden_dim,
+      num_layers=self.num_layers,
+      num_heads=self.num_heads,
+      dropout=self.dropout,
+      attention_dropout=self.attention_dropout,
+      router_logit_dropout=self.router_logit_dropout,
+      mixing=self.mixing,
+      pools=self.level == "frame",
       deterministic=not train,
       name=name,
     )
@@ -126,30 +152,32 @@ class MoMKE(nn.Module):
   @nn.nowrap
   def _unimodal(self, network, features, mask, train) -> ModelOutput:
     values, streams = network.unimodal(network.project(features), mask)
-    task = self.target.name
+    names, task = network.modalities, self.output.name
     predictions = {
-      f"{task}@{name}": shape_predictions(self.target, values[column])
-      for column, name in enumerate(self.modalities)
+      f"{task}@{name}": shape_predictions(self.output, values[column])
+      for column, name in enumerate(names)
     }
     if not train:
-      seen = _seen(mask, self.options.level)[..., None]
+      seen = _seen(mask, self.level)[..., None]
       mean = masked_mean(values, jnp.broadcast_to(seen, values.shape), 0)
-      predictions[task] = shape_predictions(self.target, mean)
-    features = {f"y_{n}": streams[column] for column, n in enumerate(self.modalities)}
-    return ModelOutput(predictions, features, {}, {})
+      predictions[task] = shape_predictions(self.output, mean)
+    return ModelOutput(
+      predictions, {f"y_{name}": streams[column] for column, name in enumerate(names)}
+    )
 
   @nn.nowrap
   def _sampled(self, mask: Bool[Array, "m b t"]) -> Bool[Array, "m b _"]:
     """Modalities of each row that this training step shows."""
-    seen = jnp.moveaxis(_seen(mask, self.options.level), 0, -1)  # [b t m] or [b m]
+    seen = jnp.moveaxis(_seen(mask, self.level), 0, -1)  # [b t m] or [b m]
     kept = jnp.moveaxis(sample_subsets(self.make_rng("noise"), seen), -1, 0)
     return kept if kept.ndim == 3 else kept[..., None]
 
   @nn.nowrap
   def _every_condition(self, network, features, mask) -> ModelOutput:
-    """The rows as they are, then under every condition, as one larger batch."""
-    table = conditions(self.modalities)
-    kept = [(True,) * len(self.modalities), *table.values()]
+    """The rows with all that they have, then under every condition, in one batch."""
+    names = network.modalities
+    table = conditions(names)
+    kept = [(True,) * len(names), *table.values()]
     shown = [mask & jnp.asarray(some)[:, None, None] for some in kept]
     tiled = {name: jnp.tile(x, (len(kept), 1, 1)) for name, x in features.items()}
     mixed = network(tiled, jnp.concatenate(shown, axis=1))
@@ -161,39 +189,29 @@ class MoMKE(nn.Module):
       streams = mixed.streams[:, rows]
       return Mixed(mixed.values[rows], mixed.hidden[rows], streams, routing)
 
-    output = self._output(part(0))
+    output = self._output(names, part(0))
     predictions, routing = dict(output.predictions), dict(output.routing)
     for index, (name, some) in enumerate(table.items(), start=1):
       one = part(index)
-      head = f"{self.target.name}@{name}"
-      predictions[head] = shape_predictions(self.target, one.values)
-      routing |= self._gates(one.routing, name, some)
+      head = f"{self.output.name}@{name}"
+      predictions[head] = shape_predictions(self.output, one.values)
+      routing |= _gates(names, one.routing, name, some)
     return output.replace(predictions=predictions, routing=routing)
 
   @nn.nowrap
-  def _gates(self, routing, condition: str, kept: Sequence[bool]) -> dict[str, Routing]:
-    """Gates of the modalities that a condition keeps: `text@at`."""
-    rows = zip(self.modalities, routing, kept, strict=True)
-    return {f"{name}@{condition}": gate for name, gate, there in rows if there}
-
-  @nn.nowrap
-  def _output(self, mixed: Mixed) -> ModelOutput:
-    names = self.modalities
+  def _output(self, names: tuple[str, ...], mixed: Mixed) -> ModelOutput:
+    streams = {f"r_{name}": mixed.streams[column] for column, name in enumerate(names)}
     return ModelOutput(
-      predictions={self.target.name: shape_predictions(self.target, mixed.values)},
-      features={
-        "hidden": mixed.hidden,
-        **{f"r_{name}": mixed.streams[column] for column, name in enumerate(names)},
-      },
+      predictions={self.output.name: shape_predictions(self.output, mixed.values)},
+      features={"hidden": mixed.hidden, **streams},
       routing=dict(zip(names, mixed.routing, strict=True)),
-      losses={},
     )
 
   @nn.nowrap
-  def _branches(self, features, mask, train) -> ModelOutput:
-    table = conditions(self.modalities)
+  def _branches(self, names, features, mask, train) -> ModelOutput:
+    table = conditions(names)
     kept = jnp.asarray(list(table.values()))  # [branch m]
-    # The same numbers for every branch: each is what a run of its own would be.
+    # The same numbers for every branch: each is what a separate run would be.
     lifted = nn.vmap(
       Network,
       in_axes=(None, 0),
@@ -201,26 +219,42 @@ class MoMKE(nn.Module):
       split_rngs={"params": False, "dropout": False},
       axis_size=len(table),
     )
-    branches = self._network(train, "branches", make=lifted)
+    branches = self._network(names, train, "branches", make=lifted)
     mixed = branches(features, mask[None] & kept[:, :, None, None])
     predictions, hidden, routing = {}, {}, {}
-    values = shape_predictions(self.target, mixed.values)  # [branch b t ...]
+    values = shape_predictions(self.output, mixed.values)  # [branch b t ...]
     for branch, name in enumerate(table):
-      predictions[f"{self.target.name}@{name}"] = values[branch]
+      predictions[f"{self.output.name}@{name}"] = values[branch]
       hidden[f"hidden@{name}"] = mixed.hidden[branch]
       gates = jax.tree.map(lambda leaf, i=branch: leaf[i], mixed.routing)
-      routing |= self._gates(gates, name, table[name])
+      routing |= _gates(names, gates, name, table[name])
     if not train:
-      seen = _seen(mask, self.options.level)
-      predictions[self.target.name] = own_branch(values, seen, kept)
-    return ModelOutput(predictions, hidden, routing, {})
+      seen = _seen(mask, self.level)
+      predictions[self.output.name] = own_branch(values, seen, kept)
+    return ModelOutput(predictions, hidden, routing)
+
+
+def _gates(
+  names: tuple[str, ...],
+  routing: Sequence[Routing],
+  condition: str,
+  kept: Sequence[bool],
+) -> dict[str, Routing]:
+  """Gates of the modalities that a condition keeps: `text@at`."""
+  rows = zip(names, routing, kept, strict=True)
+  return {f"{name}@{condition}": gate for name, gate, there in rows if there}
 
 
 def _read(
   batch: Batch, names: tuple[str, ...]
 ) -> tuple[dict[str, Float[Array, "b t _"]], Bool[Array, "m b t"]]:
   """Features and visible steps by modality, padded to one number of steps."""
-  batch = hide_unavailable(batch)
+  lacking = [name for name in names if name not in batch.modalities]
+  if lacking:
+    raise UserError(
+      f"the batch has no {lacking[0]}, only {', '.join(batch.order)}: make the model"
+      " with modalities=(...) that the batches have."
+    )
   steps = max(batch.modalities[name].mask.shape[1] for name in names)
   features, masks = {}, []
   for name in names:
@@ -234,58 +268,3 @@ def _read(
 def _seen(mask: Bool[Array, "m b t"], level: str) -> Bool[Array, "m b ..."]:
   """Which modalities each predicted row has: [m b t] utterances, [m b] of frames."""
   return jnp.any(mask, axis=2) if level == "frame" else mask
-
-
-def is_branched(options: ml_collections.FrozenConfigDict) -> bool:
-  """Whether stage 2 trains one branch per condition."""
-  return options.stage2_mask == "condition" and options.condition == "all"
-
-
-def build(options: Options, spec: Spec) -> MoMKE:
-  """Builds the model for a corpus.
-
-  Raises:
-    UserError: a value out of range.
-  """
-  model = ml_collections.FrozenConfigDict(options)
-  _check(model)
-  grouped = bool(spec.utterances)
-  if grouped != (model.level == "utterance"):
-    unit = {"utterance": "dialogue", "frame": "utterance"}[model.level]
-    raise UserError(
-      f"config.model.level={model.level!r} needs config.data.sample_unit={unit!r}."
-    )
-  modalities = spec.modalities
-  if model.condition != "all":
-    kept_by(model.condition, modalities)
-  return MoMKE(
-    options=model,
-    modalities=modalities,
-    widths=tuple(spec.widths[name] for name in modalities),
-    target=primary_output(options, spec),
-  )
-
-
-_CHOICES = {
-  "level": LEVELS,
-  "expert_style": STYLES,
-  "router": ROUTERS,
-  "mixing": MIXING,
-  "stage2_mask": MASKS,
-}
-
-
-def _check(model: ml_collections.FrozenConfigDict) -> None:
-  for key, known in _CHOICES.items():
-    if model[key] not in known:
-      raise UserError(f"config.model.{key}={model[key]!r} must be one of {known}.")
-  for key in ("drop", "attn_drop", "router_logit_dropout"):
-    if not 0.0 <= model[key] < 1.0:
-      raise UserError(f"config.model.{key}={model[key]} must be in [0, 1).")
-  for key in ("D", "depth", "n_heads", "mlp_ratio"):
-    if model[key] < 1:
-      raise UserError(f"config.model.{key}={model[key]} must be positive.")
-  if model.D % model.n_heads:
-    raise UserError(
-      f"config.model.n_heads={model.n_heads} must divide config.model.D={model.D}."
-    )

@@ -5,18 +5,18 @@ the best validation epoch of each. Stage 2 starts from these parts and trains th
 mixture, one model or one branch per condition.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from msa_jax.config.options import OptimConfig
 from msa_jax.errors import UserError
-from msa_jax.models.momke import network as momke
 from msa_jax.models.momke.conditions import conditions
-from msa_jax.models.momke.network import is_branched
+from msa_jax.models.momke.network import MoMKE
+from msa_jax.models.options import check, construct, defaults, split
 from msa_jax.models.outputs import primary_output
 from msa_jax.models.system import Options, Stage, System
 from msa_jax.text.finetune import PARAMETERS as ENCODER
@@ -25,6 +25,52 @@ from msa_jax.typing import Params, Spec
 INITS = ("best_val", "last")
 # Parts of the network that stage 1 trains; the first two go on into stage 2.
 _EXPERTS, _HEADS = "experts", "heads"
+
+
+@dataclasses.dataclass(frozen=True)
+class StageOptions:
+  """How training is divided in stages; options beside those of the network.
+
+  Attributes:
+    stage1_epochs: epochs of stage 1, of `config.optim.epochs`: 0 = no stage 1, all of
+      them = no stage 2.
+    stage2_init: where stage 2 starts: every modality's `best_val` epoch, or the `last`
+      one, as the released code in fact does.
+    carry_opt_state: stage 2 goes on with stage 1's optimizer state.
+    freeze_experts: in stage 2, with their input projections.
+  """
+
+  stage1_epochs: int = 150
+  stage2_init: str = "best_val"
+  carry_opt_state: bool = False
+  freeze_experts: bool = False
+
+  def __post_init__(self):
+    check(self, choices={"stage2_init": INITS})
+
+
+def options() -> dict[str, Any]:
+  """Options of the system (`config.model`): the fields of `MoMKE` and of
+  `StageOptions`."""
+  plan = dataclasses.asdict(StageOptions())
+  return {"name": "momke", **defaults(MoMKE), **plan}
+
+
+def build(options: Options, spec: Spec) -> MoMKE:
+  """Builds the network for a corpus.
+
+  Raises:
+    UserError: a value out of range, or samples of the other level.
+  """
+  _, network = split(StageOptions, options)
+  output = primary_output(options, spec)
+  model = construct(MoMKE, network, output=output, modalities=spec.modalities)
+  if bool(spec.utterances) != (model.level == "utterance"):
+    unit = {"utterance": "dialogue", "frame": "utterance"}[model.level]
+    raise UserError(
+      f"config.model.level={model.level!r} needs config.data.sample_unit={unit!r}."
+    )
+  return model
 
 
 def stages(
@@ -38,44 +84,34 @@ def stages(
   Raises:
     UserError: more epochs in stage 1 than in all, or an option out of range.
   """
-  model = ml_collections.FrozenConfigDict(options)
-  task = primary_output(options, spec).name
-  run = _Run(model, spec.modalities, task, optim.patience, monitor)
-  first, total = model.stage1_epochs, optim.epochs
-  _check(model, total)
-  made = []
-  if first:
-    made.append(_unimodal(run, first))
-  if total > first:
-    made.append(_mixing(run, total - first, bool(first)))
-  return tuple(made)
-
-
-class _Run(NamedTuple):
-  """What both stages read: the system's options, and of the run's those named."""
-
-  options: ml_collections.FrozenConfigDict
-  modalities: tuple[str, ...]
-  task: str
-  patience: int
-  monitor: str
-
-
-def _check(options: ml_collections.FrozenConfigDict, total: int) -> None:
-  if options.stage2_init not in INITS:
+  model, (plan, _) = build(options, spec), split(StageOptions, options)
+  run = _Run(model, plan, optim.patience, monitor)
+  first, total = plan.stage1_epochs, optim.epochs
+  if not 0 <= first <= total:
     raise UserError(
-      f"config.model.stage2_init={options.stage2_init!r} must be one of {INITS}."
+      f"config.model.stage1_epochs={first} must be within 0 (no stage 1) and"
+      f" config.optim.epochs={total} (no stage 2)."
     )
-  if not 0 <= options.stage1_epochs <= total:
-    raise UserError(
-      f"config.model.stage1_epochs={options.stage1_epochs} must be within 0 (no stage"
-      f" 1) and config.optim.epochs={total} (no stage 2)."
-    )
-  if options.carry_opt_state and is_branched(options):
+  if plan.carry_opt_state and model.is_branched:
     raise UserError(
       "config.model.carry_opt_state=True goes with one model: choose a"
       " config.model.condition other than 'all', or stage2_mask='mixed'."
     )
+  sequence = []
+  if first:
+    sequence.append(_unimodal(run, first))
+  if total > first:
+    sequence.append(_mixing(run, total - first, bool(first)))
+  return tuple(sequence)
+
+
+class _Run(NamedTuple):
+  """What both stages read: the network, how it is trained, the run's options."""
+
+  model: MoMKE
+  plan: StageOptions
+  patience: int
+  monitor: str
 
 
 def _select(run: _Run, *heads: str) -> str:
@@ -84,12 +120,13 @@ def _select(run: _Run, *heads: str) -> str:
   for entry in run.monitor.split(","):
     factor, star, rest = entry.strip().rpartition("*")
     metric = rest.rpartition("/")[2]
-    entries += [f"{factor}{star}{run.task}@{head}/{metric}" for head in heads]
+    task = run.model.output.name
+    entries += [f"{factor}{star}{task}@{head}/{metric}" for head in heads]
   return ",".join(entries)
 
 
 def _unimodal(run: _Run, epochs: int) -> Stage:
-  options, names = run.options, run.modalities
+  model, names = run.model, run.model.modalities
 
   def keep(track: str, params: Params) -> Params:
     own = own_part(params["network"], track, names.index(track))
@@ -99,11 +136,11 @@ def _unimodal(run: _Run, epochs: int) -> Stage:
 
   def compose(snapshots: Mapping[str, Params], final: Params) -> Params:
     network = dict(final["network"])
-    if options.stage2_init == "best_val":
+    if run.plan.stage2_init == "best_val":
       network = join_parts([snapshots[name] for name in names], names, network)
       if _encodes("text", final):
         final = {**final, ENCODER: snapshots["text"][ENCODER]}
-    if not is_branched(options):
+    if not model.is_branched:
       return {**final, "network": network}
     branches = branched(network, final["branches"])
     return {**final, "network": network, "branches": branches}
@@ -172,36 +209,35 @@ def branched(network: Params, branches: Params) -> Params:
 
 
 def _mixing(run: _Run, epochs: int, after: bool) -> Stage:
-  options = run.options
+  model, plan = run.model, run.plan
   stage = Stage(
     name="mixing",
     epochs=epochs,
     patience=run.patience,
     call={"stage": 2},
-    trainable=_in_stage_2(options),
-    carry_opt_state=options.carry_opt_state and after,
+    trainable=_in_stage_2(model.is_branched, plan.freeze_experts),
+    carry_opt_state=plan.carry_opt_state and after,
   )
-  names = tuple(conditions(run.modalities))
-  if is_branched(options):
+  names = tuple(conditions(model.modalities))
+  if model.is_branched:
     return stage._replace(
       branched=True,
       tracks={name: _select(run, name) for name in names},
       keep=lambda track, params: one_branch(params, names.index(track)),
       compose=join_branches,
     )
-  if options.stage2_mask == "mixed":
+  if model.stage2_mask == "mixed":
     # One model for all conditions is chosen by all of them.
     return stage._replace(tracks={"selected": _select(run, *names)})
   return stage
 
 
-def _in_stage_2(options: ml_collections.FrozenConfigDict) -> Any:
-  top = "branches" if is_branched(options) else "network"
-  frozen = options.freeze_experts
+def _in_stage_2(branched: bool, frozen: bool) -> Callable[[tuple[str, ...]], bool]:
+  top = "branches" if branched else "network"
 
   def trainable(path: tuple[str, ...]) -> bool:
     if path[0] == ENCODER:  # one for all branches, which have nothing in common
-      return not frozen and not is_branched(options)
+      return not frozen and not branched
     learnt = in_stage_1(("network", path[1]))
     return path[0] == top and path[1] != _HEADS and not (frozen and learnt)
 
@@ -219,4 +255,4 @@ def join_branches(snapshots: Mapping[str, Params], final: Params) -> Params:
   return {**final, "branches": branches}
 
 
-SYSTEM = System(build=momke.build, stages=stages, units=("dialogue", "utterance"))
+SYSTEM = System(build=build, stages=stages, units=("dialogue", "utterance"))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tiny_momke
 
-from msa_jax.config.experiment import read_spec
+from msa_jax.errors import UserError
+from msa_jax.models.momke import MoMKE
 from msa_jax.models.momke.conditions import conditions, sample_subsets
-from msa_jax.models.momke.experts import expert_weights
 from msa_jax.models.system import one_loss
 from msa_jax.step.objective import task_losses
 from msa_jax.typing import Label, ModelOutput
@@ -29,17 +29,15 @@ REAL = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
 
 @functools.cache
 def _model(**options):
-  config = tiny_momke.config(**options)
-  model = tiny_momke.build(config)
+  model = tiny_momke.network(**options)
   batch = tiny_momke.batch(PRESENT, REAL)
-  init = jax.jit(functools.partial(model.init, train=False))
-  return model, init(jax.random.key(0), batch)["params"]
+  return model, jax.jit(model.init)(jax.random.key(0), batch)["params"]
 
 
 @functools.cache
 def _apply(stage=2, train=False, **options):
   model, _ = _model(**options)
-  return jax.jit(functools.partial(model.apply, train=train, stage=stage))
+  return jax.jit(tiny_momke.apply(model, train=train, stage=stage))
 
 
 def _run(batch, params=None, stage=2, **options):
@@ -149,30 +147,16 @@ def test_weights_sum_to_one_where_the_modality_is_there_and_are_zero_elsewhere()
       np.testing.assert_allclose(total, seen.astype(float), rtol=1e-6)
 
 
-def test_two_way_weights_give_alpha_to_the_own_expert_and_share_beta():
-  logits = jnp.log(jnp.asarray([0.7, 0.3]))
-  weights = expert_weights(jnp.broadcast_to(logits, (3, 1, 1, 2)), two_way=True)
-  expected = [[0.7, 0.15, 0.15], [0.15, 0.7, 0.15], [0.15, 0.15, 0.7]]
-  np.testing.assert_allclose(weights[:, 0, 0], expected, rtol=1e-6)
-  alone = expert_weights(jnp.zeros((1, 1, 1, 2)), two_way=True)
-  np.testing.assert_array_equal(alone, [[[[1.0]]]])
-
-
 _erf = np.vectorize(math.erf)
 
 
-def _expert(params, expert, values, mask, style, heads=2):
+def _expert(params, expert, values, mask, heads=2):
   """One expert on one sequence [t d], in float64 numpy, head by head."""
 
   def affine(name, layer, x):
     leaf = params[name]
     kernel = np.asarray(leaf["kernel"], float)[expert, layer]
     return x @ kernel + np.asarray(leaf["bias"], float)[expert, layer]
-
-  def norm(layer, which, x):
-    scale, bias = np.asarray(params["norms"], float)[expert, layer, which]
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-5) * scale + bias
 
   def attend(layer, x):
     q, k, v = np.split(affine("qkv", layer, x), 3, axis=-1)
@@ -190,13 +174,8 @@ def _expert(params, expert, values, mask, style, heads=2):
     return affine("fc2", layer, 0.5 * hidden * (1 + _erf(hidden / np.sqrt(2))))
 
   for layer in range(params["qkv"]["kernel"].shape[1]):
-    if style == "official":
-      mixed = attend(layer, values)
-      values = values + mixed + mlp(layer, mixed)
-    else:
-      attended = attend(layer, norm(layer, 0, values))
-      values = values + affine("out", layer, attended)
-      values = values + mlp(layer, norm(layer, 1, values))
+    mixed = attend(layer, values)
+    values = values + mixed + mlp(layer, mixed)
   return values
 
 
@@ -208,20 +187,19 @@ def _numpy_projection(network, batch, name):
   return values @ np.asarray(leaf["kernel"], float) + np.asarray(leaf["bias"], float)
 
 
-@pytest.mark.parametrize("style", ["official", "preln"])
-def test_all_streams_agree_with_a_loop_over_modalities_and_experts(style):
+def test_all_streams_agree_with_a_loop_over_modalities_and_experts():
   batch = tiny_momke.batch(PRESENT, REAL)
-  network = _model(expert_style=style)[1]["network"]
+  network = _model()[1]["network"]
   seen = _visible(batch)
-  routing = _run(batch, expert_style=style).routing
-  streams = _run(batch, expert_style=style).features
-  uniform = _run(batch, expert_style=style, mixing="uniform").features
+  routing = _run(batch).routing
+  streams = _run(batch).features
+  uniform = _run(batch, mixing="uniform").features
   for name in NAMES:
     projected = _numpy_projection(network, batch, name)
     for row in range(2):
       outputs = np.stack(
         [
-          _expert(network["experts"], e, projected[row], seen[name][row], style)
+          _expert(network["experts"], e, projected[row], seen[name][row])
           for e in range(3)
         ],
         axis=1,
@@ -295,8 +273,8 @@ def test_outputs_move_with_their_utterances_and_dialogues():
 @pytest.mark.parametrize("task", ["sentiment", "emotion"])
 def test_losses_average_over_real_utterances_as_numpy_does(task):
   random = np.random.default_rng(0)
-  spec = read_spec(tiny_momke.config(task=task).spec.to_dict())
-  terms = one_loss({"task": {"sentiment": "mse", "emotion": "default"}[task]}, spec)
+  spec = tiny_momke.spec(task=task)
+  terms = one_loss({"task": "mse" if task == "sentiment" else "default"}, spec)
   batch = tiny_momke.batch(PRESENT, REAL)
   if task == "sentiment":
     labels, values = random.normal(size=(2, 4)), random.normal(size=(2, 4))
@@ -306,7 +284,7 @@ def test_losses_average_over_real_utterances_as_numpy_does(task):
     chosen = np.take_along_axis(values, labels[..., None], -1)[..., 0]
     each = np.log(np.exp(values).sum(-1)) - chosen
   kind = jnp.float32 if task == "sentiment" else jnp.int32
-  output = ModelOutput({task: jnp.asarray(values, jnp.float32)}, {}, {}, {})
+  output = ModelOutput({task: jnp.asarray(values, jnp.float32)})
   for real in (REAL, np.zeros_like(REAL)):
     labelled = batch.replace(
       labels={task: Label(jnp.asarray(labels, kind), jnp.asarray(real))}
@@ -330,7 +308,7 @@ def test_mixed_masks_are_never_empty_and_uniform_over_what_is_there():
 
 def test_mixed_training_hides_modalities_and_evaluation_does_not():
   batch = tiny_momke.batch(np.ones((2, 4, 3), bool), REAL)
-  params, options = _model()[1], {"drop": 0.0, "router_logit_dropout": 0.0}
+  params, options = _model()[1], {"dropout": 0.0, "router_logit_dropout": 0.0}
   train = _apply(train=True, stage2_mask="mixed", **options)
   streams = train({"params": params}, batch, rngs={"noise": jax.random.key(3)}).features
   shown = np.stack([np.any(streams[f"r_{name}"] != 0, axis=-1) for name in NAMES], -1)
@@ -360,8 +338,8 @@ def test_a_condition_hides_the_other_modalities():
 
 def test_every_branch_is_the_model_of_its_condition():
   batch = tiny_momke.batch(PRESENT, REAL)
-  params = _model(condition="all", depth=1)[1]
-  output = _run(batch, params, condition="all", depth=1)
+  params = _model(condition="all", num_layers=1)[1]
+  output = _run(batch, params, condition="all", num_layers=1)
   table = conditions(NAMES)
   assert list(table) == ["a", "t", "v", "at", "av", "tv", "atv"]
   assert params["branches"]["head"]["kernel"].shape == (7, 24, 1)
@@ -369,7 +347,9 @@ def test_every_branch_is_the_model_of_its_condition():
   for branch, name in enumerate(table):
     network = jax.tree.map(lambda leaf, i=branch: leaf[i], params["branches"])
     kept = np.array(table[name])
-    alone = _run(tiny_momke.batch(PRESENT & kept, REAL), {"network": network}, depth=1)
+    alone = _run(
+      tiny_momke.batch(PRESENT & kept, REAL), {"network": network}, num_layers=1
+    )
     np.testing.assert_allclose(values[name], _values(alone), rtol=1e-5, atol=1e-6)
   # The model as a whole answers with the branch of what each utterance has.
   chosen = [["atv", "av", "v", "atv"], ["t", "atv"]]
@@ -391,16 +371,14 @@ def test_without_stage_2_the_available_modalities_outputs_are_averaged():
 
 
 def test_frames_are_pooled_before_the_heads_and_may_differ_in_number():
-  config = tiny_momke.config(level="frame")
+  model = tiny_momke.network(level="frame")
   batch = tiny_momke.batch(PRESENT, REAL)
   audio = batch.modalities["audio"]
   batch = batch.replace(
     modalities=batch.modalities | {"audio": jax.tree.map(lambda x: x[:, :3], audio)}
   )
   params = _model()[1]
-  output = jax.jit(functools.partial(tiny_momke.build(config).apply, train=False))(
-    {"params": params}, batch
-  )
+  output = jax.jit(tiny_momke.apply(model))({"params": params}, batch)
   steps = _run(batch)
   seen = np.zeros((2, 4, 1), bool)
   for name, visible in _visible(batch).items():
@@ -424,3 +402,23 @@ def test_parameters_start_uniform_within_one_over_the_root_of_the_fan_in():
   assert 0.95 * bound < np.abs(kernel).max() <= bound
   np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.05)
   assert 0.6 * bound < np.abs(experts["fc1"]["bias"]).max() <= bound
+
+
+def test_the_network_is_usable_alone_and_reads_its_modalities_from_the_batch():
+  widths = {"text": 2, "audio": 3}
+  batch = tiny_momke.batch(np.ones((2, 4, 2)), REAL, widths)
+  model = MoMKE(hidden_dim=4, num_layers=1, condition="at")
+  variables = jax.jit(model.init)(jax.random.key(0), batch)
+  output = model.apply(variables, batch)
+  assert output.predictions["sentiment"].shape == (2, 4)
+  assert output.routing["audio"].experts == ("text", "audio")
+  named = MoMKE(hidden_dim=4, num_layers=1, modalities=("text", "audio"))
+  jax.tree.map(np.testing.assert_array_equal, named.apply(variables, batch), output)
+  with pytest.raises(UserError, match="the batch has no vision, only text, audio"):
+    MoMKE(modalities=NAMES).init(jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize("changes", [{"stage2_mask": "mixed"}, {"condition": "all"}])
+def test_every_gate_names_its_experts(changes):
+  routing = _run(tiny_momke.batch(PRESENT, REAL), num_layers=1, **changes).routing
+  assert {gate.experts for gate in routing.values()} == {NAMES}

@@ -21,14 +21,12 @@ CASES = [(tag, p) for tag in TASKS for p in ("full", "a", "tv", "mixed")]
 
 @functools.cache
 def _model(tag, mixing):
-  config = tiny_momke.config(WIDTHS, TASKS[tag], D=16, mixing=mixing)
-  model = tiny_momke.build(config)
+  model = tiny_momke.network(WIDTHS, TASKS[tag], hidden_dim=16, mixing=mixing)
   start = f"{tag}/weights/"
   weights = {k.removeprefix(start): ARRAYS[k] for k in ARRAYS if k.startswith(start)}
   params = tiny_momke.from_released(weights)
   return params, {
-    stage: jax.jit(functools.partial(model.apply, train=False, stage=stage))
-    for stage in (1, 2)
+    stage: jax.jit(tiny_momke.apply(model, stage=stage)) for stage in (1, 2)
   }
 
 
