@@ -14,7 +14,6 @@ from changes import change
 
 from configs import lf_dnn as late_fusion
 from configs import momke as configs
-from msa_jax.config.experiment import read_spec
 from msa_jax.config.options import OptimConfig
 from msa_jax.data.readers import npz
 from msa_jax.errors import UserError
@@ -28,17 +27,11 @@ from msa_jax.studies import missing
 NAMES = ("text", "audio", "vision")
 
 
-def _stages(config):
-  spec = read_spec(config.spec.to_dict())
-  optim = OptimConfig(**config.optim.to_dict())
-  return system.stages(config.model.to_dict(), spec, optim, config.train.monitor)
-
-
-def _config(total=5, first=2, **options):
-  config = tiny_momke.config(stage1_epochs=first, **options)
-  config.optim = {"epochs": total, "patience": 3}
-  config.train = {"monitor": "auto"}
-  return config
+def _stages(total=5, first=2, monitor="auto", **options):
+  options = tiny_momke.options(stage1_epochs=first, **options)
+  options.pop("name")
+  optim = OptimConfig(epochs=total, patience=3)
+  return system.stages(options, tiny_momke.spec(), optim, monitor)
 
 
 def _tree(seed):
@@ -54,23 +47,21 @@ def _tree(seed):
 
 
 def test_stages_share_the_epochs_and_either_may_be_left_out():
-  both = _stages(_config())
+  both = _stages()
   assert [(s.name, s.epochs, s.call) for s in both] == [
     ("unimodal", 2, {"stage": 1}),
     ("mixing", 3, {"stage": 2}),
   ]
   assert dict(both[0].tracks)["audio"] == "sentiment@audio/auto"
-  (only,) = _stages(_config(first=0))
+  (only,) = _stages(first=0)
   assert (only.name, only.epochs, only.carry_opt_state) == ("mixing", 5, False)
-  (only,) = _stages(_config(first=5))
+  (only,) = _stages(first=5)
   assert (only.name, only.epochs) == ("unimodal", 5)
-  mixed = _stages(_config(stage2_mask="mixed"))[1]
+  mixed = _stages(stage2_mask="mixed")[1]
   names = ("a", "t", "v", "at", "av", "tv", "atv")
   heads = ",".join(f"sentiment@{name}/auto" for name in names)
   assert dict(mixed.tracks) == {"selected": heads}
-  weighted = _config(condition="all")
-  weighted.train.monitor = "2*sentiment/mae,corr"
-  tracks = _stages(weighted)[1].tracks
+  tracks = _stages(monitor="2*sentiment/mae,corr", condition="all")[1].tracks
   assert tracks["av"] == "2*sentiment@av/mae,sentiment@av/corr"
 
 
@@ -78,13 +69,12 @@ def test_stages_share_the_epochs_and_either_may_be_left_out():
   ("options", "message"),
   [
     ({"first": 6}, r"stage1_epochs=6 must be within 0 .*epochs=5"),
-    ({"stage2_init": "first"}, "stage2_init='first' must be one of"),
     ({"carry_opt_state": True, "condition": "all"}, "carry_opt_state=True goes with"),
   ],
 )
 def test_stages_that_cannot_be_are_refused(options, message):
   with pytest.raises(UserError, match=message):
-    _stages(_config(**options))
+    _stages(**options)
 
 
 def _trained(stage, top="network"):
@@ -93,12 +83,12 @@ def _trained(stage, top="network"):
 
 def test_each_stage_trains_its_own_parts():
   projections = {f"in_proj_{name}" for name in NAMES}
-  first, second = _stages(_config())
+  first, second = _stages()
   assert _trained(first) == projections | {"experts", "heads"}
   assert _trained(second) == projections | {"experts", "routers", "head", "proj1"}
-  frozen = _stages(_config(freeze_experts=True))[1]
+  frozen = _stages(freeze_experts=True)[1]
   assert _trained(frozen) == {"routers", "head", "proj1"}
-  branched = _stages(_config(condition="all"))[1]
+  branched = _stages(condition="all")[1]
   assert branched.branched
   assert not _trained(branched)
   assert "heads" not in _trained(branched, "branches")
@@ -106,7 +96,7 @@ def test_each_stage_trains_its_own_parts():
 
 
 def test_stage_2_starts_from_every_modalitys_own_best_epoch():
-  stage = _stages(_config())[0]
+  stage = _stages()[0]
   trees = {name: _tree(i) for i, name in enumerate(NAMES)}
   snapshots = {n: stage.keep(n, {"network": tree}) for n, tree in trees.items()}
   final = {"network": _tree(9)}
@@ -123,12 +113,12 @@ def test_stage_2_starts_from_every_modalitys_own_best_epoch():
       assert ours == theirs
   for part in ("routers", "head", "proj1"):
     assert parameter_hash(network[part]) == parameter_hash(final["network"][part])
-  last = _stages(_config(stage2_init="last"))[0]
+  last = _stages(stage2_init="last")[0]
   assert parameter_hash(last.compose(snapshots, final)) == parameter_hash(final)
 
 
 def test_branches_start_from_the_same_experts_and_end_at_their_own_best_epochs():
-  first, second = _stages(_config(condition="all"))
+  first, second = _stages(condition="all")
   branches = {k: v for k, v in _tree(8).items() if k != "heads"}
   branches = jax.tree.map(
     lambda leaf: jnp.stack([leaf + i for i in range(7)]), branches
@@ -156,33 +146,34 @@ def test_branches_start_from_the_same_experts_and_end_at_their_own_best_epochs()
 
 
 def test_branches_are_clipped_each_by_its_own_norm():
-  config = toy.config(
-    name="sgd", warmup_fraction=0.0, schedule="constant", grad_clip_norm=1.0
+  config = OptimConfig(
+    "sgd", 0.05, warmup_fraction=0.0, schedule="constant", grad_clip_norm=1.0
   )
   gradients = {"a": jnp.asarray([[3.0, 0.0], [0.1, 0.2]]), "b": jnp.asarray([4.0, 0.2])}
-  optimizer = optim.build(config.optim, 20, lambda path: "new", branched=True)
+  optimizer = optim.build(config, 10, lambda path: "new", branched=True)
   updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
   # Norms 5 and 0.3: the first branch is scaled by 1/5, the second left alone.
   np.testing.assert_allclose(updates["a"], [[-0.03, 0.0], [-0.005, -0.01]], rtol=1e-6)
   np.testing.assert_allclose(updates["b"], [-0.04, -0.01], rtol=1e-6)
 
 
-def test_weight_decay_of_adam_is_a_part_of_the_gradient_of_every_parameter():
-  config = toy.config(
-    name="sgd", warmup_fraction=0.0, schedule="constant", grad_clip_norm=0.0
+# The move of (kernel 2, bias -4) with gradients of one: by SGD the rate times gradient
+# + decay * parameter; Adam's first is the rate times the sign of that.
+@pytest.mark.parametrize(("rule", "kernel"), [("sgd", -0.05 * 2.0), ("adam", -0.05)])
+def test_weight_decay_is_a_part_of_the_gradient_of_every_parameter(rule, kernel):
+  config = OptimConfig(
+    rule,
+    0.05,
+    warmup_fraction=0.0,
+    schedule="constant",
+    grad_clip_norm=0.0,
+    weight_decay=0.5,
   )
-  config = change(config, optim={"weight_decay": 0.5})
   params = {"kernel": jnp.asarray([[2.0]]), "bias": jnp.asarray([-4.0])}
   gradients = {"kernel": jnp.asarray([[1.0]]), "bias": jnp.asarray([1.0])}
-  optimizer = optim.build(config.optim, 20, lambda path: "new")
+  optimizer = optim.build(config, 10, lambda path: "new")
   updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-  np.testing.assert_allclose(updates["kernel"], [[-0.05 * 2.0]], rtol=1e-6)
-  np.testing.assert_allclose(updates["bias"], [0.05 * 1.0], rtol=1e-6)
-  config = change(config, optim={"name": "adam"})
-  optimizer = optim.build(config.optim, 20, lambda path: "new")
-  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-  # Adam's first update is the sign of gradient + decay * parameter.
-  np.testing.assert_allclose(updates["kernel"], [[-0.05]], rtol=1e-5)
+  np.testing.assert_allclose(updates["kernel"], [[kernel]], rtol=1e-5)
   np.testing.assert_allclose(updates["bias"], [0.05], rtol=1e-5)
 
 
@@ -199,22 +190,19 @@ def _dialogues(path):
   return corpus
 
 
-def _options(path, **optim):
-  steps = {"epochs": 4, "batch_size": 3, "learning_rate": 0.01, "patience": 0}
-  return change(
-    configs.get_config("mosi,conditions"),
-    data={"path": str(path)},
-    model={"D": 4, "depth": 1, "n_heads": 1, "stage1_epochs": 2},
-    optim={**steps, **optim},
-    train={"eval_batch_size": 4},
-  )
+def _experiment(path):
+  config = configs.get_config("mosi,conditions")
+  model = {"hidden_dim": 4, "num_layers": 1, "num_heads": 1, "stage1_epochs": 2}
+  optim = {"epochs": 4, "batch_size": 3, "learning_rate": 0.01, "patience": 0}
+  sections = {"data": {"path": str(path)}, "train": {"eval_batch_size": 4}}
+  return change(config, model=model, optim=optim, **sections)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp("momke")
   corpus = _dialogues(folder / "toy.npz")
-  config = _options(folder / "toy.npz")
+  config = _experiment(folder / "toy.npz")
   return folder, corpus, config, run.train(config, folder / "run")
 
 
@@ -283,33 +271,29 @@ def test_the_grid_of_conditions_asks_the_branch_of_what_is_there(trained):
 
 def test_official_selection_is_on_the_test_split_and_says_so(trained, caplog):
   folder, _, config, _ = trained
-  config = change(config, train={"selection_split": "official"})
-  prepared = prepare.prepare(config)
+  official = change(config, train={"selection_split": "official"})
+  prepared = prepare.prepare(official)
   assert prepared.corpus.splits["valid"].ids.tolist() == ["test0", "test1", "test2"]
   assert prepared.corpus.notes["selected_on"] == "test"
   assert "selects epochs on the test split" in caplog.text
-  config = change(config, train={"selection_split": "test"})
   message = "train.selection_split='test' must be val, or official"
   with pytest.raises(UserError, match=message):
-    prepare.prepare(config)
+    prepare.prepare(change(config, train={"selection_split": "test"}))
 
 
 def test_systems_of_single_utterances_refuse_dialogues_and_the_other_way(trained):
   _, _, config, _ = trained
   with pytest.raises(UserError, match="unit='dialogue': lf_dnn reads samples that are"):
     prepare.prepare(config.replace(system="lf_dnn"))
-  config = change(config, data={"sample_unit": "clip"})
   with pytest.raises(UserError, match="data.sample_unit='clip' must be one of"):
-    prepare.prepare(config)
-  config = change(config, data={"sample_unit": "dialogue", "align": "pool"})
+    prepare.prepare(change(config, data={"sample_unit": "clip"}))
   with pytest.raises(UserError, match="data.align='pool' must be 'none'"):
-    prepare.prepare(config)
-  config = change(config, data={"sample_unit": "utterance"})
-  resolved = prepare.prepare(config).config
-  with pytest.raises(
-    UserError, match="level='utterance' needs config.data.sample_unit"
-  ):
-    compose.build(resolved)
+    prepare.prepare(change(config, data={"align": "pool"}))
+  message = "level='utterance' needs config.data.sample_unit"
+  with pytest.raises(UserError, match=message):
+    compose.build(
+      prepare.prepare(change(config, data={"sample_unit": "utterance"})).config
+    )
 
 
 def test_systems_of_single_utterances_read_corpora_of_dialogues(tmp_path):
@@ -332,5 +316,5 @@ def test_systems_of_single_utterances_read_corpora_of_dialogues(tmp_path):
   state = jax.eval_shape(compose.build(prepared.config).init, 0)
   assert len(jax.tree.leaves(state.params)) > 0
   # The run reads the same fold again.
-  again = prepare.reload(prepared.config, prepared.pipeline, "")
+  again = prepare.reload(prepared.config, prepared.preprocessor, "")
   assert again.splits["test"].ids.tolist() == test.ids.tolist()
