@@ -31,7 +31,7 @@ LITTLE = {
   "derl": {"num_layers": 1},
   "hgem": {"fusion": "average"},
   "mmolre": {"num_blocks": 1},
-  "momke": {"depth": 1, "level": "frame"},
+  "momke": {"num_layers": 1, "level": "frame"},
 }
 
 

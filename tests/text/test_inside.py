@@ -10,8 +10,9 @@ import tiny_encoder
 import tiny_systems
 from changes import change
 
-from msa_jax.models import SYSTEMS
+from msa_jax.models import SYSTEMS, with_text_encoder
 from msa_jax.step import compose, recipe
+from msa_jax.typing import ModelOutput
 
 VISIBLE, HIDDEN = range(2, 12), range(12, 29)  # ids that tokens have
 
@@ -97,3 +98,29 @@ def test_the_encoder_computes_in_the_system_s_type_and_gives_float32(folder):
 
   text = jax.eval_shape(encode, batch).modalities["text"]
   assert text.features.dtype == jnp.float32 and not text.ids
+
+
+class Presence(nn.Module):
+  """A model in two parts whose tail tells which steps of the text it sees."""
+
+  def encode(self, batch, *, train):
+    return {"text": batch.modalities["text"].features}
+
+  def tail(self, features, omega, batch, *, train):
+    return ModelOutput({}, {"seen": batch.modalities["text"].mask})
+
+
+def test_the_tail_of_a_balanced_system_does_not_see_lost_tokens(folder):
+  config = tiny_systems.encoding("awf", folder)
+  batch = tiny_systems.batch(config)
+  text = batch.modalities["text"]
+  lost = text.mask.at[1:].set(False)  # every token of the first sample
+  batch = batch.replace(
+    modalities={**batch.modalities, "text": text.replace(lost=lost)}
+  )
+  model = with_text_encoder.with_encoder(
+    Presence(), config.text, config.corpus_spec, sees_dropped=False
+  )
+  output = model.apply({}, {}, {}, batch, train=False, method="tail")
+  expected = text.mask & ~lost
+  np.testing.assert_array_equal(output.features["seen"], expected)

@@ -100,3 +100,11 @@ def test_options_of_old_runs_make_the_same_network():
 def test_conditions_ignore_modalities_that_the_corpus_lacks():
   assert kept_by("atv", ("text", "audio")) == (True, True)
   assert list(conditions(("text", "audio"))) == ["a", "t", "at"]
+
+
+@pytest.mark.parametrize(
+  "option", [{"router": "two_way"}, {"expert_style": "preln"}, {"mlp_ratio": 2}]
+)
+def test_old_runs_of_networks_that_are_gone_are_refused(option):
+  with pytest.raises(UserError, match=f"model.{next(iter(option))}="):
+    from_json(json.dumps({"model": {"name": "momke", "task": "auto", **option}}))

@@ -316,5 +316,5 @@ def test_systems_of_single_utterances_read_corpora_of_dialogues(tmp_path):
   state = jax.eval_shape(compose.build(prepared.config).init, 0)
   assert len(jax.tree.leaves(state.params)) > 0
   # The run reads the same fold again.
-  again = prepare.reload(prepared.config, prepared.preprocessor, "")
+  again = prepare.reload(prepared.config, prepared.pipeline, "")
   assert again.splits["test"].ids.tolist() == test.ids.tolist()
