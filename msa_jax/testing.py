@@ -1,0 +1,459 @@
+"""Contract tests for systems of other packages: `check_system`.
+
+>>> def test_my_system_keeps_the_contract():
+...   msa_jax.testing.check_system(SYSTEM, {"width": 8})
+
+What is absent must have exactly no influence, padding and filler rows change nothing,
+labels are not looked at to predict, every parameter learns, and a step is a pure
+function that survives `vmap`. Every check is a function of its own in `CHECKS`.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from msa_jax import models
+from msa_jax.config.experiment import Experiment
+from msa_jax.config.options import OptimConfig
+from msa_jax.models.outputs import output_spec
+from msa_jax.models.system import System
+from msa_jax.step import compose
+from msa_jax.step.recipe import Recipe, example_batch
+from msa_jax.typing import Batch, Label, Modality, Spec, Task, task_name
+
+_NAME = "system under test"
+_ROWS = 6
+_STEPS = 5
+
+
+def example_spec(unit: str = "utterance", kind: str = "regression") -> Spec:
+  """Shapes of a small corpus: text, audio with cluster codes, vision, one label.
+
+  Args:
+    unit: what a sample is, `utterance` or `dialogue`.
+    kind: of the label: `regression`, `classes` or `binary`.
+  """
+  names = () if kind == "regression" else ("calm", "glad", "sad")
+  return Spec(
+    widths={"text": 6, "audio": 3, "vision": 4},
+    lengths={"text": _STEPS, "audio": _STEPS, "vision": _STEPS},
+    ids={"text": (), "audio": ("codes",), "vision": ()},
+    tasks={"sentiment": Task(kind, -3.0, 3.0, names)},
+    train_size=32,
+    utterances=_STEPS if unit == "dialogue" else 0,
+  )
+
+
+def random_batch(spec: Spec, seed: int = 0, size: int = _ROWS) -> Batch:
+  """Labelled samples of random content and lengths, everything available.
+
+  Args:
+    spec: shapes.
+    seed: of the content.
+    size: rows.
+  """
+  random = np.random.default_rng(seed)
+  batch = example_batch(spec, size)
+  shared = random.integers(2, _STEPS + 1, size)  # dialogues share their steps
+  modalities = {}
+  for name in batch.order:
+    modality = batch.modalities[name]
+    t = modality.mask.shape[1]
+    length = shared if spec.utterances else random.integers(2, t + 1, size)
+    mask = np.arange(t) < np.minimum(length, t)[:, None]
+    features = random.normal(size=modality.features.shape) * mask[..., None]
+    ids = {
+      key: jnp.asarray(random.integers(0, 9, mask.shape) * mask, jnp.int32)
+      for key in modality.ids
+    }
+    modalities[name] = Modality(
+      jnp.asarray(features, jnp.float32), jnp.asarray(mask), modality.lost, ids
+    )
+  batch = batch.replace(modalities=modalities)
+  if spec.utterances:
+    real = modalities[batch.order[0]].mask
+    batch = batch.replace(available=batch.available & real[..., None])
+  return batch.replace(labels=_labels(spec, batch, random))
+
+
+def _labels(spec: Spec, batch: Batch, random: np.random.Generator) -> dict[str, Label]:
+  labels = {}
+  for name, task in spec.tasks.items():
+    shape = batch.labels[name].value.shape
+    if task.kind == "regression":
+      value = jnp.asarray(random.uniform(task.low, task.high, shape), jnp.float32)
+    else:
+      top = 2 if task.kind == "binary" else len(task.classes)
+      value = jnp.asarray(random.integers(0, top, shape), jnp.int32)
+    labels[name] = Label(value, jnp.any(batch.available, axis=-1))
+  return labels
+
+
+class Checked(NamedTuple):
+  """A system, ready to be checked.
+
+  Attributes:
+    system: the system.
+    config: an experiment of it, resolved.
+    model: its network.
+    recipe: of the last stage of its training, compiled.
+    batch: labelled samples.
+    params, collections: of a fresh state.
+    unused: beginnings of the paths of parameters that need not learn.
+  """
+
+  system: System
+  config: Experiment
+  model: nn.Module
+  recipe: Recipe
+  batch: Batch
+  params: Any
+  collections: Any
+  unused: tuple[str, ...]
+
+  def predict(self, batch: Batch) -> Any:
+    """Predictions and routing for a batch."""
+    output = self.recipe.predict(self.params, self.collections, batch)
+    routing = {
+      name: (each.probs, each.combine) for name, each in output.routing.items()
+    }
+    return {"predictions": dict(output.predictions), "routing": routing}
+
+
+def check_system(
+  system: System | type[nn.Module],
+  options: Mapping[str, Any] | None = None,
+  *,
+  spec: Spec | None = None,
+  loss: Mapping[str, Any] | None = None,
+  unused: Sequence[str] = (),
+) -> None:
+  """Checks that a system keeps the contract of the library's trainer.
+
+  Takes seconds for small networks: choose options that make one.
+
+  Args:
+    system: a `System`, or the class of a network (see `models.system_of`).
+    options: of its network, `config.model`; the system's own defaults for the rest.
+    spec: shapes and tasks to check with; None = `example_spec` of a unit it reads.
+    loss: options of the objective, e.g. weights of auxiliary losses.
+    unused: parameters that need not learn, `decoder/bias` or beginnings of such paths.
+
+  Raises:
+    AssertionError: a check failed; the message says which, where and by how much.
+    UserError: options that the system refuses.
+  """
+  if isinstance(system, type):
+    system = models.system_of(system)
+  unit = "utterance" if "utterance" in system.units else system.units[0]
+  spec = example_spec(unit) if spec is None else spec
+  config = Experiment(
+    system=_NAME,
+    model={**system.options, **(options or {})},
+    loss={
+      "task": "default",
+      "aux_warmup_fraction": 0.0,
+      **system.losses,
+      **(loss or {}),
+    },
+    spec=spec,
+  )
+  config = config.replace("data", sample_unit=unit)
+  with _registered(system):
+    config = config.replace(optim=_plain_descent(system, config))
+    checked = _checked(system, config, tuple(unused))
+    for check in CHECKS:
+      check(checked)
+
+
+@contextlib.contextmanager
+def _registered(system: System) -> Iterator[None]:
+  models.register(_NAME, system, replace=True)
+  try:
+    yield
+  finally:
+    del models.SYSTEMS[_NAME]
+
+
+def _plain_descent(system: System, config: Experiment) -> OptimConfig:
+  """Plain gradient descent, so that a parameter moves only if its gradient does."""
+  model = system.build(config.model, config.corpus_spec)
+  batch = example_batch(config.corpus_spec)
+  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=False))
+  paths = traverse_util.flatten_dict(variables["params"])
+  return OptimConfig(
+    name="sgd",
+    learning_rate=0.05,
+    learning_rates=dict.fromkeys({*map(system.partition, paths)} - {"new"}, 0.05),
+    warmup_fraction=0.0,
+    schedule="constant",
+    grad_clip_norm=0.0,
+    epochs=4,
+    batch_size=_ROWS,
+  )
+
+
+def _compiled(config: Experiment, stage: int) -> Recipe:
+  recipe = compose.build(config, stage)
+  return recipe._replace(
+    init=jax.jit(recipe.init),
+    step=jax.jit(recipe.step),
+    predict=jax.jit(recipe.predict),
+  )
+
+
+def _checked(system: System, config: Experiment, unused: tuple[str, ...]) -> Checked:
+  recipe = _compiled(config, -1)
+  state = recipe.init(0)
+  model = compose.networks(config).inner
+  batch = random_batch(config.corpus_spec)
+  return Checked(
+    system, config, model, recipe, batch, state.params, state.collections, unused
+  )
+
+
+def _require(fits: bool, rule: str, found: str) -> None:
+  if not fits:
+    raise AssertionError(f"{rule}: {found}")
+
+
+def _compare(ours: Any, theirs: Any, rule: str, tolerance: float = 0.0) -> None:
+  """Raises AssertionError naming the leaf that differs most."""
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+  )
+  for (path, one), other in pairs:
+    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    name = jax.tree_util.keystr(path)
+    same_nans = bool((np.isnan(one) == np.isnan(other)).all())
+    worst = float(np.nanmax(np.abs(one - other), initial=0.0))
+    limit = tolerance * (1.0 + float(np.nanmax(np.abs(other), initial=0.0)))
+    _require(same_nans and worst <= limit, rule, f"{name} differs by {worst:.3g}")
+
+
+def check_predictions(checked: Checked) -> None:
+  """One prediction for a task of the corpus at least, of its shape, finite."""
+  found = checked.predict(checked.batch)["predictions"]
+  rule = "predictions are of the corpus's tasks and of their shapes"
+  tasks = checked.config.corpus_spec.tasks
+  _require(bool(found), rule, "there is none")
+  for name, value in found.items():
+    _require(task_name(name) in tasks, rule, f"{name!r}, the tasks are {sorted(tasks)}")
+    made = output_spec(name, tasks[task_name(name)])
+    rows = checked.batch.available.shape[:-1]
+    units = {
+      "regression": (),
+      "classes": (made.num_outputs,),
+      "binary": (made.num_outputs // 2, 2),
+    }
+    shape = (*rows, *units[made.kind])
+    _require(value.shape == shape, rule, f"{name} has shape {value.shape}, not {shape}")
+    finite = bool(np.isfinite(np.asarray(value)).all())
+    _require(finite, "predictions are finite", name)
+
+
+def check_influence(checked: Checked) -> None:
+  """Some modality changes the prediction of every sample that has it."""
+  plain, changed = checked.predict(checked.batch), False
+  for name in checked.batch.order:
+    modality = checked.batch.modalities[name]
+    features = jnp.where(modality.mask[..., None], 1.0 - modality.features, 0.0)
+    other = checked.predict(_with_modality(checked.batch, name, features=features))
+    changed |= any(
+      bool((np.asarray(other["predictions"][key]) != np.asarray(value)).any())
+      for key, value in plain["predictions"].items()
+    )
+  _require(changed, "predictions depend on the features", "they depend on no modality")
+
+
+def check_absent_content(checked: Checked) -> None:
+  """What a missing modality, a lost step or padding holds has exactly no influence."""
+  batch, order = checked.batch, checked.batch.order
+  keep = np.ones((len(batch.index), len(order)), bool)
+  for column in range(len(order)):
+    keep[column, column] = len(order) == 1  # a row without each of the modalities
+  keep[len(order) % len(keep)] = False  # and one without any
+  between = [1] * (batch.available.ndim - 2)
+  available = batch.available & keep.reshape(len(keep), *between, len(order))
+  batch = batch.replace(available=available)
+  noisy, plain = batch, batch
+  for column, name in enumerate(order):
+    modality = batch.modalities[name]
+    lost = modality.mask & (np.arange(modality.mask.shape[1]) == 1)
+    gone = ~np.asarray(modality.mask) | ~keep[:, column, None]  # [b t]
+    plain = _with_modality(plain, name, lost=lost)
+    noisy = _with_modality(noisy, name, **_noise(modality, gone, lost, column))
+  rule = "absent content (missing modality, lost step, padding) has no influence"
+  _compare(checked.predict(plain), checked.predict(noisy), rule)
+
+
+def _noise(modality: Modality, gone: Any, lost: Any, seed: int) -> dict[str, Any]:
+  """Other contents at steps that are gone, NaN and infinities included."""
+  random = np.random.default_rng(seed)
+  features = random.normal(size=modality.features.shape).astype("f") * 1e3
+  features[:, ::2], features[:, 1::4] = np.nan, np.inf
+  return {
+    "features": jnp.where((gone | lost)[..., None], features, modality.features),
+    "lost": lost,
+    "ids": {
+      key: jnp.where(gone, random.integers(0, 9, gone.shape), value).astype(jnp.int32)
+      for key, value in modality.ids.items()
+    },
+  }
+
+
+def _with_modality(batch: Batch, name: str, **fields: Any) -> Batch:
+  changed = batch.modalities[name].replace(**fields)
+  return batch.replace(modalities={**batch.modalities, name: changed})
+
+
+def check_padding(checked: Checked) -> None:
+  """More padding changes nothing."""
+  longer = checked.batch
+
+  def pad(leaf: Any) -> Any:
+    return jnp.pad(leaf, [(0, 0), (0, 3), *[(0, 0)] * (leaf.ndim - 2)])
+
+  modalities = {
+    name: jax.tree.map(pad, each) for name, each in longer.modalities.items()
+  }
+  longer = longer.replace(modalities=modalities)
+  ours, theirs = checked.predict(checked.batch), None
+  if longer.available.ndim == 3:  # utterances are steps
+    labels = jax.tree.map(pad, dict(longer.labels))
+    longer = longer.replace(available=pad(longer.available), labels=labels)
+    theirs = jax.tree.map(lambda leaf: leaf[:, :_STEPS], checked.predict(longer))
+    real = jnp.any(checked.batch.available, axis=-1)
+
+    def shown(leaf: Any) -> Any:
+      return jnp.where(real.reshape(*real.shape, *[1] * (leaf.ndim - 2)), leaf, 0.0)
+
+    ours, theirs = jax.tree.map(shown, (ours, theirs))
+  else:
+    theirs = checked.predict(longer)
+  _compare(ours, theirs, "padding changes no prediction", 1e-4)
+
+
+def check_labels(checked: Checked) -> None:
+  """Predictions look neither at labels nor at the place in the split."""
+  batch = checked.batch
+  other = random_batch(checked.config.corpus_spec, seed=9)
+  other = batch.replace(labels=other.labels, index=batch.index[::-1] + 3)
+  rule = "predictions do not depend on labels or on batch.index"
+  _compare(checked.predict(batch), checked.predict(other), rule)
+
+
+def check_rows(checked: Checked) -> None:
+  """A sample's prediction does not depend on the other rows, filler or not."""
+  batch, half = checked.batch, _ROWS // 2
+
+  def part(leaf: Any) -> Any:
+    rows = jnp.arange(len(leaf)).reshape(-1, *[1] * (leaf.ndim - 1)) < half
+    return jnp.where(rows, leaf, jnp.zeros((), leaf.dtype))
+
+  alone = jax.tree.map(part, batch)
+  ours, theirs = (
+    jax.tree.map(lambda leaf: leaf[:half], checked.predict(each))
+    for each in (batch, alone)
+  )
+  _compare(ours, theirs, "a prediction does not depend on the other rows", 1e-4)
+
+
+def check_filler_rows(checked: Checked) -> None:
+  """Filler rows change neither the update nor the auxiliary losses."""
+  batch, half = checked.batch, _ROWS // 2
+  filled = batch.replace(sample_mask=jnp.arange(_ROWS) < half)
+  other = random_batch(checked.config.corpus_spec, seed=5)
+
+  def mixed(ours: Any, theirs: Any) -> Any:
+    rows = jnp.arange(_ROWS).reshape(-1, *[1] * (ours.ndim - 1)) < half
+    return jnp.where(rows, ours, theirs)
+
+  noisy = jax.tree.map(mixed, batch, other).replace(sample_mask=filled.sample_mask)
+  state = checked.recipe.init(0)
+  ours, theirs = (checked.recipe.step(state, each, 0) for each in (filled, noisy))
+  rule = "filler rows (sample_mask False) do not change the update"
+  _compare(ours[0].params, theirs[0].params, rule)
+  few = jax.tree.map(lambda leaf: leaf[:half], batch)
+  rule = "auxiliary losses are means over the real rows"
+  _compare(_auxiliary(checked, few), _auxiliary(checked, filled), rule, 1e-4)
+
+
+def _auxiliary(checked: Checked, batch: Batch) -> Mapping[str, Any]:
+  output = checked.recipe.predict(checked.params, checked.collections, batch)
+  progress = jnp.asarray(0.5, jnp.float32)
+  return dict(checked.system.auxiliary(checked.model, output, batch, progress))
+
+
+def check_gradients(checked: Checked) -> None:
+  """Every parameter learns in some stage, and no update is infinite or NaN."""
+  still: set[str] = set()
+  moved: set[str] = set()
+  stages = compose.stages_of(checked.config)
+  for stage in range(len(stages)):
+    last = stage == len(stages) - 1
+    recipe = checked.recipe if last else _compiled(checked.config, stage)
+    first = state = recipe.init(0)
+    for step in range(3):
+      batch = random_batch(checked.config.corpus_spec, seed=20 + step)
+      state, metrics = recipe.step(state, batch, 0)
+      finite = bool(np.isfinite(np.asarray(metrics["loss"])))
+      _require(finite, "the loss is finite", f"{metrics['loss']} in step {step}")
+    before, after = (
+      traverse_util.flatten_dict(jax.device_get(each.params), sep="/")
+      for each in (first, state)
+    )
+    for path, value in after.items():
+      finite = bool(np.isfinite(value).all())
+      _require(finite, "updates are finite", f"{path}, stage {stages[stage].name}")
+      (still if (value == before[path]).all() else moved).add(path)
+  idle = sorted(path for path in still - moved if not path.startswith(checked.unused))
+  rule = "every parameter has a gradient (name exceptions in unused=)"
+  _require(not idle, rule, f"none in three steps: {', '.join(idle[:5])}")
+
+
+def check_purity(checked: Checked) -> None:
+  """A step repeats exactly, also from a state that was stored, as of a resumed run."""
+  state, _ = checked.recipe.step(checked.recipe.init(3), checked.batch, 3)
+  again = checked.recipe.step(state, checked.batch, 3)[0]
+  stored = jax.tree.map(jnp.asarray, jax.device_get(state))
+  resumed = checked.recipe.step(stored, checked.batch, 3)[0]
+  rule = "a step is a function of state, batch and seed alone (resume)"
+  _compare(again, resumed, rule)
+  _require(int(again.step) == 2, "state.step counts the updates", str(int(again.step)))
+
+
+def check_vmap(checked: Checked) -> None:
+  """Seeds trained side by side by `vmap` are what they are alone."""
+  seeds = jnp.arange(2)
+  together = jax.vmap(lambda seed: _one_step(checked, seed))(seeds)
+  for seed in range(2):
+    one = jax.tree.map(functools.partial(lambda seed, leaf: leaf[seed], seed), together)
+    rule = "vmap over seeds gives what each seed gives alone"
+    _compare(one, _one_step(checked, seeds[seed]), rule, 1e-4)
+
+
+def _one_step(checked: Checked, seed: Any) -> Any:
+  recipe = checked.recipe
+  return recipe.step(recipe.init(seed), checked.batch, seed)[0].params
+
+
+CHECKS: tuple[Callable[[Checked], None], ...] = (
+  check_predictions,
+  check_influence,
+  check_absent_content,
+  check_padding,
+  check_labels,
+  check_rows,
+  check_filler_rows,
+  check_gradients,
+  check_purity,
+  check_vmap,
+)
