@@ -10,6 +10,7 @@ differentiated; the config is static.
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -134,7 +135,9 @@ def eval_step(config: Experiment, state: TrainState, batch: Batch) -> Metrics:
   return {f"loss/{name}": value for name, value in losses.items()}
 
 
-def load(workdir: str, seed: int | None = None) -> tuple[Experiment, TrainState]:
+def load(
+  workdir: str | os.PathLike, seed: int | None = None
+) -> tuple[Experiment, TrainState]:
   """Loads a trained run to predict with.
 
   Args:
@@ -154,7 +157,9 @@ def load(workdir: str, seed: int | None = None) -> tuple[Experiment, TrainState]
   return config, start(params, collections, jnp.zeros((), jnp.int32))
 
 
-def export_encoder(workdir: str, folder: str, seed: int | None = None) -> None:
+def export_encoder(
+  workdir: str | os.PathLike, folder: str, seed: int | None = None
+) -> None:
   """Writes the text encoder of a trained run as a Hugging Face folder: the weights
   that the run predicts with, and the tokenizer of the encoder it started from.
 

@@ -67,9 +67,7 @@ def _build(network: type[nn.Module], options: Options, spec: Spec) -> nn.Module:
   return construct(network, options, **fixed)
 
 
-def register(
-  name: str, system: System | type[nn.Module], *, replace: bool = False
-) -> System:
+def register(name: str, system: Any, *, replace: bool = False) -> System:
   """Enters a system into the table, where every program finds it by its name.
 
   The same definition may come again (a config file or a notebook cell that runs

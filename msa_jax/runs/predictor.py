@@ -32,12 +32,12 @@ class Prediction:
       the training prior.
   """
 
-  tasks: Mapping[str, np.ndarray]
+  tasks: Mapping[str, Any]
   classes: Mapping[str, tuple[str, ...]]
   routing: Mapping[str, Routing]
-  has_content: np.ndarray
+  has_content: Any
 
-  def __getitem__(self, task: str) -> np.ndarray:
+  def __getitem__(self, task: str) -> Any:
     return self.tasks[task]
 
 
@@ -178,7 +178,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _mean_routing(found: Sequence[Routing], rows: Any) -> Routing:
-  def mean(values: Sequence[Any]) -> np.ndarray:
+  def mean(values: Sequence[Any]) -> Any:
     return np.mean(np.stack(values), axis=0)[rows]
 
   return Routing(
