@@ -286,7 +286,7 @@ def check_absent_content(checked: Checked) -> None:
   noisy, plain = batch, batch
   for column, name in enumerate(order):
     modality = batch.modalities[name]
-    lost = modality.mask & (np.arange(modality.mask.shape[1]) == 1)
+    lost = modality.mask & (np.arange(modality.mask.shape[1]) == 1)[None]
     gone = ~np.asarray(modality.mask) | ~keep[:, column, None]  # [b t]
     plain = _with_modality(plain, name, lost=lost)
     noisy = _with_modality(noisy, name, **_noise(modality, gone, lost, column))

@@ -58,7 +58,7 @@ def test_the_version_is_told(monkeypatch, capsys):
     (("train", "--config=lf_dnn", "optim.batch=7"), "mean --config.optim.batch=7?"),
     (("train", "--config", "moon"), "no config or system of this name"),
     (("train", "--config=lf_dnn", "--config.optim.lr=1"), "has no 'lr'"),
-    (("predict", "--workdir=x"), "x holds no run"),
+    (("predict", "--workdir=x"), "needs --input"),
     (("data", "chekc"), "invalid choice"),
     (("bench", "lf_dnn"), "'lf_dnn' is no flag; flags begin with --"),
   ],
