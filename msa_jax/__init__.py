@@ -16,7 +16,7 @@ TYPE_CHECKING = False  # Importing `typing` would take longer than all the rest.
 if TYPE_CHECKING:
   from typing import Any
 
-  from msa_jax import layers, models, train_state
+  from msa_jax import layers, models, testing, train_state
   from msa_jax.api import evaluate, predict, train
   from msa_jax.config.files import get_config
   from msa_jax.data.readers import read as load_corpus
@@ -38,6 +38,7 @@ _FACE = {
   "models": ("models", ""),
   "predict": ("api", "predict"),
   "register": ("models.registry", "register"),
+  "testing": ("testing", ""),
   "train": ("api", "train"),
   "train_state": ("train_state", ""),
 }
@@ -54,6 +55,7 @@ __all__ = [
   "models",
   "predict",
   "register",
+  "testing",
   "train",
   "train_state",
 ]

@@ -24,7 +24,7 @@ def test_a_sound_system_passes_for_every_kind_of_label(kind):
     ("labels", "do not depend on labels"),
     ("blind", "they depend on no modality"),
     ("idle", r"every parameter has a gradient .*: none in three steps: idle"),
-    ("filler", "filler rows"),
+    ("filler", "means over the real rows"),
     ("infinite", "predictions are finite"),
     ("shape", r"has shape \(6, 1\), not \(6,\)"),
   ],
