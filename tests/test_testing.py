@@ -26,7 +26,7 @@ def test_a_sound_system_passes_for_every_kind_of_label(kind):
     ("idle", r"every parameter has a gradient .*: none in three steps: idle"),
     ("filler", "means over the real rows"),
     ("infinite", "predictions are finite"),
-    ("shape", r"has shape \(6, 1\), not \(6,\)"),
+    ("shape", r"has shape \(7, 1\), not \(7,\)"),
   ],
 )
 def test_what_an_unsound_system_does_is_named(leak, message):
