@@ -1,16 +1,7 @@
-"""Contract tests for systems of other packages: `check_system`.
+"""The contract of a system, one function for each of its rules."""
 
->>> def test_my_system_keeps_the_contract():
-...   msa_jax.testing.check_system(SYSTEM, {"width": 8})
-
-What is absent must have exactly no influence, padding and filler rows change nothing,
-labels are not looked at to predict, every parameter learns, and a step is a pure
-function that survives `vmap`. Every check is a function of its own in `CHECKS`.
-"""
-
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,81 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from msa_jax import models
 from msa_jax.config.experiment import Experiment
-from msa_jax.config.options import OptimConfig
 from msa_jax.models.outputs import output_spec
 from msa_jax.models.system import System
 from msa_jax.step import compose
-from msa_jax.step.recipe import Recipe, example_batch
-from msa_jax.typing import Batch, Label, Modality, Spec, Task, task_name
-
-_NAME = "system under test"
-_ROWS = 7  # odd: the signs of an absolute error never cancel
-_STEPS = 5
-
-
-def example_spec(unit: str = "utterance", kind: str = "regression") -> Spec:
-  """Shapes of a small corpus: text, audio with cluster codes, vision, one label.
-
-  Args:
-    unit: what a sample is, `utterance` or `dialogue`.
-    kind: of the label: `regression`, `classes` or `binary`.
-  """
-  names = () if kind == "regression" else ("calm", "glad", "sad")
-  return Spec(
-    widths={"text": 6, "audio": 3, "vision": 4},
-    lengths={"text": _STEPS, "audio": _STEPS, "vision": _STEPS},
-    ids={"text": (), "audio": ("codes",), "vision": ()},
-    tasks={"sentiment": Task(kind, -3.0, 3.0, names)},
-    train_size=32,
-    utterances=_STEPS if unit == "dialogue" else 0,
-  )
-
-
-def random_batch(spec: Spec, seed: int = 0, size: int = _ROWS) -> Batch:
-  """Labelled samples of random content and lengths, everything available.
-
-  Args:
-    spec: shapes.
-    seed: of the content.
-    size: rows.
-  """
-  random = np.random.default_rng(seed)
-  batch = example_batch(spec, size)
-  shared = random.integers(2, _STEPS + 1, size)  # dialogues share their steps
-  modalities = {}
-  for name in batch.order:
-    modality = batch.modalities[name]
-    t = modality.mask.shape[1]
-    length = shared if spec.utterances else random.integers(2, t + 1, size)
-    mask = np.arange(t) < np.minimum(length, t)[:, None]
-    features = random.normal(size=modality.features.shape) * mask[..., None]
-    ids = {
-      key: jnp.asarray(random.integers(0, 9, mask.shape) * mask, jnp.int32)
-      for key in modality.ids
-    }
-    modalities[name] = Modality(
-      jnp.asarray(features, jnp.float32), jnp.asarray(mask), modality.lost, ids
-    )
-  batch = batch.replace(modalities=modalities)
-  if spec.utterances:
-    real = modalities[batch.order[0]].mask
-    batch = batch.replace(available=batch.available & real[..., None])
-  return batch.replace(labels=_labels(spec, batch, random))
-
-
-def _labels(spec: Spec, batch: Batch, random: np.random.Generator) -> dict[str, Label]:
-  labels = {}
-  for name, task in spec.tasks.items():
-    shape = batch.labels[name].value.shape
-    if task.kind == "regression":
-      value = jnp.asarray(random.uniform(task.low, task.high, shape), jnp.float32)
-    else:
-      top = 2 if task.kind == "binary" else len(task.classes)
-      value = jnp.asarray(random.integers(0, top, shape), jnp.int32)
-    labels[name] = Label(value, jnp.any(batch.available, axis=-1))
-  return labels
+from msa_jax.step.recipe import Recipe
+from msa_jax.testing.data import ROWS, STEPS, random_batch
+from msa_jax.typing import Batch, Modality, task_name
 
 
 class Checked(NamedTuple):
@@ -127,95 +50,13 @@ class Checked(NamedTuple):
     return {"predictions": dict(output.predictions), "routing": routing}
 
 
-def check_system(
-  system: System | type[nn.Module],
-  options: Mapping[str, Any] | None = None,
-  *,
-  spec: Spec | None = None,
-  loss: Mapping[str, Any] | None = None,
-  unused: Sequence[str] = (),
-) -> None:
-  """Checks that a system keeps the contract of the library's trainer.
-
-  Takes seconds for small networks: choose options that make one.
-
-  Args:
-    system: a `System`, or the class of a network (see `models.system_of`).
-    options: of its network, `config.model`; the system's own defaults for the rest.
-    spec: shapes and tasks to check with; None = `example_spec` of a unit it reads.
-    loss: options of the objective, e.g. weights of auxiliary losses.
-    unused: parameters that need not learn, `decoder/bias` or beginnings of such paths.
-
-  Raises:
-    AssertionError: a check failed; the message says which, where and by how much.
-    UserError: options that the system refuses.
-  """
-  if isinstance(system, type):
-    system = models.system_of(system)
-  unit = "utterance" if "utterance" in system.units else system.units[0]
-  spec = example_spec(unit) if spec is None else spec
-  config = Experiment(
-    system=_NAME,
-    model={**system.options, **(options or {})},
-    loss={
-      "task": "default",
-      "aux_warmup_fraction": 0.0,
-      **system.losses,
-      **(loss or {}),
-    },
-    spec=spec,
-  )
-  config = config.replace("data", sample_unit=unit)
-  with _registered(system):
-    config = config.replace(optim=_plain_descent(system, config))
-    checked = _checked(system, config, tuple(unused))
-    for check in CHECKS:
-      check(checked)
-
-
-@contextlib.contextmanager
-def _registered(system: System) -> Iterator[None]:
-  models.register(_NAME, system, replace=True)
-  try:
-    yield
-  finally:
-    del models.SYSTEMS[_NAME]
-
-
-def _plain_descent(system: System, config: Experiment) -> OptimConfig:
-  """Plain gradient descent, so that a parameter moves only if its gradient does."""
-  model = system.build(config.model, config.corpus_spec)
-  batch = example_batch(config.corpus_spec)
-  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=False))
-  paths = traverse_util.flatten_dict(variables["params"])
-  return OptimConfig(
-    name="sgd",
-    learning_rate=0.05,
-    learning_rates=dict.fromkeys({*map(system.partition, paths)} - {"new"}, 0.05),
-    warmup_fraction=0.0,
-    schedule="constant",
-    grad_clip_norm=0.0,
-    epochs=100,
-    batch_size=_ROWS,
-  )
-
-
-def _compiled(config: Experiment, stage: int) -> Recipe:
+def compiled(config: Experiment, stage: int) -> Recipe:
+  """The recipe of a stage of the training, its functions compiled."""
   recipe = compose.build(config, stage)
   return recipe._replace(
     init=jax.jit(recipe.init),
     step=jax.jit(recipe.step),
     predict=jax.jit(recipe.predict),
-  )
-
-
-def _checked(system: System, config: Experiment, unused: tuple[str, ...]) -> Checked:
-  recipe = _compiled(config, -1)
-  state = recipe.init(0)
-  model = compose.networks(config).inner
-  batch = random_batch(config.corpus_spec)
-  return Checked(
-    system, config, model, recipe, batch, state.params, state.collections, unused
   )
 
 
@@ -329,7 +170,7 @@ def check_padding(checked: Checked) -> None:
   if longer.available.ndim == 3:  # utterances are steps
     labels = jax.tree.map(pad, dict(longer.labels))
     longer = longer.replace(available=pad(longer.available), labels=labels)
-    theirs = jax.tree.map(lambda leaf: leaf[:, :_STEPS], checked.predict(longer))
+    theirs = jax.tree.map(lambda leaf: leaf[:, :STEPS], checked.predict(longer))
     real = jnp.any(checked.batch.available, axis=-1)
 
     def shown(leaf: Any) -> Any:
@@ -352,7 +193,7 @@ def check_labels(checked: Checked) -> None:
 
 def check_rows(checked: Checked) -> None:
   """A sample's prediction does not depend on the other rows, filler or not."""
-  batch, half = checked.batch, _ROWS // 2
+  batch, half = checked.batch, ROWS // 2
 
   def part(leaf: Any) -> Any:
     rows = jnp.arange(len(leaf)).reshape(-1, *[1] * (leaf.ndim - 1)) < half
@@ -368,12 +209,12 @@ def check_rows(checked: Checked) -> None:
 
 def check_filler_rows(checked: Checked) -> None:
   """Filler rows change neither the update nor the auxiliary losses."""
-  batch, half = checked.batch, _ROWS // 2
-  filled = batch.replace(sample_mask=jnp.arange(_ROWS) < half)
+  batch, half = checked.batch, ROWS // 2
+  filled = batch.replace(sample_mask=jnp.arange(ROWS) < half)
   other = random_batch(checked.config.corpus_spec, seed=5)
 
   def mixed(ours: Any, theirs: Any) -> Any:
-    rows = jnp.arange(_ROWS).reshape(-1, *[1] * (ours.ndim - 1)) < half
+    rows = jnp.arange(ROWS).reshape(-1, *[1] * (ours.ndim - 1)) < half
     return jnp.where(rows, ours, theirs)
 
   noisy = jax.tree.map(mixed, batch, other).replace(sample_mask=filled.sample_mask)
@@ -399,7 +240,7 @@ def check_gradients(checked: Checked) -> None:
   stages = compose.stages_of(checked.config)
   for stage in range(len(stages)):
     last = stage == len(stages) - 1
-    recipe = checked.recipe if last else _compiled(checked.config, stage)
+    recipe = checked.recipe if last else compiled(checked.config, stage)
     first = state = recipe.init(0)
     for step in range(3):
       batch = random_batch(checked.config.corpus_spec, seed=20 + step)
