@@ -176,14 +176,11 @@ class Corpus:
     """
     parts = {"train": train, "valid": valid, "test": test, "predict": predict}
     parts = {key: value for key, value in parts.items() if value is not None}
+    rows = {"ids": ids, "groups": groups, "raw_text": raw_text}
     columns = {
-      "lengths": {
-        k: _by_split(f"lengths of {k}", v, parts) for k, v in _items(lengths)
-      },
-      "labels": {k: _by_split(f"labels of {k}", v, parts) for k, v in _items(labels)},
-      "ids": _by_split("ids", ids, parts),
-      "groups": _by_split("groups", groups, parts),
-      "raw_text": _by_split("raw_text", raw_text, parts),
+      "lengths": _each_by_split("lengths", lengths, parts),
+      "labels": _each_by_split("labels", labels, parts),
+      **{what: _by_split(what, value, parts) for what, value in rows.items()},
     }
     if not parts:
       raise UserError("a corpus needs one split at least, e.g. train={'text': x}")
@@ -198,8 +195,14 @@ class Corpus:
     return cls(name, splits, dict(tasks))
 
 
-def _items(given: Mapping[str, Any] | None) -> Iterable[tuple[str, Any]]:
-  return () if given is None else given.items()
+def _each_by_split(
+  what: str, given: Mapping[str, Any] | None, parts: Mapping[str, Any]
+) -> dict[str, Any]:
+  """`_by_split` of every entry of a mapping."""
+  return {
+    name: _by_split(f"{what} of {name}", value, parts)
+    for name, value in (given or {}).items()
+  }
 
 
 def _by_split(what: str, given: Any, splits: Iterable[str]) -> dict[str, Any]:

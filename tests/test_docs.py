@@ -6,7 +6,9 @@ import re
 import pytest
 from paths import ROOT
 
+import msa_jax
 from configs import awf, hgem
+from msa_jax import models
 from msa_jax.config import experiment
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
@@ -50,11 +52,19 @@ def trees():
 
 
 @pytest.mark.parametrize("code", blocks())
-def test_python_blocks_run(code, monkeypatch):
-  small = tiny(hgem.get_config, token_dim=16, fused_dim=8, fusion="single")
-  monkeypatch.setattr(hgem, "get_config", small)
-  monkeypatch.setattr(awf, "get_config", tiny(awf.get_config))
-  exec(compile(code, "block", "exec"), {"__name__": "block"})
+def test_python_blocks_run(code, monkeypatch, tmp_path):
+  small = {
+    "hgem": tiny(hgem.get_config, token_dim=16, fused_dim=8, fusion="single"),
+    "awf": tiny(awf.get_config),
+  }
+  monkeypatch.setattr(msa_jax, "get_config", lambda name: small[name]())
+  monkeypatch.chdir(tmp_path)
+  known = set(models.SYSTEMS)
+  try:
+    exec(compile(code, "block", "exec"), {"__name__": "block"})
+  finally:
+    for name in set(models.SYSTEMS) - known:
+      del models.SYSTEMS[name]
 
 
 def exists(tree, key):

@@ -10,6 +10,7 @@ import toy
 from changes import change
 from paths import ROOT
 
+import msa_jax
 from configs import hgem
 from msa_jax import models, train_state
 from msa_jax.data import missing
@@ -43,7 +44,7 @@ def toy_system(monkeypatch):
 def test_the_readme_example_runs(monkeypatch, capsys):
   blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
   example = next(block for block in blocks if "train_state.create" in block)
-  monkeypatch.setattr(hgem, "get_config", tiny_hgem_config)
+  monkeypatch.setattr(msa_jax, "get_config", lambda name: tiny_hgem_config())
   names: dict = {}
   exec(compile(example, "README.md", "exec"), names)
   assert np.isfinite(names["metrics"]["loss"])

@@ -50,11 +50,12 @@ def masked_mean(
 
 
 def hide_unavailable(batch: Batch, keep_lost: bool = False) -> Batch:
-  """Makes absent content absent for the model, in one place.
+  """Makes absent content absent, once: the step calls it before the model.
 
   Unavailable modalities and filler rows lose all their steps, lost steps their
   content, and features at masked steps become zero, whatever they held (NaN
-  included). Every model calls this first.
+  included). Whoever applies a model without the step calls this first, on batches that
+  `Batch.from_arrays` did not make.
 
   Args:
     batch: any batch of utterances ([b m] availability) or dialogues ([b t m]).

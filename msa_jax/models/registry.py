@@ -8,7 +8,6 @@ group `msa_jax.systems`, whose name is that of the system and whose object is a
   mine = "my_package.model:SYSTEM"
 """
 
-import dataclasses
 import functools
 import inspect
 from importlib import metadata
@@ -19,10 +18,7 @@ import flax.linen as nn
 from msa_jax.errors import UserError
 from msa_jax.models import derl, hgem, mmolre, momke
 from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, tfn
-from msa_jax.models.options import construct, defaults
-from msa_jax.models.outputs import output_specs, primary_output
-from msa_jax.models.system import Options, System
-from msa_jax.typing import Spec
+from msa_jax.models.system import System, system_of
 
 GROUP = "msa_jax.systems"
 
@@ -37,34 +33,6 @@ SYSTEMS: dict[str, System] = {
   "tfn": tfn.SYSTEM,
 }
 _PROVIDERS: dict[str, str] = {}  # system -> package of the entry point it came by
-
-
-def system_of(network: type[nn.Module], **parts: Any) -> System:
-  """A system whose options are the fields of its network.
-
-  Fields `output` (the task predicted), `outputs` (several) and `modalities` (names) are
-  filled in from the corpus; every other field needs a default.
-
-  >>> models.register("mine", models.system_of(Mine))
-
-  Args:
-    network: class of a Flax module with `__call__(batch, *, train=False) ->
-      ModelOutput`.
-    parts: further fields of `System`.
-  """
-  made = {"build": functools.partial(_build, network), "options": defaults(network)}
-  return System(**{**made, **parts})
-
-
-def _build(network: type[nn.Module], options: Options, spec: Spec) -> nn.Module:
-  of_corpus = {
-    "output": lambda: primary_output(options, spec),
-    "outputs": lambda: output_specs(options, spec),
-    "modalities": lambda: spec.modalities,
-  }
-  known = {field.name for field in dataclasses.fields(network)}
-  fixed = {name: value() for name, value in of_corpus.items() if name in known}
-  return construct(network, options, **fixed)
 
 
 def register(name: str, system: Any, *, replace: bool = False) -> System:

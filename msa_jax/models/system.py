@@ -1,5 +1,7 @@
 """What a system hands to the trainer."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -9,6 +11,8 @@ import jax
 from jaxtyping import Array, Float
 
 from msa_jax.config.options import OptimConfig
+from msa_jax.models.options import construct, defaults
+from msa_jax.models.outputs import output_specs, primary_output
 from msa_jax.typing import Batch, ModelOutput, Params, Spec
 
 # Options of a system (`config.model` without its name) or of its objective: plain,
@@ -194,3 +198,31 @@ class System(NamedTuple):
   attention: Callable[[Options], str] = no_attention
   options: Options = MappingProxyType({})
   losses: Options = MappingProxyType({})
+
+
+def system_of(network: type[nn.Module], **parts: Any) -> System:
+  """A system whose options are the fields of its network.
+
+  Fields `output` (the task predicted), `outputs` (several) and `modalities` (names) are
+  filled in from the corpus; every other field needs a default.
+
+  >>> models.register("mine", models.system_of(Mine))
+
+  Args:
+    network: class of a Flax module with `__call__(batch, *, train=False) ->
+      ModelOutput`.
+    parts: further fields of `System`.
+  """
+  made = {"build": functools.partial(_build, network), "options": defaults(network)}
+  return System(**{**made, **parts})
+
+
+def _build(network: type[nn.Module], options: Options, spec: Spec) -> nn.Module:
+  of_corpus = {
+    "output": lambda: primary_output(options, spec),
+    "outputs": lambda: output_specs(options, spec),
+    "modalities": lambda: spec.modalities,
+  }
+  known = {field.name for field in dataclasses.fields(network)}
+  fixed = {name: value() for name, value in of_corpus.items() if name in known}
+  return construct(network, options, **fixed)

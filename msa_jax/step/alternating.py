@@ -6,7 +6,9 @@ network). All recipes are of one model; each keeps its optimizer state while the
 train.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,51 +40,78 @@ def alternating(recipes: Sequence[Recipe], epochs: Sequence[int] = ()) -> Recipe
       f"epochs={epochs}: give one number of at least 1 for each of the"
       f" {len(recipes)} recipes."
     )
-  limits = jnp.asarray(epochs)
+  parts = _Turns(recipes, epochs)
+  return Recipe(
+    init=functools.partial(_init, parts),
+    step=functools.partial(_step, parts),
+    predict=functools.partial(_predict, parts),
+    start=functools.partial(_start, parts),
+    end_epoch=functools.partial(_end_epoch, parts),
+  )
 
-  def start(params: Params, collections: Collections, at: jax.Array) -> TrainState:
-    inner = {name: value for name, value in collections.items() if name != PHASE}
-    begun = [recipe.start(params, inner, at) for recipe in recipes]
-    phase = {"index": jnp.zeros((), jnp.int32), "epochs": jnp.zeros((), jnp.int32)}
-    return begun[0].replace(
-      collections={**begun[0].collections, PHASE: phase},
-      opt_state=tuple(state.opt_state for state in begun),
-    )
 
-  def init(seed: Seed) -> TrainState:
-    state = recipes[0].init(seed)
-    return start(state.params, state.collections, state.step)
+class _Turns(NamedTuple):
+  """The recipes, and how many epochs each one trains before the next."""
 
-  def in_turn(index: int):
-    def step(state: TrainState, batch: Batch, seed: Seed):
-      own = state.replace(opt_state=state.opt_state[index])
-      new, metrics = recipes[index].step(own, batch, seed)
-      kept = list(state.opt_state)
-      kept[index] = new.opt_state
-      return new.replace(opt_state=tuple(kept)), metrics
+  recipes: tuple[Recipe, ...]
+  epochs: tuple[int, ...]
 
-    return step
 
-  def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Metrics]:
-    inner = dict(state.collections)
-    phase = inner.pop(PHASE)
-    branches = [in_turn(index) for index in range(len(recipes))]
-    state = state.replace(collections=inner)
-    state, metrics = jax.lax.switch(phase["index"], branches, state, batch, seed)
-    return state.replace(collections={**state.collections, PHASE: phase}), metrics
+def _inner(collections: Collections) -> dict[str, Any]:
+  """The collections of the recipes themselves."""
+  return {name: value for name, value in collections.items() if name != PHASE}
 
-  def end_epoch(state: TrainState) -> TrainState:
-    phase = state.collections[PHASE]
-    had = phase["epochs"] + 1
-    over = had >= limits[phase["index"]]
-    following = {
-      "index": jnp.where(over, (phase["index"] + 1) % len(recipes), phase["index"]),
-      "epochs": jnp.where(over, 0, had),
-    }
-    return state.replace(collections={**state.collections, PHASE: following})
 
-  def predict(params: Params, collections: Collections, batch: Batch) -> ModelOutput:
-    inner = {name: value for name, value in collections.items() if name != PHASE}
-    return recipes[-1].predict(params, inner, batch)
+def _start(
+  parts: _Turns, params: Params, collections: Collections, at: jax.Array
+) -> TrainState:
+  inner = _inner(collections)
+  begun = [recipe.start(params, inner, at) for recipe in parts.recipes]
+  phase = {"index": jnp.zeros((), jnp.int32), "epochs": jnp.zeros((), jnp.int32)}
+  return begun[0].replace(
+    collections={**begun[0].collections, PHASE: phase},
+    opt_state=tuple(state.opt_state for state in begun),
+  )
 
-  return Recipe(init, step, predict, start, end_epoch)
+
+def _init(parts: _Turns, seed: Seed) -> TrainState:
+  state = parts.recipes[0].init(seed)
+  return _start(parts, state.params, state.collections, state.step)
+
+
+def _turn(
+  parts: _Turns, index: int, state: TrainState, batch: Batch, seed: Seed
+) -> tuple[TrainState, Metrics]:
+  """A step of one recipe, with the optimizer state that is its."""
+  states = list(state.opt_state)
+  own = state.replace(opt_state=states[index])
+  new, metrics = parts.recipes[index].step(own, batch, seed)
+  states[index] = new.opt_state
+  return new.replace(opt_state=tuple(states)), metrics
+
+
+def _step(
+  parts: _Turns, state: TrainState, batch: Batch, seed: Seed
+) -> tuple[TrainState, Metrics]:
+  phase = state.collections[PHASE]
+  turns = [functools.partial(_turn, parts, i) for i in range(len(parts.recipes))]
+  state = state.replace(collections=_inner(state.collections))
+  state, metrics = jax.lax.switch(phase["index"], turns, state, batch, seed)
+  return state.replace(collections={**state.collections, PHASE: phase}), metrics
+
+
+def _end_epoch(parts: _Turns, state: TrainState) -> TrainState:
+  phase = state.collections[PHASE]
+  had = phase["epochs"] + 1
+  over = had >= jnp.asarray(parts.epochs)[phase["index"]]
+  following = {
+    "index": (phase["index"] + over) % len(parts.recipes),
+    "epochs": jnp.where(over, 0, had),
+  }
+  return state.replace(collections={**state.collections, PHASE: following})
+
+
+def _predict(
+  parts: _Turns, params: Params, collections: Collections, batch: Batch
+) -> ModelOutput:
+  return parts.recipes[-1].predict(params, _inner(collections), batch)

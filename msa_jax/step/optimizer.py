@@ -168,8 +168,7 @@ def build(
     branched: the trained parameters' first axis is that of independent branches, each
       of which is clipped by its own norm.
     rates: partition name -> learning rate; None = `optim.rates`.
-    frozen: parameter path -> whether no stage trains it, so that it gets no state;
-      None = none.
+    frozen: parameter path -> whether it gets no state at all; None = none.
 
   Returns:
     Clip by global norm over all partitions, then weight decay as a part of the gradient

@@ -18,10 +18,8 @@ from jaxtyping import Array, Bool, Float
 
 from msa_jax.models.late_fusion.base import Features, LateFusion
 from msa_jax.models.late_fusion.encoders import Head, RecurrentEncoder, StepEncoder
-from msa_jax.models.options import check, construct, defaults
-from msa_jax.models.outputs import primary_output
-from msa_jax.models.system import Options, System
-from msa_jax.typing import Spec
+from msa_jax.models.options import check, defaults
+from msa_jax.models.system import system_of
 
 TEXT_ENCODERS = ("mean", "lstm", "bert_cls")
 
@@ -135,14 +133,4 @@ def options() -> dict[str, Any]:
   return {"name": "awf", **defaults(AWF)}
 
 
-def build(options: Options, spec: Spec) -> AWF:
-  """Builds the network for a corpus.
-
-  Raises:
-    UserError: a value out of range, or a task that the corpus lacks.
-  """
-  output = primary_output(options, spec)
-  return construct(AWF, options, output=output, modalities=spec.modalities)
-
-
-SYSTEM = System(build=build)
+SYSTEM = system_of(AWF)

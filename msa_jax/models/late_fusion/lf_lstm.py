@@ -18,10 +18,9 @@ from msa_jax.models.late_fusion.base import (
   with_padding,
 )
 from msa_jax.models.late_fusion.encoders import RecurrentEncoder, mmsa_head
-from msa_jax.models.options import check, construct, defaults
-from msa_jax.models.outputs import primary_output
-from msa_jax.models.system import Options, System
-from msa_jax.typing import Batch, Spec
+from msa_jax.models.options import check, defaults
+from msa_jax.models.system import system_of
+from msa_jax.typing import Batch
 
 
 class LFLSTM(LateFusion):
@@ -78,14 +77,4 @@ def options() -> dict[str, Any]:
   return {"name": "lf_lstm", **defaults(LFLSTM)}
 
 
-def build(options: Options, spec: Spec) -> LFLSTM:
-  """Builds the network for a corpus.
-
-  Raises:
-    UserError: a value out of range, or a modality or task without options.
-  """
-  output = primary_output(options, spec)
-  return construct(LFLSTM, options, output=output, modalities=spec.modalities)
-
-
-SYSTEM = System(build=build)
+SYSTEM = system_of(LFLSTM)

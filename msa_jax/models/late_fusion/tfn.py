@@ -21,10 +21,9 @@ from msa_jax.models.late_fusion.base import (
   with_padding,
 )
 from msa_jax.models.late_fusion.encoders import mmsa_head, mmsa_networks, rectify
-from msa_jax.models.options import check, construct, defaults
-from msa_jax.models.outputs import primary_output
-from msa_jax.models.system import Options, System
-from msa_jax.typing import Batch, Spec
+from msa_jax.models.options import check, defaults
+from msa_jax.models.system import system_of
+from msa_jax.typing import Batch
 
 # MMSA squashes every corpus's predictions into this range.
 _COMPAT_RANGE = (-3.0, 3.0)
@@ -122,14 +121,4 @@ def options() -> dict[str, Any]:
   return {"name": "tfn", **defaults(TFN)}
 
 
-def build(options: Options, spec: Spec) -> TFN:
-  """Builds the network for a corpus.
-
-  Raises:
-    UserError: a value out of range, or a modality or task without options.
-  """
-  output = primary_output(options, spec)
-  return construct(TFN, options, output=output, modalities=spec.modalities)
-
-
-SYSTEM = System(build=build)
+SYSTEM = system_of(TFN)

@@ -251,7 +251,7 @@ def test_parameters_are_those_of_the_papers_sizes(data_set):
     lengths=dict.fromkeys(NAMES, 4),
     tasks={"emotion": emotions} if data_set == "iemocap" else {"sentiment": sentiment},
   )
-  module = awf.build(config.model, spec)
+  module = awf.SYSTEM.build(config.model, spec)
   batch = tiny_fusion.batch(1, widths=dict(zip(NAMES, widths, strict=True)))
   shapes = jax.eval_shape(
     lambda key: module.init(key, batch, train=False), jax.random.key(0)

@@ -349,7 +349,7 @@ def test_a_network_is_usable_alone_and_its_fields_are_the_systems_options(name):
   options = tiny_fusion.MODULES[name].options()
   assert options.pop("name") == name
   spec = tiny_fusion.config(name).spec
-  default = tiny_fusion.MODULES[name].build(options, spec)
+  default = tiny_fusion.MODULES[name].SYSTEM.build(options, spec)
   assert default == NETWORKS[name]()
 
 

@@ -17,6 +17,7 @@ import tiny_fusion
 import toy
 from paths import ROOT
 
+import msa_jax
 from configs import awf
 from msa_jax import models
 from msa_jax.config.options import BalanceConfig
@@ -45,7 +46,7 @@ def example():
   names: dict = {}
   printed = io.StringIO()
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-    patch.setattr(awf, "get_config", lambda: config)
+    patch.setattr(msa_jax, "get_config", lambda name: config)
     exec(compile(block, PAGE.name, "exec"), names)
   return {**names, "printed": printed.getvalue()}
 
@@ -54,7 +55,7 @@ def test_the_documented_example_balances_a_model_of_ones_own(example):
   assert int(example["state"].step) == 3  # 24 samples in batches of 8
   weights = ast.literal_eval(example["printed"])
   assert tuple(weights) == ("text", "audio", "vision")
-  # Three steps of 0.05 / 3: each weight has moved, none far.
+  # Three steps of 0.01 times a gradient: each weight has moved, none far.
   assert all(1e-3 < abs(weight - 1.0) < 0.5 for weight in weights.values())
   assert np.isfinite(example["metrics"]["loss"])
 
