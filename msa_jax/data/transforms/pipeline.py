@@ -9,6 +9,7 @@ A further step is one `Transform` and one entry in `runs.transforms.pipeline_of`
 import dataclasses
 import json
 import os
+import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from msa_jax.data.transforms.relabel import tasks_state
 from msa_jax.data.transforms.transform import FIRST, State, Transform
 from msa_jax.errors import UserError
+from msa_jax.safe_io import durable
 from msa_jax.typing import Corpus, Task
 
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
@@ -107,7 +109,9 @@ def save(pipeline: Pipeline, path: str | os.PathLike) -> None:
     if not each.redrawn
     for key, value in pipeline.states[each.name].items()
   }
-  np.savez(path, **{_LISTED: np.asarray(json.dumps(pipeline.describe()))}, **arrays)
+  listed = {_LISTED: np.asarray(json.dumps(pipeline.describe()))}
+  with durable.replacing(pathlib.Path(path)) as partial:
+    np.savez(partial, **listed, **arrays)
 
 
 def load(
