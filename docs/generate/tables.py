@@ -111,7 +111,14 @@ def of_options(options: Iterable[Option]) -> str:
   """
   rows = []
   for each in options:
-    name, default = code(each.key.rpartition(".")[2]), code(literal(each.default))
+    name, default = code(each.key.rpartition(".")[2]), _default_of(each)
     meaning = each.meaning.replace("|", "\\|")
     rows.append((f"{name}<br>{each.type}, {default}", meaning))
   return table(("option, type, default", "meaning"), rows)
+
+
+def _default_of(option: Option) -> str:
+  if not isinstance(option.default, Mapping):
+    return code(literal(option.default))
+  entries = option.default.items()
+  return ", ".join(code(f"{key}={literal(value)}") for key, value in entries) or "none"

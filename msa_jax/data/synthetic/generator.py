@@ -46,7 +46,8 @@ class SyntheticOptions:
   Attributes:
     seed: draws the world (words, directions) and the samples.
     tasks: labels to give, out of `sentiment` and `emotion`.
-    sizes, videos: samples and videos of train, valid and test.
+    sizes: samples of train, valid and test.
+    videos: that they come from.
     widths: feature widths.
     steps: sequence lengths after padding.
     text_length: median number of tokens, the first and last included.
