@@ -43,7 +43,7 @@ def page(wanted: Page) -> str:
     for each in pkgutil.iter_modules(package.__path__):
       module = importlib.import_module(f"{wanted.package}.{each.name}")
       if own := list(_shown(module, "###")):
-        parts += [f"## `{module.__name__}`", _about(module), *own]
+        parts += [f"## `{wanted.key}.{each.name}`", _about(module), *own]
   return "\n\n".join(part for part in parts if part) + "\n"
 
 
