@@ -50,7 +50,7 @@ def on_config(config: MkDocsConfig) -> None:
     ],
     "API": [f"api/{each.key}.md" for each in api.PAGES],
   }
-  for place in config.nav:
+  for place in config.nav or ():
     for title in place.keys() & listed.keys():
       place[title] = listed[title]
 
