@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from msa_jax.config.options import (
+  AnchorConfig,
   BalanceConfig,
   DataConfig,
   MissingConfig,
@@ -30,6 +31,7 @@ SECTIONS = {
   "train": TrainConfig,
   "missing": MissingConfig,
   "text": TextConfig,
+  "anchor": AnchorConfig,
   "replicas": ReplicasConfig,
   "sharding": ShardingConfig,
 }

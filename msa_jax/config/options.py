@@ -124,6 +124,29 @@ class BalanceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AnchorConfig:
+  """Whether a system predicts a correction of what text alone says; the formula is in
+  `models/with_anchor.py`.
+
+  Attributes:
+    to: `text`, or `none`: the system predicts by itself, as its paper has it.
+    pool: text that the anchor reads: the `mean` of its steps, or the `first`.
+    dropout: rate on the pooled text.
+    scale: of the correction, where it begins; it is learned.
+  """
+
+  to: str = "none"
+  pool: str = "mean"
+  dropout: float = 0.1
+  scale: float = 0.1
+
+  @property
+  def is_on(self) -> bool:
+    """Whether there is an anchor."""
+    return self.to != "none"
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
   """Where a run's text comes from.
 

@@ -10,6 +10,7 @@ import optax
 from msa_jax.config.options import OptimConfig
 from msa_jax.errors import UserError
 from msa_jax.models.system import everything
+from msa_jax.models.with_anchor import ANCHOR
 from msa_jax.step.flatten import Kind, KindOf, Names, names_of, packed
 from msa_jax.text import finetune
 from msa_jax.typing import Spec
@@ -59,9 +60,15 @@ def _decays(optim: OptimConfig) -> Callable[[Names, Any], bool]:
     return lambda names, leaf: leaf.ndim > 1 and names[-1] not in _PLAIN
   if not optim.weight_decay:
     return lambda names, leaf: False
+
   # Published for systems from scratch, where everything decays; a pretrained encoder's
-  # norms and biases stay near what they are.
-  return lambda names, leaf: names[0] != finetune.PARAMETERS or names[-1] not in _PLAIN
+  # norms and biases stay near what they are, and so do an anchor's bias and scale.
+  def decays(names: Names, leaf: Any) -> bool:
+    if names[0] == ANCHOR:
+      return leaf.ndim > 1
+    return names[0] != finetune.PARAMETERS or names[-1] not in _PLAIN
+
+  return decays
 
 
 def _kind_of(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.layers.dropout import Dropout
-from msa_jax.layers.masking import masked_mean
+from msa_jax.layers.masking import masked_mean, pool_steps
 from msa_jax.layers.normalization import MaskedBatchNorm
 from msa_jax.layers.recurrent import LSTM
 
@@ -33,10 +33,7 @@ class StepEncoder(nn.Module):
     self, values: Float[Array, "b t d"], mask: Bool[Array, "b t"], *, train: bool
   ) -> Float[Array, "b c"]:
     """Zero for a row without a visible step."""
-    if self.pool == "first":
-      mask = mask & (jnp.cumsum(mask, axis=1) == 1)
-    values = masked_mean(values, mask[..., None], 1)
-    return Dropout(self.dropout, not train)(values)
+    return Dropout(self.dropout, not train)(pool_steps(values, mask, self.pool))
 
 
 class RecurrentEncoder(nn.Module):
