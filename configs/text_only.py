@@ -27,7 +27,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   config.data.update({"modalities": ("text",), "max_steps": 50, "buckets": 4})
   config.optim.update({"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01})
   config.optim.update({"grad_clip_norm": 1.0, "epochs": 30, "patience": 8})
-  return presets.apply(config, chosen, VARIANTS)
+  return presets.apply(config, chosen, VARIANTS, DATA_SETS)
 
 
 def _mosi(config):

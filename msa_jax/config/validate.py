@@ -1,6 +1,7 @@
 """What a config may say: the rules that types cannot hold, checked before a run."""
 
 from msa_jax import models
+from msa_jax.config import regimes
 from msa_jax.config.experiment import Experiment
 from msa_jax.config.options import DataConfig
 from msa_jax.data import missing
@@ -60,6 +61,10 @@ def validate(config: Experiment) -> None:
       raise UserError(f"config.{path}={value} must be {rule}.")
   for key in ("train", "eval"):
     missing.parse(getattr(config.missing, key), option=f"config.missing.{key}: ")
+  if config.train.preset not in regimes.PRESETS:
+    raise UserError(
+      f"config.train.preset={config.train.preset!r} must be one of {regimes.PRESETS}."
+    )
   for key, choices in (("to", ANCHORS), ("pool", POOLS)):
     if getattr(config.anchor, key) not in choices:
       raise UserError(

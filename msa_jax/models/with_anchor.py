@@ -34,6 +34,7 @@ from msa_jax.typing import Batch, ModelOutput, Spec, task_name
 # First part of the path of the anchor's parameters, and the head of the prediction
 # `<task>@anchor`: what text alone says.
 ANCHOR = "anchor"
+SCALE = "scale_"  # before the task in the name of a scale
 
 
 class Anchor(nn.Module):
@@ -57,8 +58,7 @@ class Anchor(nn.Module):
     heads = TextHeads(self.outputs, self.dropout, name="heads")(pooled, train=train)
     begin = nn.initializers.constant(self.scale)
     scales = {
-      output.name: self.param(f"scale_{output.name}", begin, ())
-      for output in self.outputs
+      output.name: self.param(SCALE + output.name, begin, ()) for output in self.outputs
     }
     return heads, scales
 

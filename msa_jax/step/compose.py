@@ -131,7 +131,7 @@ def build(config: Experiment, stage: int = -1) -> Recipe:
     config = config.replace("optim", epochs=chosen.epochs)
   system, spec, text = models.get(config.system), config.corpus_spec, config.text
   made = system.recipe(networks(config).inner, chosen, _core(config, system, chosen))
-  if text.is_tuned:
+  if text.is_tuned and text.start == "pretrained":
     made = with_pretrained(made, text, spec.encoder)
   # An encoder inside sees lost tokens, and hides them from the system itself.
   made = with_hidden(made, keep_lost=system.sees_dropped or text.is_tuned)
@@ -164,6 +164,7 @@ def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
     branched,
     rates,
     frozen,
+    text.layer_decay if text.is_tuned else 1.0,
   )
   example = example_batch(spec)
   if config.balance is not None and config.is_balanced:

@@ -12,6 +12,7 @@ from msa_jax.layers.masking import masked_mean, pool_steps
 from msa_jax.layers.normalization import MaskedBatchNorm
 from msa_jax.layers.recurrent import LSTM
 
+TEXT_ENCODERS = ("lstm", "mean", "first")  # of MMSA's systems
 # Of the torch modules that MMSA's are made of.
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
@@ -111,6 +112,7 @@ def mmsa_networks(
   hidden_dims: Mapping[str, int],
   dropout: Mapping[str, float],
   text_dim: int,
+  text_encoder: str = "lstm",
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
   """Unimodal networks of MMSA's TFN and LF-DNN: encoders and last linears.
 
@@ -122,11 +124,15 @@ def mmsa_networks(
     hidden_dims: modality -> units of its encoder.
     dropout: modality -> rate.
     text_dim: units of the text's last linear; others have those of their encoder.
+    text_encoder: of `TEXT_ENCODERS`; pooled text has no units but its own.
   """
   encoders, last = {}, {}
   for name in modalities:
-    kind = RecurrentEncoder if name == "text" else DenseEncoder
-    encoders[name] = kind(hidden_dims[name], dropout[name])
+    if name == "text" and text_encoder != "lstm":
+      encoders[name] = StepEncoder(text_encoder, dropout[name])
+    else:
+      kind = RecurrentEncoder if name == "text" else DenseEncoder
+      encoders[name] = kind(hidden_dims[name], dropout[name])
     last[name] = nn.Dense(text_dim if name == "text" else hidden_dims[name])
   return encoders, last
 
