@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags
+from absl.flags import FlagHolder
 
 from msa_jax.config import files
 from msa_jax.errors import MachineError, UserError, of_system
@@ -29,8 +30,8 @@ class Program(NamedTuple):
 
   main: Callable[[list[str]], Any]
   usage: str
-  flags: Sequence[flags.FlagHolder]
-  config: flags.FlagHolder | None = None
+  flags: Sequence[FlagHolder]
+  config: FlagHolder | None = None
 
 
 def fail(error: Exception) -> NoReturn:

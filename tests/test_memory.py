@@ -7,6 +7,7 @@ import pytest
 
 from msa_jax import arrays, memory
 from msa_jax.data.readers.cleaning import clean
+from msa_jax.data.synthetic import SyntheticOptions, synthetic
 from msa_jax.data.transforms.dialogues import group
 from msa_jax.errors import UserError
 from msa_jax.typing import Corpus, Sequences, Split
@@ -14,7 +15,7 @@ from msa_jax.typing import Corpus, Sequences, Split
 
 def test_a_long_row_of_features_is_named_before_there_is_an_array():
   rows = [np.ones((1, 4))] * 3000 + [np.ones((100_000, 4))]
-  with pytest.raises(UserError, match="train, text would take 4.8 GB for 1.65 MB"):
+  with pytest.raises(UserError, match="train, text would take 4.8 GB for 1.6 MB"):
     arrays.features(rows, "train, text")
   with pytest.raises(UserError, match="row 3000 has 100000 steps, half .* 1 at most"):
     arrays.features(rows, "train, text")
@@ -63,6 +64,12 @@ def test_a_long_dialogue_is_named():
     group(Corpus("c", {"train": split}, {}))
   short = dataclasses.replace(split, groups=np.repeat(np.arange(n), 2).astype(str))
   assert group(Corpus("c", {"train": short}, {})).splits["train"].ids.shape == (n,)
+
+
+def test_a_synthetic_corpus_that_does_not_fit_is_refused_before_it_is_made():
+  options = SyntheticOptions(sizes=(2**30, 229, 686))
+  with pytest.raises(UserError, match="steps and widths would take 216 TB"):
+    synthetic(options)
 
 
 def test_what_the_machine_has_not_is_refused(monkeypatch):

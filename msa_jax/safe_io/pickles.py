@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -201,7 +201,8 @@ def _from_buffer(
   flat = _flat(_raw_bytes(content), _checked_type(dtype, objects=False))
   if order == "K" and axes is not None:
     return _Array(flat.reshape(shape, order="C").transpose(axes))
-  return _Array(flat.reshape(shape, order=order))
+  # NumPy refuses an order that it does not know.
+  return _Array(flat.reshape(shape, order=cast(Any, order)))
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:

@@ -210,7 +210,6 @@ def test_several_values_are_written_alike_everywhere(key, value, expected):
     ("data.synthetic.sizes", (3, 4, -1), "config.data.synthetic: synthetic sizes -1"),
     ("data.synthetic.signal", (0.8, "x"), "data.synthetic.signal='x' must be of type"),
     ("data.synthetic.annotator_noise", 0.0, "synthetic annotator_noise 0.0: must be"),
-    ("data.synthetic.sizes", (2**30, 229, 686), "sizes, steps and widths would take"),
   ],
 )
 def test_tuples_have_types_and_lengths_checked_once(key, value, message):
@@ -233,7 +232,7 @@ def test_tuples_have_types_and_lengths_checked_once(key, value, message):
     (
       "model.info_guided_fusion",
       1,
-      "info_guided_fusion=.1. must be of type bool",
+      "info_guided_fusion=1 must be of type bool",
     ),
     ("model.gates", 3, "model.gates=3 must be a mapping of options"),
   ],

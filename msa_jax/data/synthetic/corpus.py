@@ -5,6 +5,7 @@ known exactly, so every run can say how far from optimal it is. The laws are in
 `data.synthetic.generator`, the posterior in `data.synthetic.posterior`.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from msa_jax.data.synthetic.generator import (
   SyntheticOptions,
   World,
   build_world,
+  check_size,
   read_options,
 )
 from msa_jax.data.synthetic.posterior import (
@@ -264,10 +266,12 @@ def synthetic(
     modalities visible.
 
   Raises:
-    UserError: an unknown option or a value out of its range.
+    UserError: an unknown option, a value out of its range, or more samples than this
+      machine has memory for.
   """
   if not isinstance(options, SyntheticOptions):
     options = read_options(() if options is None else options.items())
+  check_size(options)
   splits, best, conditions = {}, {}, {}
   for number, name in enumerate(SPLITS):
     split = draw(
@@ -287,10 +291,12 @@ def synthetic(
     }
     best[name] = conditions[name]["+".join(MODALITIES)]
     full = posteriors[MODALITIES]
-    split.extras.update(
-      bayes_median=full.median, bayes_mean=full.mean, bayes_positive=full.positive
-    )
-    splits[name] = split
+    bayes = {
+      "bayes_median": full.median,
+      "bayes_mean": full.mean,
+      "bayes_positive": full.positive,
+    }
+    splits[name] = dataclasses.replace(split, extras={**split.extras, **bayes})
   tasks = {
     "sentiment": Task("regression", low=-3.0, high=3.0, protocol="mosi"),
     "emotion": Task("classes", classes=worlds.EMOTIONS, protocol="classes"),

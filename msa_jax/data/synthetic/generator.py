@@ -47,11 +47,14 @@ class SyntheticOptions:
   Attributes:
     seed: draws the world (words, directions) and the samples.
     tasks: labels to give, out of `sentiment` and `emotion`.
-    sizes, videos: samples and videos of train, valid and test.
-    widths: feature widths. steps: sequence lengths after padding.
+    sizes: samples of train, valid and test.
+    videos: that they come from.
+    widths: feature widths.
+    steps: sequence lengths after padding.
     text_length: median number of tokens, the first and last included.
     frames_per_token: mean number of audio and of vision frames per token.
-    vocabulary: number of words; word_valence: spread of their valences.
+    vocabulary: number of words.
+    word_valence: spread of their valences.
     embedding_noise: standard deviation of a token around its word's embedding.
     signal: per-frame standard deviations that one unit of `u` moves audio, vision.
     tell: the same for the visible sign of clear and unclear samples.
@@ -61,7 +64,8 @@ class SyntheticOptions:
     clear: probability that a sample is clear.
     lost: probability that a step lost its content (never the outer tokens).
     absent: probability that the modality is missing (one always remains).
-    annotators, annotator_noise: number of ratings averaged; their noise.
+    annotators: number of ratings averaged.
+    annotator_noise: standard deviation of one rating.
   """
 
   seed: int = 0
@@ -111,9 +115,13 @@ class SyntheticOptions:
     _require("sizes", self.sizes, 1, 2**31)
     for size, videos in zip(self.sizes, self.videos, strict=True):
       _require("videos", (videos,), 1, size)
-    cells = sum(w * t for w, t in zip(self.widths, self.steps, strict=True))
-    size = 4 * sum(self.sizes) * cells
-    memory.check("synthetic sizes, steps and widths", size, size)
+
+
+def check_size(options: SyntheticOptions) -> None:
+  """Raises UserError unless this machine has the memory for the samples."""
+  pairs = zip(options.widths, options.steps, strict=True)
+  size = 4 * sum(options.sizes) * sum(width * steps for width, steps in pairs)
+  memory.check("the synthetic corpus of these sizes, steps and widths", size, size)
 
 
 def _require(
@@ -170,19 +178,19 @@ def read_options(fields: Iterable[tuple[str, Any]]) -> SyntheticOptions:
   Raises:
     UserError: an unknown preset or option, or a value out of its range.
   """
-  fields = {
+  given = {
     name: tuple(value) if isinstance(value, list) else value for name, value in fields
   }
-  preset = fields.pop("preset", "mosi")
+  preset = given.pop("preset", "mosi")
   if preset not in PRESETS:
     raise UserError(f"synthetic preset {preset}: choose from {', '.join(PRESETS)}")
   known = {field.name for field in dataclasses.fields(SyntheticOptions)}
-  unknown = sorted(set(fields) - known)
+  unknown = sorted(set(given) - known)
   if unknown:
     raise UserError(
       f"synthetic option {unknown[0]}: choose from preset, {', '.join(sorted(known))}"
     )
-  return dataclasses.replace(PRESETS[preset], **fields)
+  return dataclasses.replace(PRESETS[preset], **given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +263,7 @@ def label_law(
 def _invented_words(rng: np.random.Generator, count: int) -> list[str]:
   onsets = ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z"]
   vowels = ["a", "e", "i", "o", "u"]
-  words = dict.fromkeys(SPECIAL_TOKENS)
+  words: dict[str, None] = dict.fromkeys(SPECIAL_TOKENS)
   while len(words) < count + len(SPECIAL_TOKENS):
     syllables = rng.integers(2, 4)
     words[
