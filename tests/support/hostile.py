@@ -128,7 +128,7 @@ def write(folder):
 
   _zip(place("tall.npz"), [("text.npy", _npy((10**10, 1, 1)))])
   _zip(place("empty_strings.npz"), [("text.npy", _npy((10**12,), "<U0"))])
-  packed = [("text.npy", _npy((2**20, 1, 400)) + bytes(1600 * 2**20))]
+  packed = [("text.npy", _npy((2**18, 1, 400)) + bytes(1600 * 2**18))]
   _zip(place("bomb.npz"), packed, zipfile.ZIP_DEFLATED)
   tasks = np.array("[" * 10**6)
   np.savez(place("nested.npz"), **{"train/text": np.ones((2, 1, 1)), "tasks": tasks})
