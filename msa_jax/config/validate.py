@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from msa_jax import models
+from msa_jax.config import regimes
 from msa_jax.config.experiment import Experiment
 from msa_jax.config.options import MEMORY, BalanceConfig, DataConfig
 from msa_jax.config.values import like
 from msa_jax.data import missing
 from msa_jax.data.transforms import dialogues
 from msa_jax.errors import UserError
+from msa_jax.layers.masking import POOLS
 from msa_jax.text import options as text_options
 
 # Options of several systems, by an example of what they are.
 _TASKS = {"task": "auto", "tasks": ("a",), "modalities": ("a",)}
 _LOSSES = {"aux_warmup_fraction": 0.0}
 _LOSSES |= {name: "default" for name in ("task", "sentiment", "emotion")}
+ANCHORS = ("none", "text")
 REPLICA_MODES = ("auto", "vmap", "sequential")
 _POSITIVE = (lambda value: value > 0, "positive")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 (off) or positive")
@@ -54,6 +57,8 @@ _RANGES = {
   "optim.warmup_fraction": _SHARE,
   "loss.aux_warmup_fraction": _SHARE,
   "optim.ema_decay": _BELOW_ONE,
+  "anchor.dropout": _BELOW_ONE,
+  "anchor.scale": _FINITE,
 }
 
 
@@ -87,6 +92,15 @@ def validate(config: Experiment) -> None:
     _check_balance(config.balance)
   for key in ("train", "eval"):
     missing.parse(getattr(config.missing, key), option=f"config.missing.{key}: ")
+  if config.train.preset not in regimes.PRESETS:
+    raise UserError(
+      f"config.train.preset={config.train.preset!r} must be one of {regimes.PRESETS}."
+    )
+  for key, choices in (("to", ANCHORS), ("pool", POOLS)):
+    if getattr(config.anchor, key) not in choices:
+      raise UserError(
+        f"config.anchor.{key}={getattr(config.anchor, key)!r} must be one of {choices}."
+      )
   if config.replicas.mode not in REPLICA_MODES:
     raise UserError(
       f"config.replicas.mode={config.replicas.mode!r} must be one of {REPLICA_MODES}."
