@@ -76,7 +76,9 @@ def main(arguments: list[str]) -> None:
       print_grids(grid(_WORKDIR.value, _MISSING.value, _INPUT.value))
       return
     if _MODE.value == "evaluate":
-      say(terminal.evaluation(run.evaluate(_WORKDIR.value, _INPUT.value)))
+      evaluation = run.score(_WORKDIR.value, _INPUT.value)
+      say(terminal.evaluation(evaluation.splits))
+      evaluation.keep()
       return
     if not _INPUT.value:
       raise UserError("--mode=predict needs --input, the file to predict.")
@@ -84,8 +86,11 @@ def main(arguments: list[str]) -> None:
     say(f"predictions: {written}")
   except loop.Interrupted as interruption:
     say(interruption, file=sys.stderr)
-  except UserError as error:
-    command.fail(error)
+  except (UserError, OSError, MemoryError) as error:
+    if not isinstance(error, UserError) and processes.is_one_of_several():
+      processes.abort_process()  # the others wait for this one
+    with command.one_line():
+      raise
   except Exception:
     processes.abort_process()
     raise

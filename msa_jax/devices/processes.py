@@ -83,6 +83,11 @@ def abort_process() -> None:
     os._exit(1)
 
 
+def is_one_of_several() -> bool:
+  """Whether other processes belong to the job."""
+  return jax.process_count() > 1
+
+
 def is_primary() -> bool:
   """Whether this process writes files and speaks for all."""
   return jax.process_index() == 0

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -26,7 +26,7 @@ from msa_jax.step import compose
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import loop, scoring, selection
 from msa_jax.training.compiled_stages import mesh_of
-from msa_jax.training.run_directory import RunDirectory
+from msa_jax.training.run_directory import RunDirectory, only_warn
 from msa_jax.typing import Corpus
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
   "predict",
   "predicted_columns",
   "restore",
+  "score",
   "train",
 ]
 
@@ -144,19 +145,49 @@ def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
   return summary.write(run, config, corpus, predictions, trained, fitted)
 
 
+class Evaluation(NamedTuple):
+  """Figures of a trained run on a corpus.
+
+  Attributes:
+    directory: of the run.
+    file: what it was evaluated on.
+    splits: split -> task -> metric -> {"mean", "std", "values"}.
+  """
+
+  directory: RunDirectory
+  file: str
+  splits: dict[str, Any]
+
+  def keep(self) -> None:
+    """Writes evaluation.json; a warning where it cannot be written."""
+    about = {"file": self.file, "splits": self.splits}
+    with only_warn("the figures are not kept"):
+      self.directory.write_json("evaluation.json", about)
+
+
 def evaluate(
   workdir: str | pathlib.Path, path: str = "", corpus: Corpus | None = None
 ) -> dict[str, Any]:
+  """Scores a trained run again and keeps the figures; see `score`.
+
+  Returns:
+    split -> task -> metric -> {"mean", "std", "values"}, also written to
+    evaluation.json, if the folder of the run can be written.
+  """
+  evaluation = score(workdir, path, corpus)
+  evaluation.keep()
+  return evaluation.splits
+
+
+def score(
+  workdir: str | pathlib.Path, path: str = "", corpus: Corpus | None = None
+) -> Evaluation:
   """Scores a trained run again: on its own corpus, or on another labelled one.
 
   Args:
     workdir: folder of the run.
     path: another file to evaluate on; "" = the run's own.
     corpus: in memory, in place of a file; the run's own, if it was trained on it.
-
-  Returns:
-    split -> task -> metric -> {"mean", "std", "values"}, also written to
-    evaluation.json.
 
   Raises:
     UserError: no such run, no such file, or a file without labels.
@@ -182,11 +213,8 @@ def evaluate(
     report[name] = summary.over_seeds(
       [scoring.score(corpus.tasks, p.outputs, targets) for p in predictions]
     )
-  opened.directory.write_json(
-    "evaluation.json",
-    {"file": path or (corpus.name if other else "own"), "splits": report},
-  )
-  return report
+  file = path or (corpus.name if other else "own")
+  return Evaluation(opened.directory, file, report)
 
 
 def predict(

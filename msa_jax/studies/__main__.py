@@ -152,8 +152,9 @@ def main(arguments: list[str]) -> None:
     print(execute(arguments[1], configs, _DATA.value, _WORKDIR.value, **options))
   except loop.Interrupted as interruption:
     print(interruption, file=sys.stderr)
-  except UserError as error:
-    command.fail(error)
+  except (UserError, OSError, MemoryError):
+    with command.one_line():
+      raise
 
 
 def run_main(arguments: Sequence[str] | None = None) -> NoReturn:

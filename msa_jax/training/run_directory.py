@@ -12,16 +12,18 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
 import jax
+from absl import logging
 
 from msa_jax import models
 from msa_jax.config.experiment import Experiment, differences, from_json, to_json
 from msa_jax.devices import processes
-from msa_jax.errors import UserError
+from msa_jax.errors import UserError, of_system
 
 _PACKAGES = ("msa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -53,8 +55,13 @@ class RunDirectory:
       raise UserError(f"--workdir={self.path} is a file; it must be a folder.")
     exists = self.config_path.exists()
     if exists:
-      # More seeds may be added to a run; everything else is fixed.
+      # More seeds may be added to a run, and what changes no number may be another.
       ignore = (
+        "train.checkpoint_every_seconds",
+        "train.steps_per_call",
+        "train.eval_batch_size",
+        "data.device_budget_mib",
+        "text.cache",
         "replicas.seeds",
         "replicas.mode",
         "replicas.most_at_once",
@@ -151,6 +158,18 @@ class RunDirectory:
     kept = [r for r in records if r["seed"] != seed or r["epoch"] <= epoch]
     lines = "".join(json.dumps(record) + "\n" for record in kept)
     self.write_text("metrics.jsonl", lines)
+
+
+@contextmanager
+def only_warn(what: str) -> Iterator[None]:
+  """A part of the program that writes what was shown already: where the folder cannot
+  be written, the line is a warning."""
+  try:
+    yield
+  except UserError as error:
+    logging.warning("%s: %s", what, error)
+  except OSError as error:
+    logging.warning("%s: %s", what, of_system(error))
 
 
 def _plain(value: Any) -> Any:
