@@ -138,3 +138,13 @@ def edit(batch_, name, **fields):
   """The batch with fields of one modality replaced."""
   modality = batch_.modalities[name].replace(**fields)
   return batch_.replace(modalities={**batch_.modalities, name: modality})
+
+
+def forced(params, gate, choice):
+  """The parameters with one gate sure of one of its candidates."""
+  scores = params[gate]["units"]["experts"]["scores"]
+  bias = jnp.zeros_like(scores["bias"])  # [units e]; of Gate 3 [e 1]
+  at = (choice,) if gate == "gate3" else (slice(None), choice)
+  scores = {"kernel": jnp.zeros_like(scores["kernel"]), "bias": bias.at[at].set(60.0)}
+  units = {"experts": {**params[gate]["units"]["experts"], "scores": scores}}
+  return {**params, gate: {"units": units}}
