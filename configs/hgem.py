@@ -38,7 +38,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   )
   config.optim.update({"learning_rate": 3e-4, "epochs": 10})
   config.missing.train = "dropout:0.1"
-  return presets.apply(config, chosen, VARIANTS)
+  return presets.apply(config, chosen, VARIANTS, DATA_SETS)
 
 
 def _paper(config):
@@ -89,7 +89,7 @@ def _sims(config):
 
 def _iemocap(config):
   config.data.max_steps = 20
-  config.model.max_steps = 20  # k of the sparse attention counts from it
+  config.model.max_steps = 20
   config.model.task = "emotion"
   config.model.polarity_experts.num_experts = 4  # one expert per emotion
 

@@ -82,7 +82,9 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
       print_grids(grid(_WORKDIR.value, _MISSING.value, _INPUT.value))
       return
     if _MODE.value == "evaluate":
-      say(terminal.evaluation(run.evaluate(_WORKDIR.value, _INPUT.value)))
+      evaluation = run.score(_WORKDIR.value, _INPUT.value)
+      say(terminal.evaluation(evaluation.splits))
+      evaluation.keep()
       return
     if not _INPUT.value:
       raise UserError("--mode=predict needs --input, the file to predict.")
@@ -91,8 +93,11 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
   except stopping.Interrupted as interruption:
     say(interruption, file=sys.stderr)
     sys.exit(stopping.EXIT_CODE)
-  except UserError as error:
-    command.fail(error)
+  except (UserError, OSError, MemoryError) as error:
+    if not isinstance(error, UserError):
+      processes.abort_process(error)  # the others wait for this one
+    with command.one_line():
+      raise
   except Exception as error:
     processes.abort_process(error)
     raise

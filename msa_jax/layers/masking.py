@@ -1,6 +1,8 @@
 """Masked arithmetic: a masked entry has exactly zero influence, and a row without a
 valid entry gives zeros, never NaN, in the value and in the gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -49,6 +51,24 @@ def masked_mean(
   return total / jnp.maximum(count, 1.0)
 
 
+POOLS = ("mean", "first")
+
+
+def pool_steps(
+  values: Float[Array, "b t d"], mask: Bool[Array, "b t"], pool: str
+) -> Float[Array, "b d"]:
+  """One vector of a sequence; zero for a row without a valid step.
+
+  Args:
+    values: of every step.
+    mask: True = valid.
+    pool: of `POOLS`: the mean over the valid steps, or the first of them.
+  """
+  if pool == "first":
+    mask = mask & (jnp.cumsum(mask, axis=1) == 1)
+  return masked_mean(values, mask[..., None], 1)
+
+
 def hide_unavailable(batch: Batch, keep_lost: bool = False) -> Batch:
   """Makes absent content absent, once: the step calls it before the model.
 
@@ -77,3 +97,11 @@ def hide_unavailable(batch: Batch, keep_lost: bool = False) -> Batch:
       ids=modality.ids,
     )
   return batch.replace(modalities=modalities)
+
+
+def has_content(batch: Batch) -> Bool[Array, "b *t"]:
+  """Which samples, or utterances of dialogues, have any visible step at all."""
+  visible = [m.mask for m in hide_unavailable(batch).modalities.values()]
+  if batch.available.ndim == 3:
+    return functools.reduce(jnp.logical_or, visible)
+  return functools.reduce(jnp.logical_or, [jnp.any(mask, axis=1) for mask in visible])

@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -17,14 +17,14 @@ from msa_jax.data.transforms import pipeline as pipeline_lib
 from msa_jax.devices import processes, sharding, stopping
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
-from msa_jax.runs import prediction_files, prepare, schedule, summary
+from msa_jax.runs import prediction_files, prepare, references, schedule, summary
 from msa_jax.runs.feeds import feeds_of, make_feeds
 from msa_jax.runs.open import PREPROCESSING, open_run, restore
 from msa_jax.step import compose
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import loop, scoring, selection
 from msa_jax.training.compiled_stages import mesh_of
-from msa_jax.training.run_directory import RunDirectory
+from msa_jax.training.run_directory import RunDirectory, only_warn
 from msa_jax.typing import Corpus
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
   "predict",
   "predicted_columns",
   "restore",
+  "score",
   "train",
 ]
 
@@ -114,8 +115,7 @@ def _train(config, run, corpus, stop) -> dict[str, Any]:
 def _begin(run: RunDirectory, prepared: prepare.Inputs) -> dict[str, Any] | None:
   """Makes a run directory, or checks that it holds this run; gives the summary of one
   that has finished, which is not written again."""
-  seeds = prepared.config.replicas.seeds
-  done = summary.of_finished(run, seeds)
+  done = summary.of_finished(run, prepared.config)
   run.create(prepared.config, prepared.description, finished=done is not None)
   if not processes.is_primary():
     return done
@@ -143,22 +143,55 @@ def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
     for split in ("valid", "test")
     if split in feeds
   }
-  return summary.write(run, config, corpus, predictions, trained)
+  fitted = references.fit(config, corpus)
+  if processes.is_primary():
+    references.save(run.path, fitted)
+  return summary.write(run, config, corpus, predictions, trained, fitted)
+
+
+class Evaluation(NamedTuple):
+  """Figures of a trained run on a corpus.
+
+  Attributes:
+    directory: of the run.
+    file: what it was evaluated on.
+    splits: split -> task -> metric -> {"mean", "std", "values"}.
+  """
+
+  directory: RunDirectory
+  file: str
+  splits: dict[str, Any]
+
+  def keep(self) -> None:
+    """Writes evaluation.json; a warning where it cannot be written."""
+    about = {"file": self.file, "splits": self.splits}
+    with only_warn("the figures are not kept"):
+      self.directory.write_json("evaluation.json", about)
 
 
 def evaluate(
   workdir: str | pathlib.Path, path: str = "", corpus: Corpus | None = None
 ) -> dict[str, Any]:
+  """Scores a trained run again and keeps the figures; see `score`.
+
+  Returns:
+    split -> task -> metric -> {"mean", "std", "values"}, also written to
+    evaluation.json, if the folder of the run can be written.
+  """
+  evaluation = score(workdir, path, corpus)
+  evaluation.keep()
+  return evaluation.splits
+
+
+def score(
+  workdir: str | pathlib.Path, path: str = "", corpus: Corpus | None = None
+) -> Evaluation:
   """Scores a trained run again: on its own corpus, or on another labelled one.
 
   Args:
     workdir: folder of the run.
     path: another file to evaluate on; "" = the run's own.
     corpus: in memory, in place of a file; the run's own, if it was trained on it.
-
-  Returns:
-    split -> task -> metric -> {"mean", "std", "values"}, also written to
-    evaluation.json.
 
   Raises:
     UserError: no such run, no such file, or a file without labels.
@@ -184,11 +217,8 @@ def evaluate(
     report[name] = summary.over_seeds(
       [scoring.score(corpus.tasks, p.outputs, targets) for p in predictions]
     )
-  opened.directory.write_json(
-    "evaluation.json",
-    {"file": path or (corpus.name if other else "own"), "splits": report},
-  )
-  return report
+  file = path or (corpus.name if other else "own")
+  return Evaluation(opened.directory, file, report)
 
 
 def predict(

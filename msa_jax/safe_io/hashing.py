@@ -1,12 +1,9 @@
 """Hashes of files, which say what a run was made from and whether it is whole."""
 
 import hashlib
-from concurrent import futures
 from pathlib import Path
 
 SUMS = "SHA256SUMS"  # of a folder; `sha256sum -c SHA256SUMS` reads it too
-
-_THREADS = 4  # hashing and reading hold no lock of Python's
 
 
 class Damaged(Exception):
@@ -23,10 +20,7 @@ def write_sums(folder: Path) -> None:
   """Writes the SHA-256 of every file in a folder, and below it, into `SUMS` there."""
   files = sorted(path for path in folder.rglob("*") if path.is_file())
   names = [path.relative_to(folder).as_posix() for path in files]
-  names = [name for name in names if name != SUMS]
-  with futures.ThreadPoolExecutor(_THREADS) as pool:
-    found = pool.map(sha256, [folder / name for name in names])
-    lines = [f"{each}  {name}\n" for each, name in zip(found, names, strict=True)]
+  lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
   (folder / SUMS).write_text("".join(lines))
 
 
@@ -52,17 +46,11 @@ def check_sums(folder: Path) -> bool:
       raise Damaged(f"{SUMS} is damaged")
   except (OSError, ValueError) as error:
     raise Damaged(f"{SUMS} cannot be read") from error
-  with futures.ThreadPoolExecutor(_THREADS) as pool:
-    # In the order of the sums: what is wrong is told the same way every time.
-    for complaint in pool.map(lambda pair: _complaint(folder, *pair), pairs):
-      if complaint:
-        raise Damaged(complaint)
+  for expected, name in pairs:
+    try:
+      found = sha256(folder / name)
+    except (OSError, ValueError) as error:
+      raise Damaged(f"{name} is missing or cannot be read") from error
+    if found != expected:
+      raise Damaged(f"{name} is not what was written (SHA-256)")
   return True
-
-
-def _complaint(folder: Path, expected: str, name: str) -> str:
-  try:
-    found = sha256(folder / name)
-  except (OSError, ValueError):
-    return f"{name} is missing or cannot be read"
-  return "" if found == expected else f"{name} is not what was written (SHA-256)"

@@ -159,8 +159,9 @@ def _main(arguments: list[str]) -> None:
   except stopping.Interrupted as interruption:
     print(interruption, file=sys.stderr)
     sys.exit(stopping.EXIT_CODE)
-  except UserError as error:
-    command.fail(error)
+  except (UserError, OSError, MemoryError):
+    with command.one_line():
+      raise
 
 
 def run_main(arguments: Sequence[str] | None = None) -> NoReturn:

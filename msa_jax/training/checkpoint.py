@@ -6,6 +6,7 @@ complete, and says itself whether it still is what was written. Folders of versi
 have no sums and are taken as they are.
 """
 
+import errno
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -174,7 +175,10 @@ def _named(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    raise OSError(f"{folder} cannot be written: {_reason(error)}") from error
+    # What TensorStore says of a full disk has no number.
+    code = getattr(error, "errno", None) or errno.EIO
+    reason = getattr(error, "strerror", None) or _reason(error)
+    raise OSError(code, f"cannot be written: {reason}", str(folder)) from error
 
 
 def _seal(partial: pathlib.Path, folder: pathlib.Path) -> None:

@@ -15,7 +15,8 @@ from msa_jax.data.batching import batches
 from msa_jax.data.batching import buckets as buckets_lib
 from msa_jax.data.transforms import dialogues
 from msa_jax.devices import compilation, sharding
-from msa_jax.step.recipe import Recipe, has_content
+from msa_jax.layers.masking import has_content
+from msa_jax.step.recipe import Recipe
 from msa_jax.typing import (
   Batch,
   Collections,

@@ -23,7 +23,7 @@ from absl import logging
 from msa_jax import models
 from msa_jax.config.experiment import Experiment, differences, from_json, to_json
 from msa_jax.devices import processes
-from msa_jax.errors import UserError
+from msa_jax.errors import UserError, of_system
 from msa_jax.safe_io import durable, locking
 
 _PACKAGES = ("msa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -78,12 +78,20 @@ class RunDirectory:
     self._check_folder()
     exists = self.config_path.exists()
     if exists:
-      # More seeds may be added to a run; everything else is fixed.
+      # More seeds may be added to a run, and what changes no number may be another.
       ignore = (
+        "train.checkpoint_every_seconds",
+        "train.steps_per_call",
+        "train.eval_batch_size",
+        "data.device_budget_mib",
+        "text.cache",
         "replicas.seeds",
         "replicas.mode",
         "replicas.most_at_once",
         "data.path",
+        # What they decide is in the other keys, or beside the training.
+        "train.preset",
+        "train.references",
         *(f"sharding.{axis}" for axis in ("data", "replica", "expert")),
       )
       lines = differences(config, self.experiment(), ignore)
@@ -199,6 +207,18 @@ def _record(line: str) -> dict[str, Any] | None:
   except (ValueError, KeyError, TypeError, RecursionError):
     return None
   return record if whole else None
+
+
+@contextmanager
+def only_warn(what: str) -> Iterator[None]:
+  """A part of the program that writes what was shown already: where the folder cannot
+  be written, the line is a warning."""
+  try:
+    yield
+  except UserError as error:
+    logging.warning("%s: %s", what, error)
+  except OSError as error:
+    logging.warning("%s: %s", what, of_system(error))
 
 
 def _plain(value: Any) -> Any:
