@@ -10,7 +10,7 @@ import numpy as np
 from msa_jax.data.batching import batches
 from msa_jax.data.transforms import dialogues
 from msa_jax.errors import of_system
-from msa_jax.safe_io import cells
+from msa_jax.safe_io import cells, durable
 from msa_jax.training.feed import Predictions
 from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Split, Task, modality_order, task_name
@@ -161,11 +161,8 @@ def write_routing(
   if not arrays:
     return
   data = dialogues.utterances(data)
-  folder = run.path / "routing"
-  folder.mkdir(exist_ok=True)
-  np.savez_compressed(
-    folder / f"{split}.npz", ids=data.ids, seeds=np.asarray(seeds), **arrays
-  )
+  with durable.replacing(run.path / "routing" / f"{split}.npz") as partial:
+    np.savez_compressed(partial, ids=data.ids, seeds=np.asarray(seeds), **arrays)
 
 
 def _escaped(cell: Any) -> Any:
@@ -173,15 +170,15 @@ def _escaped(cell: Any) -> Any:
 
 
 def write_csv(path: pathlib.Path, columns: Columns) -> pathlib.Path:
-  """Writes columns of equal length; what a spreadsheet would run is escaped.
+  """Writes columns of equal length; what a spreadsheet would run is escaped, and a
+  reader never sees half of the file.
 
   Raises:
     UserError: the file cannot be written.
   """
   path = path.expanduser()
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with durable.replacing(path) as partial, partial.open("w", newline="") as file:
       writer = csv.writer(file)
       writer.writerow(map(cells.escape, columns))
       for row in zip(*columns.values(), strict=True):

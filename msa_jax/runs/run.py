@@ -1,11 +1,9 @@
 """Whole runs: train all seeds into a run directory, evaluate it, predict with it."""
 
+import contextlib
 import os
 import pathlib
-import signal
-import threading
 import time
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +14,7 @@ from msa_jax.config.experiment import Experiment, to_json
 from msa_jax.data import missing
 from msa_jax.data.transforms import dialogues
 from msa_jax.data.transforms import pipeline as pipeline_lib
-from msa_jax.devices import processes, sharding
+from msa_jax.devices import processes, sharding, stopping
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
 from msa_jax.runs import prediction_files, prepare, references, schedule, summary
@@ -50,22 +48,6 @@ def default_workdir(config: Experiment, corpus: Corpus | None = None) -> pathlib
   return pathlib.Path("runs") / f"{config.system}-{data}-{stamp}"
 
 
-@contextmanager
-def _stop_signal():
-  """Yields a function that says whether SIGTERM or SIGINT has come."""
-  came = threading.Event()
-  previous = {}
-  if threading.current_thread() is threading.main_thread():
-    for number in (signal.SIGTERM, signal.SIGINT):
-      previous[number] = signal.signal(number, lambda *_: came.set())
-  try:
-    yield came.is_set
-  finally:
-    for number, handler in previous.items():
-      # None = not set from Python, as the one that JAX sets in a job of several.
-      signal.signal(number, handler or signal.SIG_DFL)
-
-
 def train(
   config: ml_collections.ConfigDict | Experiment,
   workdir: str | pathlib.Path,
@@ -82,47 +64,70 @@ def train(
     The contents of summary.json.
 
   Raises:
-    UserError: bad input, another run in the folder, a diverging loss.
-    loop.Interrupted: SIGTERM or Ctrl-C came; everything is saved.
+    UserError: bad input, another run in the folder or another process that trains
+      there, a diverging loss.
+    stopping.Interrupted: SIGTERM or Ctrl-C came; everything is saved.
   """
-  with processes.all_or_none():
-    prepared = prepare.prepare(config, corpus)
-  config, corpus = prepared.config, prepared.corpus
-  labels = None
-  if "valid" in corpus.splits:
-    labels = scoring.label_arrays(corpus.splits["valid"], corpus.tasks)
-  outputs = output_specs(config.model, config.corpus_spec)
-  for stage in compose.stages_of(config):  # fails early on an unknown metric
-    selection.tracks(stage, config.corpus_spec.tasks, outputs, labels)
-  compose.build(config)  # and on what the system refuses, before there is a folder
-  processes.check_same(
-    "they must have the same --config and the same data.",
-    [to_json(config), prepared.description],
-  )
-  mesh = mesh_of(config)
-  sharding.check_processes(mesh)
-  run = RunDirectory(workdir)
-  _begin(run, prepared)
-  feeds = feeds_of(config, corpus, mesh)
-  replicas = [loop.Replica(seed, run) for seed in config.replicas.seeds]
-  with _stop_signal() as stop_requested:
-    trained = schedule.train(config, replicas, feeds, labels or {}, run, stop_requested)
-  return _conclude(run, config, corpus, feeds, trained)
+  with stopping.listening() as stop:
+    try:
+      return _train(config, RunDirectory(workdir), corpus, stop)
+    except KeyboardInterrupt:
+      if not stop.requested():
+        raise
+    raise stopping.Interrupted("stopped; the same call goes on from what is saved.")
 
 
-def _begin(run: RunDirectory, prepared: prepare.Inputs) -> None:
-  """Makes a run directory, or checks that it holds this run, in all processes or in
-  none."""
-  with processes.all_or_none():
-    run.create(prepared.config, prepared.description)
-    if processes.is_primary():
-      pipeline_lib.save(prepared.pipeline, run.path / PREPROCESSING)
-      for name, masks in prepared.masks.items():
-        split = prepared.corpus.splits[name]
-        path = run.path / "predictions" / f"missing_{name}.npz"
-        missing.save(path, split, {str(masks.pattern): missing.arrays(masks)})
-  with processes.all_or_none():
-    processes.await_shared(run.config_path)
+def _train(config, run, corpus, stop) -> dict[str, Any]:
+  with contextlib.ExitStack() as held:
+    with processes.all_or_none():
+      there = run.path.exists()
+      if there:  # known before data are read
+        held.enter_context(run.locked())
+      prepared = prepare.prepare(config, corpus)
+    config, corpus = prepared.config, prepared.corpus
+    labels = None
+    if "valid" in corpus.splits:
+      labels = scoring.label_arrays(corpus.splits["valid"], corpus.tasks)
+    outputs = output_specs(config.model, config.corpus_spec)
+    for stage in compose.stages_of(config):  # fails early on an unknown metric
+      selection.tracks(stage, config.corpus_spec.tasks, outputs, labels)
+    compose.build(config)  # and on what the system refuses, before there is a folder
+    processes.check_same(
+      "they must have the same --config and the same data.",
+      [to_json(config), prepared.description],
+    )
+    mesh = mesh_of(config)
+    sharding.check_processes(mesh)
+    with processes.all_or_none():
+      if not there:
+        held.enter_context(run.locked())
+      done = _begin(run, prepared)
+    with processes.all_or_none():
+      processes.await_shared(run.config_path)
+    feeds = feeds_of(config, corpus, mesh)
+    replicas = [loop.Replica(seed, run) for seed in config.replicas.seeds]
+    trained = schedule.train(config, replicas, feeds, labels or {}, run, stop)
+    if done is not None and done["parameter_hash"] == summary.hashes(trained):
+      return done
+    return _conclude(run, config, corpus, feeds, trained)
+
+
+def _begin(run: RunDirectory, prepared: prepare.Inputs) -> dict[str, Any] | None:
+  """Makes a run directory, or checks that it holds this run; gives the summary of one
+  that has finished, which is not written again."""
+  seeds = prepared.config.replicas.seeds
+  done = summary.of_finished(run, seeds)
+  run.create(prepared.config, prepared.description, finished=done is not None)
+  if not processes.is_primary():
+    return done
+  if done is None or not (run.path / PREPROCESSING).exists():
+    pipeline_lib.save(prepared.pipeline, run.path / PREPROCESSING)
+  for name, masks in prepared.masks.items():
+    path = run.path / "predictions" / f"missing_{name}.npz"
+    if done is None or not path.exists():
+      split = prepared.corpus.splits[name]
+      missing.save(path, split, {str(masks.pattern): missing.arrays(masks)})
+  return done
 
 
 def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from msa_jax.data.transforms.relabel import tasks_state
 from msa_jax.data.transforms.transform import FIRST, State, Transform
 from msa_jax.errors import UserError
-from msa_jax.safe_io import archives
+from msa_jax.safe_io import archives, durable
 from msa_jax.typing import Corpus, Task
 
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -108,7 +108,9 @@ def save(pipeline: Pipeline, path: str | os.PathLike) -> None:
     if not each.redrawn
     for key, value in pipeline.states[each.name].items()
   }
-  np.savez(path, **{_LISTED: np.asarray(json.dumps(pipeline.describe()))}, **arrays)
+  listed = {_LISTED: np.asarray(json.dumps(pipeline.describe()))}
+  with durable.replacing(pathlib.Path(path)) as partial:
+    np.savez(partial, **listed, **arrays)
 
 
 def load(
