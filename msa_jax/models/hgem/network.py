@@ -127,7 +127,8 @@ class HGEM(nn.Module):
   dtype: str = "float32"
 
   def __post_init__(self):
-    check(self, choices=_CHOICES, positive=_SIZES)
+    above_zero = ("route_temperature", "capacity_factor")
+    check(self, choices=_CHOICES, positive=_SIZES, above_zero=above_zero)
     if self.token_dim % self.num_heads:
       raise UserError(
         f"model.num_heads={self.num_heads} must divide model.token_dim={self.token_dim}"
