@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from msa_jax.errors import UserError
 
-FORMAT = 2  # of config.json; 1 (not written) was that of version 0.1
+# Of config.json; 1 (not written) was that of version 0.1, 2 lacks ways
+# of losing steps in the names of patterns.
+FORMAT = 3
 
 
 class Only(NamedTuple):
@@ -207,11 +209,28 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
     UserError: an option had a value that this version no longer knows.
   """
   tree = dict(tree)
-  if tree.pop("format", 1) == FORMAT:
+  written = tree.pop("format", 1)
+  if written == FORMAT:
     return tree
   system = tree.get("model", {}).get("name", "")
-  for old, new in {**RENAMED, **RENAMED_OF.get(system, {})}.items():
-    tree = _moved(tree, old, new)
+  if written == 1:
+    for old, new in {**RENAMED, **RENAMED_OF.get(system, {})}.items():
+      tree = _moved(tree, old, new)
+  return _with_old_patterns(tree)
+
+
+def _with_old_patterns(tree: dict[str, Any]) -> dict[str, Any]:
+  """Names what `tokens:R` and `frames:R` meant in formats 1 and 2: rows of features
+  that are lost, wherever no encoder was trained along."""
+  text = tree.get("text", {})
+  finetune = str(text.get("finetune", "none")).lower()
+  if text.get("input") == "encoder" and finetune not in ("none", "false"):
+    return tree
+  for key in ("train", "eval"):
+    name, _, rate = str(tree.get("missing", {}).get(key, "")).strip().partition(":")
+    now = {"tokens": f"features:{rate}:ends", "frames": f"frames:{rate}:ends"}
+    if name in now:
+      tree = _with(tree, ["missing", key], now[name])
   return tree
 
 

@@ -17,6 +17,7 @@ from msa_jax.data.transforms.standardize import Standardize
 from msa_jax.data.transforms.subsample import Subsample
 from msa_jax.data.transforms.tasks import DeriveTask
 from msa_jax.data.transforms.transform import Transform
+from msa_jax.text.features import encoder_of
 from msa_jax.typing import Corpus
 
 
@@ -44,7 +45,10 @@ def pipeline_of(
     Relabel(),
     SelectionSplit(config.train.selection_split),
     Group() if dialogues else None,
-    Degrade(lost.train, lost.eval, lost.seed, config.optim.batch_size),
+    Degrade(
+      *(lost.train, lost.eval, lost.seed, config.optim.batch_size),
+      encode=encoder_of(config.text),
+    ),
     MatchModalities(),
     Standardize(data.standardize),
     MaxSteps(data.max_steps) if data.max_steps else None,

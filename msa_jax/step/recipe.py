@@ -6,7 +6,7 @@ them together.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -47,6 +47,7 @@ class Recipe(NamedTuple):
       fresh optimizer; how a stage starts from what the one before it left.
     end_epoch: state -> state, after the last step of an epoch: class centres, phases
       of several optimizers; None = nothing happens.
+    reads: modalities that predictions are made from; () = all of a batch.
   """
 
   init: Callable[[Seed], TrainState]
@@ -54,6 +55,7 @@ class Recipe(NamedTuple):
   predict: Callable[[Params, Collections, Batch], ModelOutput]
   start: Callable[[Params, Collections, Int[Array, ""]], TrainState]
   end_epoch: Callable[[TrainState], TrainState] | None = None
+  reads: tuple[str, ...] = ()
 
 
 def example_batch(spec: Spec, size: int = 2) -> Batch:
@@ -215,6 +217,7 @@ def with_missing(
   def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Metrics]:
     key, of_batch = jax.random.split(rngs.stream(seed, "missing", state.step))
     shape = batch.available.shape
+    epoch = rngs.stream(seed, "missing batches", state.step // steps_per_epoch)
     keep = missing.keep(
       pattern,
       batch.order,
@@ -223,6 +226,7 @@ def with_missing(
       jnp.broadcast_to(jax.random.uniform(of_batch, shape[-1:]), shape),
       jnp.broadcast_to(state.step % steps_per_epoch, shape[:-1]),
       steps_per_epoch,
+      jax.random.uniform(epoch),
     )
     hidden = hide_unavailable(batch.replace(available=keep), keep_lost=True)
     return recipe.step(state, hidden, seed)
@@ -230,25 +234,36 @@ def with_missing(
   return recipe._replace(step=step)
 
 
-def has_content(batch: Batch) -> Bool[Array, "b *t"]:
-  """Which samples, or utterances of dialogues, have any visible step at all."""
-  visible = [m.mask for m in hide_unavailable(batch).modalities.values()]
+def has_content(batch: Batch, reads: Sequence[str] = ()) -> Bool[Array, "b *t"]:
+  """Which samples, or utterances of dialogues, have any visible step at all.
+
+  Args:
+    batch: any batch.
+    reads: modalities that count; () = all.
+  """
+  hidden = hide_unavailable(batch).modalities
+  visible = [hidden[name].mask for name in reads or batch.order]
   if batch.available.ndim == 3:
     return functools.reduce(jnp.logical_or, visible)
   return functools.reduce(jnp.logical_or, [jnp.any(mask, axis=1) for mask in visible])
 
 
-def with_prior(recipe: Recipe, priors: Mapping[str, tuple[float, ...]]) -> Recipe:
+def with_prior(
+  recipe: Recipe,
+  priors: Mapping[str, tuple[float, ...]],
+  reads: tuple[str, ...] = (),
+) -> Recipe:
   """Predicts the training prior where a sample has no content (of `has_content`).
 
   Args:
     recipe: the recipe to wrap.
     priors: task -> its best constant; tasks that are not there keep their prediction.
+    reads: modalities that the model reads; () = all.
   """
 
   def predict(params: Params, collections: Collections, batch: Batch) -> ModelOutput:
     output = recipe.predict(params, collections, batch)
-    content = has_content(batch)
+    content = has_content(batch, reads)
     predictions = dict(output.predictions)
     for name, value in predictions.items():
       if task_name(name) in priors:
@@ -259,4 +274,4 @@ def with_prior(recipe: Recipe, priors: Mapping[str, tuple[float, ...]]) -> Recip
         predictions[name] = jnp.where(shown, value, prior)
     return output.replace(predictions=predictions)
 
-  return recipe._replace(predict=predict)
+  return recipe._replace(predict=predict, reads=reads)

@@ -24,6 +24,7 @@ from msa_jax.metrics.routing import routing_metrics
 from msa_jax.runs import prediction_files, prepare
 from msa_jax.runs.open import OpenRun, open_run
 from msa_jax.runs.summary import over_seeds
+from msa_jax.text.features import encoder_of
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import scoring
 from msa_jax.training.run_directory import RunDirectory
@@ -46,12 +47,14 @@ class _Opened(NamedTuple):
     corpus: that one split, as the pipeline has it before anything is missing.
     name: of the split.
     occasion: whether the corpus is the run's own.
+    text: what makes the corpus's text, to lose words of it.
   """
 
   run: OpenRun
   corpus: Corpus
   name: str
   occasion: str
+  text: missing.Source
 
   def feed(self, split: Split) -> feed_lib.Feed:
     """A feed of the split, after the rest of the run's pipeline."""
@@ -73,7 +76,8 @@ def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
   # False sorts first: test, else valid, else whatever else there is, train last.
   name = min(labelled, key=lambda n: (n != "test", n != "valid", n == "train"))
   corpus = dataclasses.replace(corpus, splits={name: corpus.splits[name]})
-  return _Opened(opened, corpus, name, occasion)
+  text = missing.source_of(corpus, encoder_of(opened.config.text))
+  return _Opened(opened, corpus, name, occasion, text)
 
 
 def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, Any]:
@@ -104,6 +108,8 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
   order = modality_order(split.modalities)
   names = [name for name, some in zip(order, seen, strict=True) if some]
   grids = missing.grids(wanted, names)
+  for entry, patterns in grids.items():
+    missing.check(patterns[-1], opened.corpus, opened.text, f"--missing={entry}: ")
   optimal = _optimal(config, opened.name) if not path else lambda masks: {}
   report: dict[str, Any] = {
     "model": config.system,
@@ -135,7 +141,7 @@ def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
   config, split = opened.run.config, opened.corpus.splits[opened.name]
   masks = missing.draw(pattern, split, config.missing.seed, config.optim.batch_size)
   if masks.lost:
-    feed = opened.feed(missing.apply(split, masks))
+    feed = opened.feed(missing.apply(split, masks, opened.text))
   else:
     feed = feed_lib.with_available(complete, masks.available)
   predictions = [_without_heads(each) for each in opened.run.predictions(feed)]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from msa_jax.errors import UserError
+from msa_jax.names import TEXT_STEPS, TEXT_TOKENS, TEXT_WORDS
 from msa_jax.typing import Corpus, Sequences, Split, Task, modality_order
 
 SOURCE = "source"  # extras: number of the corpus that a sample comes from
@@ -42,6 +43,8 @@ def join(corpora: Sequence[Corpus], evaluation: bool = False) -> Corpus:
     splits[name] = _join(parts, _widths(corpora), tasks, name)
   joined = [corpus.name for corpus in corpora]
   notes = {**corpora[0].notes, "joined": [dict(c.notes) for c in corpora[1:]]}
+  if len({corpus.notes.get(TEXT_STEPS) for corpus in corpora}) > 1:
+    notes.pop(TEXT_STEPS, None)
   return Corpus("+".join(joined), splits, tasks, notes)
 
 
@@ -121,9 +124,28 @@ def _join(
     labels=labels,
     raw_text=np.concatenate(texts) if all(t is not None for t in texts) else None,
     groups=_distinct([_groups(part, name) for part in splits], source),
-    extras={SOURCE: source},
+    extras={SOURCE: source, **_of_text(splits)},
     available=_available(splits, list(modalities)),
   )
+
+
+def _of_text(splits: list[Split]) -> dict[str, np.ndarray]:
+  """What is known of every step of the text, where all splits know it."""
+  found = {}
+  for name, padding in ((TEXT_WORDS, -1), (TEXT_TOKENS, 0)):
+    if all(name in split.extras for split in splits):
+      steps = max(split.extras[name].shape[1] for split in splits)
+      found[name] = np.concatenate(
+        [
+          np.pad(
+            split.extras[name],
+            ((0, 0), (0, steps - split.extras[name].shape[1])),
+            constant_values=padding,
+          )
+          for split in splits
+        ]
+      )
+  return found
 
 
 def _available(splits: list[Split], names: list[str]) -> np.ndarray | None:
