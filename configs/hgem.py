@@ -4,8 +4,9 @@
   python -m msa_jax.main --config=configs/hgem.py:mosi --config.data.path=mosi.pkl
 
 Variants: `mosi`, `mosei`, `sims`, `simsv2`, `iemocap` (settings per data set; the path
-is yours to give), `paper` (the paper's sizes and optimizer: 61.9 M parameters, made for
-an accelerator). They combine: `configs/hgem.py:mosei,paper`.
+is yours to give), `own` (data of your own: as `mosi`, without lost modalities), `paper`
+(the paper's sizes and optimizer: 61.9 M parameters, made for an accelerator). They
+combine: `configs/hgem.py:mosei,paper`.
 
 The default trains the `small` preset on the synthetic corpus, which needs no file and
 no accelerator. Published: MOSI MAE .574, Corr .862; MOSEI MAE .524, Corr .863 (with a
@@ -86,6 +87,11 @@ def _sims(config):
     _regularize(config)
 
 
+def _own(config):
+  _mosi(config)
+  config.missing.train = "none"
+
+
 def _iemocap(config):
   config.data.max_steps = 20
   config.model.max_steps = 20  # k of the sparse attention counts from it
@@ -99,6 +105,7 @@ VARIANTS = {
   "sims": _sims,
   "simsv2": _sims,
   "iemocap": _iemocap,
+  "own": _own,
   "paper": _paper,
 }
-DATA_SETS = ("mosi", "mosei", "sims", "simsv2", "iemocap")
+DATA_SETS = ("mosi", "mosei", "sims", "simsv2", "iemocap", "own")

@@ -9,6 +9,13 @@ TEXT_TOKENS = "text_tokens"
 # Note of a corpus: "words" = each step of the text was made of its own word alone.
 TEXT_STEPS = "text_steps"
 
+FOLDS = "folds"  # what a folder of folds lists them under, in its JSON files
+
+
+def fold_folder(number: int) -> str:
+  """Name of the folder of a fold's run, in that of all."""
+  return f"fold_{number}"
+
 
 def split_names(entries: Iterable[str]) -> tuple[str, ...]:
   """Names of an option of several, whose flag `--option=a,b` arrives as one string."""

@@ -33,10 +33,11 @@ def pipeline_of(
   """
   data, lost = config.data, config.missing
   # Joined corpora have been split, each by its sessions.
-  fold = 0 if data.extra_train_paths else data.fold
+  joined = bool(data.extra_train_paths)
+  fold, num_folds = (0, 0) if joined else (data.fold_number, data.num_folds)
   dialogues = data.sample_unit == "dialogue"
   entries: tuple[Transform | None, ...] = (
-    Fold(fold, data.iemocap_val),
+    Fold(fold, data.iemocap_val, num_folds),
     SelectModalities(data.modalities),
     DeriveTask(data.task),
     CheckTrainable(),

@@ -5,7 +5,7 @@ the samples that own its label, and a balanced order of samples keeps the larger
 from drowning the smaller one (`batches.epoch_order`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -145,6 +145,57 @@ def _of_text(splits: list[Split]) -> dict[str, np.ndarray]:
           for split in splits
         ]
       )
+  return found
+
+
+def concatenate(splits: Sequence[Split], tasks: Mapping[str, Task]) -> Split:
+  """Splits of one corpus as one; samples keep their ids, and lack labels they lacked.
+
+  Args:
+    splits: of the same modalities and widths, each with its own longest sequence.
+    tasks: of the corpus.
+  """
+  sizes = [len(split) for split in splits]
+  first = splits[0].modalities
+  labels = {
+    name: np.concatenate(
+      [
+        split.labels[name] if name in split.labels else no_labels(task, len(split))
+        for split in splits
+      ]
+    )
+    for name, task in tasks.items()
+  }
+
+  def columns(values):
+    return None if any(v is None for v in values) else np.concatenate(values)
+
+  return Split(
+    ids=np.concatenate([split.ids for split in splits]),
+    modalities={
+      name: _sequences(
+        [split.modalities[name] for split in splits],
+        sizes,
+        first[name].features.shape[-1],
+      )
+      for name in first
+    },
+    labels=labels,
+    raw_text=columns([split.raw_text for split in splits]),
+    groups=columns([split.groups for split in splits]),
+    extras=_extras(splits),
+    available=_available(list(splits), list(first)),
+  )
+
+
+def _extras(splits: Sequence[Split]) -> dict[str, np.ndarray]:
+  """What all splits know: of every step of the text, and arrays of equal shapes."""
+  found = _of_text(list(splits))
+  for name, values in splits[0].extras.items():
+    others = [split.extras.get(name) for split in splits]
+    shapes = {None if other is None else other.shape[1:] for other in others}
+    if name not in found and shapes == {values.shape[1:]}:
+      found[name] = np.concatenate([split.extras[name] for split in splits])
   return found
 
 
