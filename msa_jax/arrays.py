@@ -189,7 +189,7 @@ def clean(
     has_ids: whether the steps also have integer inputs, which are content too.
   """
   t = array.shape[1]
-  counts = dict.fromkeys(COUNTS, 0)
+  counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
   for rows in blocks(len(array)):
     part = array[rows]
     real = np.arange(t) < length[rows][:, None]  # [b t]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags
+from absl.flags import FlagHolder
 
 from msa_jax.config import files
 from msa_jax.errors import UserError
@@ -28,8 +29,8 @@ class Program(NamedTuple):
 
   main: Callable[[list[str]], Any]
   usage: str
-  flags: Sequence[flags.FlagHolder]
-  config: flags.FlagHolder | None = None
+  flags: Sequence[FlagHolder]
+  config: FlagHolder | None = None
 
 
 def fail(error: Exception) -> NoReturn:

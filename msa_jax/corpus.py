@@ -234,7 +234,8 @@ def _split_of(
     lost = made.lost if made.lost.any() else None
     modalities[name] = Sequences(made.features, made.lengths, lost)
   arrays_lib.check_names(f"lengths in split {key} of", columns["lengths"], arrays)
-  first = [len(each.lengths) for each in modalities.values()] or [len(texts)]
+  first = [len(each.lengths) for each in modalities.values()]
+  first = first or [0 if texts is None else len(texts)]
   found = columns["ids"].get(key)
   ids = arrays_lib.numbered(first[0], key) if found is None else np.asarray(found, str)
   groups = columns["groups"].get(key)

@@ -74,8 +74,7 @@ def task_name(prediction: str) -> str:
 Leaf = Any
 
 
-@flax.struct.dataclass
-class Modality:
+class Modality(flax.struct.PyTreeNode):
   """One modality of a batch; real steps come first (right padding).
 
   Attributes:
@@ -93,8 +92,7 @@ class Modality:
   ids: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
 
 
-@flax.struct.dataclass
-class Label:
+class Label(flax.struct.PyTreeNode):
   """Labels of one task.
 
   Attributes:
@@ -107,8 +105,7 @@ class Label:
   mask: Leaf
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
   """What a model reads. Static shapes; everything optional is masked, not absent.
 
   Attributes:
@@ -195,8 +192,7 @@ def _label_of(value: np.ndarray, task: str, rows: int) -> Label:
   return Label(np.where(present, value, 0).astype(value.dtype), mask)
 
 
-@flax.struct.dataclass
-class Routing:
+class Routing(flax.struct.PyTreeNode):
   """The interface between a router and its experts; what reports read.
 
   Attributes:
@@ -213,8 +209,7 @@ class Routing:
   experts: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
 
-@flax.struct.dataclass
-class ModelOutput:
+class ModelOutput(flax.struct.PyTreeNode):
   """What every model returns, whatever its flags.
 
   Attributes:
@@ -233,8 +228,7 @@ class ModelOutput:
   losses: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """Everything that training changes, as data: no functions, so that states can be
   stacked, vmapped, sharded and saved.
 

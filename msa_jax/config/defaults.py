@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from msa_jax.config.config_dict import ConfigDict
 from msa_jax.config.options import (
   BalanceConfig,
   DataConfig,
@@ -41,7 +42,7 @@ def base(
   model: Mapping[str, Any] | ml_collections.ConfigDict,
   loss: Mapping[str, Any] | None = None,
   balance: bool = False,
-) -> ml_collections.ConfigDict:
+) -> ConfigDict:
   """Returns the shared defaults around the options of one system.
 
   Args:
@@ -53,8 +54,8 @@ def base(
   Returns:
     Unlocked config; `finish` locks it.
   """
-  config = ml_collections.ConfigDict()
-  config.model = ml_collections.ConfigDict(model)
+  config = ConfigDict()
+  config.model = ConfigDict(model)
   config.loss = {**(LOSS if loss is None else loss), "aux_warmup_fraction": 0.0}
   for name, section in SECTIONS.items():
     config[name] = ml_collections.ConfigDict(dataclasses.asdict(section()))
@@ -63,7 +64,7 @@ def base(
   return config
 
 
-def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def finish(config: ConfigDict) -> ConfigDict:
   """Locks a config, so that unknown keys are errors from here on."""
   return config.lock()
 

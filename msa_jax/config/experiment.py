@@ -99,10 +99,11 @@ def with_options(config: Experiment, options: Mapping[str, Any]) -> Experiment:
   tree = to_tree(config)
   for path, value in options.items():
     *sections, key = path.split(".")
-    node: Any = tree
+    node = tree
     for section in sections:
-      node = node.get(section, {}) if isinstance(node, Mapping) else {}
-    choices = sorted(node) if isinstance(node, Mapping) else []
+      below = node.get(section)
+      node = below if isinstance(below, dict) else {}
+    choices = sorted(node)
     if key not in choices:
       near = difflib.get_close_matches(key, choices, n=3, cutoff=0.5)
       hint = f" did you mean {' or '.join(near)}?" if near else ""

@@ -10,12 +10,13 @@ from typing import Any
 import ml_collections
 
 from msa_jax import config as config_lib
+from msa_jax.config.config_dict import ConfigDict
 from msa_jax.data.synthetic.generator import ONE_FAST, ONE_STRONG
 
 
 def late_fusion(
   model: Mapping[str, Any] | ml_collections.ConfigDict,
-) -> ml_collections.ConfigDict:
+) -> ConfigDict:
   """Shared defaults: sequences aligned with the text, length buckets, AdamW, 50 epochs.
 
   Args:
@@ -31,42 +32,42 @@ def late_fusion(
 
 
 def apply(
-  config: ml_collections.ConfigDict,
+  config: ConfigDict,
   chosen: tuple[str, ...],
-  variants: Mapping[str, Callable[[ml_collections.ConfigDict], None]],
-) -> ml_collections.ConfigDict:
+  variants: Mapping[str, Callable[[ConfigDict], None]],
+) -> ConfigDict:
   """Applies chosen variants (see `parse_variants`) one after the other, and locks."""
   for name in chosen:
     variants[name](config)
   return config_lib.finish(config)
 
 
-def iemocap(config: ml_collections.ConfigDict) -> None:
+def iemocap(config: ConfigDict) -> None:
   """Four yes/no emotions, sequences of 20 steps, AWF's batch."""
   config.model.task = "emotion"
   config.data.max_steps = 20
   config.optim.batch_size = 24
 
 
-def sgd(config: ml_collections.ConfigDict) -> None:
+def sgd(config: ConfigDict) -> None:
   """AWF's table 7: momentum in place of Adam for the network."""
   config.optim.update({"name": "sgd", "momentum": 0.9, "learning_rate": 0.05})
   config.optim.update({"weight_decay": 0.0, "schedule": "cosine"})
 
 
-def one_strong(config: ml_collections.ConfigDict) -> None:
+def one_strong(config: ConfigDict) -> None:
   """A synthetic corpus whose text says nearly everything (`ONE_STRONG`)."""
   config.data.synthetic.update(dataclasses.asdict(ONE_STRONG))
 
 
-def one_fast(config: ml_collections.ConfigDict) -> None:
+def one_fast(config: ConfigDict) -> None:
   """A synthetic corpus whose text is learned before the rest
   (`ONE_FAST`), and a training that ends before the rest has caught up."""
   config.data.synthetic.update(dataclasses.asdict(ONE_FAST))
   config.optim.epochs = 8
 
 
-def published(config: ml_collections.ConfigDict) -> None:
+def published(config: ConfigDict) -> None:
   """Only what papers of this family state: sequences as long as they come, plain Adam
   with a constant rate."""
   config.data.update({"align": "none", "max_steps": 0})
@@ -74,14 +75,14 @@ def published(config: ml_collections.ConfigDict) -> None:
   config.optim.update({"warmup_fraction": 0.0, "schedule": "constant"})
 
 
-def mmsa(config: ml_collections.ConfigDict) -> None:
+def mmsa(config: ConfigDict) -> None:
   """`published`, and MMSA's way of reading padding."""
   published(config)
   config.model.compat = "mmsa"
 
 
 def mmsa_sizes(
-  config: ml_collections.ConfigDict,
+  config: ConfigDict,
   audio: int,
   text_dim: int,
   post_dim: int,

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
+
 from msa_jax.config.experiment import Experiment
 from msa_jax.config.options import TextConfig
 from msa_jax.data import labels as has_label
@@ -55,7 +57,7 @@ def _priors(corpus: Corpus, losses: Mapping[str, str]) -> dict[str, tuple[float,
       values = labels[name]
       known = has_label.known(values)
       if task.kind == "binary":
-        known = known.all(axis=-1)
+        known = np.all(known, axis=-1)
       priors[name] = best_constant(
         task.kind, losses[name], values, known, len(task.classes)
       )

@@ -11,7 +11,7 @@ store     writes a folder of records for corpora larger than memory; FILE may be
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +19,7 @@ from msa_jax.data import synthetic
 from msa_jax.data.readers import FORMATS, array_record, npz, read, read_lenient
 from msa_jax.data.readers.check import Report, as_text, check, describe, printable
 from msa_jax.errors import UserError
-from msa_jax.typing import MODALITIES, Corpus
+from msa_jax.typing import MODALITIES, Corpus, Split
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,7 +151,9 @@ def _store(options: argparse.Namespace, features: dict[str, str]) -> None:
 def _store_synthetic(utterances: int, folder: str) -> None:
   world = synthetic.SyntheticOptions()
   small = synthetic.synthetic(world)
-  parts = {name: [lambda one=one: one] for name, one in small.splits.items()}
+  parts: dict[str, Sequence[Callable[[], Split]]] = {
+    name: [lambda one=one: one] for name, one in small.splits.items()
+  }
   parts["train"] = synthetic.training_parts(world, utterances)
   notes = dict(small.notes)
   for key in ("bayes", "bayes_by_condition"):  # of the small training split

@@ -6,6 +6,7 @@ import gc
 import os
 import pathlib
 import re
+from typing import Any, cast
 
 import jax
 
@@ -29,7 +30,7 @@ def spare_threads() -> None:
   has devices; does nothing where `NPROC`, which sets the size of the pool, is set.
   """
   flag = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-  devices = max(jax.config.jax_num_cpu_devices, int(flag[1]) if flag else 1)
+  devices = max(cast(Any, jax.config).jax_num_cpu_devices, int(flag[1]) if flag else 1)
   if devices > 1:
     os.environ.setdefault("NPROC", str(max(devices, os.cpu_count() or 1) + devices))
 

@@ -24,14 +24,14 @@ def _flops(jaxpr: core.Jaxpr) -> float:
     name = equation.primitive.name
     if name == "dot_general":
       (contract, _), _ = equation.params["dimension_numbers"]
-      shape = equation.invars[0].aval.shape
+      shape = _shape(equation.invars[0])
       depth = math.prod(shape[axis] for axis in contract)
-      total += 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+      total += 2.0 * depth * math.prod(_shape(equation.outvars[0]))
     elif name == "conv_general_dilated":
-      kernel = equation.invars[1].aval.shape
+      kernel = _shape(equation.invars[1])
       outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
       per_output = math.prod(kernel) / outputs
-      total += 2.0 * per_output * math.prod(equation.outvars[0].aval.shape)
+      total += 2.0 * per_output * math.prod(_shape(equation.outvars[0]))
     elif name == "scan":
       total += equation.params["length"] * sum(inner)
     elif name == "cond":
@@ -39,6 +39,10 @@ def _flops(jaxpr: core.Jaxpr) -> float:
     else:
       total += sum(inner)
   return total
+
+
+def _shape(variable) -> tuple[int, ...]:
+  return variable.aval.shape
 
 
 def _subprograms(params):

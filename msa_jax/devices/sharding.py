@@ -101,7 +101,7 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
   """A tree on the device, or whole on every device of the mesh."""
   if mesh is None:
     return jax.device_put(tree)
-  place = replicated_sharding(mesh)
+  place = NamedSharding(mesh, PartitionSpec())
   if jax.process_count() == 1:
     return jax.device_put(tree, place)
   return jax.tree.map(lambda leaf: _placed(leaf, place), tree)
@@ -118,7 +118,7 @@ def local_rows(mesh: Mesh | None, size: int) -> Int[np.ndarray, " rows"]:
     return np.arange(size)
   place = NamedSharding(mesh, PartitionSpec(DATA))
   held = place.addressable_devices_indices_map((size,)).values()
-  return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in held]))
+  return np.unique(np.concatenate([np.arange(size)[rows] for rows in held if rows]))
 
 
 def shard_batch(batch: Batch, mesh: Mesh | None, size: int, lead: int = 0) -> Batch:

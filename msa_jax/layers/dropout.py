@@ -8,6 +8,7 @@ compiler fuses into the layer.
 
 import math
 import zlib
+from typing import Any, cast
 
 import flax
 import flax.linen as nn
@@ -73,7 +74,7 @@ def _stream(module: nn.Module, name: str) -> tuple[jax.Array, tuple[str, ...]]:
     UserError: a Flax release that keeps them in another way.
   """
   try:
-    stream = module.scope.rngs[name]
+    stream = cast(Any, module.scope).rngs[name]
     return stream.rng, stream.suffix
   except AttributeError as error:
     raise UserError(

@@ -12,7 +12,7 @@ XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import flax.struct
@@ -48,8 +48,7 @@ class MixtureOutput(NamedTuple):
   overflow: jax.Array
 
 
-@flax.struct.dataclass
-class Plan:
+class Plan(flax.struct.PyTreeNode):
   """Which row sits in which slot of which expert's buffer (capacity dispatch).
 
   >>> routing = route(jnp.asarray([[3.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), k=1)
@@ -245,7 +244,7 @@ class ExpertBank(nn.Module):
     """
     lifted = nn.vmap(
       lambda module, *arrays: module(*arrays),
-      in_axes=in_axes,
+      in_axes=cast(Any, in_axes),  # Flax takes more than its annotation says.
       out_axes=0,
       axis_size=self.num_experts,
       variable_axes={"params": 0, "batch_stats": 0},

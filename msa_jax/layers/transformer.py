@@ -108,7 +108,8 @@ class EncoderStack(nn.Module):
       keys = jax.random.split(self.make_rng("dropout"), (self.n_layers, 3))
 
     def layer(hidden, inputs):
-      hidden = self._layer(*inputs, hidden, mask)
+      own, own_keys = inputs
+      hidden = self._layer(own, own_keys, hidden, mask)
       return hidden, hidden
 
     layer = jax.checkpoint(layer) if self.remat else layer
@@ -183,7 +184,8 @@ class EncoderStack(nn.Module):
 
     def add_norm(name, values, key, skip):
       summed = drop(values, key, self.dropout) + skip
-      return layer_norm(summed, *(weights[name][k] for k in _NORM), self.epsilon)
+      gain, bias = (weights[name][k] for k in _NORM)
+      return layer_norm(summed, gain, bias, self.epsilon)
 
     scale = 1.0 / math.sqrt(self.width // self.n_heads)
     logits = jnp.einsum("bthd,bshd->bhts", heads("query") * scale, heads("key"))

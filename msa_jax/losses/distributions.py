@@ -6,13 +6,17 @@ host). `xp` is the module to compute with, `jax.numpy` or `numpy`.
 
 import math
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from msa_jax.errors import UserError
 
-Values = Array | np.ndarray | np.generic
+if TYPE_CHECKING:
+  Values = Any  # A type checker cannot tell which of them `xp` makes.
+else:
+  Values = Array | np.ndarray | np.generic
 
 UNITS = ("nats", "bits")
 

@@ -97,9 +97,9 @@ def _regression(run: Run, task: str) -> Drawing | None:
   axes[2].set_ylabel("samples")
   options = run.tasks()[task]
   low, high = round(options["low"]), round(options["high"])
-  rounded = [np.rint(np.clip(x, low, high)).astype(int) - low for x in pair]
+  actual, rounded = (np.rint(np.clip(x, low, high)).astype(int) - low for x in pair)
   names = [str(step) for step in range(low, high + 1)]
-  _draw_confusion(axes[3], confusion(*rounded, len(names)), names)
+  _draw_confusion(axes[3], confusion(actual, rounded, len(names)), names)
   axes[3].set_title("Rounded labels")
   caption = (
     f"{len(labels)} samples of {run.split}. Cells hold counts; shades are shares of"

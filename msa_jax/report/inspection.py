@@ -109,7 +109,7 @@ def by_modality(
   positions = np.flatnonzero(real)
   columns = positions % len(order)
   sort = np.argsort(columns, kind="stable")
-  return [order[column] for column in columns[sort]], positions[sort]
+  return [order[int(column)] for column in columns[sort]], positions[sort]
 
 
 def _first_selection(sown, module: str):

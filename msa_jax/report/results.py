@@ -217,9 +217,10 @@ def significance(
   else:
     pairs = [class_pair(run, task) for run in (first, second)]
     metric, name = _accuracy, "wa"
-  if pairs[0] is None or pairs[1] is None:
+  ours, theirs = pairs
+  if ours is None or theirs is None:
     return None
-  (labels, one), (others, two) = pairs
+  (labels, one), (others, two) = ours, theirs
   if labels.shape != others.shape or not np.array_equal(labels, others):
     return None
   return name, paired(metric, one, two, labels)

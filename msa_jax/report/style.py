@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ SEQUENTIAL = "cividis"
 # Of legends on coloured areas.
 ON_COLOUR = {"frameon": True, "framealpha": 0.9, "edgecolor": "none"}
 
-_RULES = {
+_RULES: dict[Any, Any] = {  # matplotlib annotates the names one by one
   "font.size": 9,
   "axes.titlesize": 10,
   "axes.titlelocation": "left",

@@ -1,6 +1,6 @@
 """Opens a finished run for everything that reads one."""
 
-import pathlib
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -49,7 +49,7 @@ class OpenRun(NamedTuple):
     return [self.predictor(*chosen, feed) for chosen in self.selected]
 
 
-def open_run(workdir: str | pathlib.Path) -> OpenRun:
+def open_run(workdir: str | os.PathLike) -> OpenRun:
   """Opens a finished run.
 
   Raises:

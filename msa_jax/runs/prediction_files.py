@@ -150,7 +150,7 @@ def write_routing(
   Arrays: `ids`, `seeds`, `<gate>/probs|combine|logits` [seed n e] and, where the
   router names its experts, `<gate>/experts` [e] strings.
   """
-  arrays: dict[str, np.ndarray] = {}
+  arrays: dict[str, Any] = {}
   for gate, first in per_seed[0].routing.items():
     for kind in ("probs", "combine", "logits"):
       each = [getattr(p.routing[gate], kind) for p in per_seed]

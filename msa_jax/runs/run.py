@@ -139,7 +139,7 @@ def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
     for one in trained
   ]
   predictions = {
-    split: [predictor(*chosen, feeds[split]) for chosen in selected]
+    split: [predictor(params, rest, feeds[split]) for params, rest in selected]
     for split in ("valid", "test")
     if split in feeds
   }

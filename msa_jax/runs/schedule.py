@@ -62,7 +62,8 @@ def train(
     saver = ResumePoint(_checkpoint(part, root))
     trained = loop.fit(config, programs, feeds, labels, part, saver, stop_requested)
     done |= {_name(r, root): t for r, t in zip(part, trained, strict=True)}
-  return [done[_name(r, root)] for r in replicas]
+  results = {name: result for name, result in done.items() if result is not None}
+  return [results[_name(r, root)] for r in replicas]
 
 
 def _name(replica: Replica, root: RunDirectory) -> str:

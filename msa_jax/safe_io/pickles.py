@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -141,7 +141,8 @@ def _from_buffer(
   flat = _flat(_raw_bytes(content), _checked_type(dtype, objects=False))
   if order == "K" and axes is not None:
     return _Array(flat.reshape(shape, order="C").transpose(axes))
-  return _Array(flat.reshape(shape, order=order))
+  # NumPy refuses an order that it does not know.
+  return _Array(flat.reshape(shape, order=cast(Any, order)))
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:

@@ -150,7 +150,7 @@ def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
     frozen,
   )
   example = example_batch(spec)
-  if config.is_balanced:
+  if config.balance is not None and config.is_balanced:
     if stage.call:
       raise UserError(
         f"B-fusion cannot balance {config.system}: its stages call the module with"

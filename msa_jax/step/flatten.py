@@ -10,7 +10,7 @@ over all of them is summed.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import flax
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -63,10 +63,10 @@ def packed(
 
   inner = make(packed_kind)
 
-  def update(gradients, state, params=None):
+  def update(updates, state, params=None):
     given = None if params is None else _pack(kind_of, params)
-    updates, state = inner.update(_pack(kind_of, gradients), state, given)
-    return _unpack(kind_of, updates, gradients), state
+    flat, state = inner.update(_pack(kind_of, updates), state, given)
+    return _unpack(kind_of, flat, updates), state
 
   return optax.GradientTransformation(
     lambda params: inner.init(_pack(kind_of, params)), update
@@ -103,9 +103,9 @@ def _joined(leaves: list[jax.Array]) -> jax.Array:
   return jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
 
 
-def _unpack(kind_of: KindOf, tree: dict[str, Any], like: Any) -> Any:
+def _unpack(kind_of: KindOf, tree: Any, like: Any) -> Any:
   """The tree that was packed, of the structure of `like`."""
-  arrays = flax.traverse_util.flatten_dict(tree)
+  arrays: dict[Names, Any] = flax.traverse_util.flatten_dict(tree)
   flat, structure = jax.tree_util.tree_flatten_with_path(like)
   done = dict.fromkeys(arrays, 0)
   leaves = []

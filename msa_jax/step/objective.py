@@ -101,7 +101,7 @@ def weighted_tasks(
   terms: Mapping[str, TaskTerm],
   output: ModelOutput,
   batch: Batch,
-) -> tuple[dict[str, jax.Array], Metrics]:
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   """Prediction name -> what it adds to the objective.
 
   That is weight * L, or weight * (exp(-s) L + s) for a model that learns the log

@@ -1,6 +1,6 @@
 """Optimizers: one schedule shape, one learning rate per parameter partition."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -115,8 +115,8 @@ def _only(
 
     return jax.tree_util.tree_map_with_path(keep, tree)
 
-  def update(gradients, state, params=None):
-    updates, state = inner.update(masked(gradients), state, params)
+  def update(updates, state, params=None):
+    updates, state = inner.update(masked(updates), state, params)
     return masked(updates), state
 
   return optax.GradientTransformation(inner.init, update)
@@ -132,9 +132,9 @@ def _clip_branches(
     branched: parameter path -> whether its first axis is that of the branches.
   """
 
-  def update(gradients, state, params=None):
+  def update(updates, state, params=None):
     del params
-    flat = jax.tree_util.tree_flatten_with_path(gradients)[0]
+    flat = jax.tree_util.tree_flatten_with_path(updates)[0]
     owned = [leaf for path, leaf in flat if branched(names_of(path))]
     squares = [jnp.sum(leaf.reshape(len(leaf), -1) ** 2, axis=1) for leaf in owned]
     total = jnp.sqrt(sum(squares))
@@ -144,7 +144,7 @@ def _clip_branches(
       shape = (-1, *[1] * (leaf.ndim - 1))
       return leaf * scale.reshape(shape) if branched(names_of(path)) else leaf
 
-    return jax.tree_util.tree_map_with_path(clip, gradients), state
+    return jax.tree_util.tree_map_with_path(clip, updates), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -198,7 +198,9 @@ def build(
       parts += [rule, decayed]
     else:
       parts += [decayed, rule] if decay else [rule]
-    scales = {name: optax.scale(-rate) for name, rate in rates.items()}
+    scales: dict[Hashable, Any] = {
+      name: optax.scale(-rate) for name, rate in rates.items()
+    }
     parts.append(optax.multi_transform(scales, each("partition")))
     parts.append(optax.scale_by_schedule(relative))
     return optax.chain(*parts)

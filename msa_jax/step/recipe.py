@@ -7,9 +7,9 @@ them together.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import flax
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -181,7 +181,8 @@ def _predict(
   parts: Supervised, params: Params, collections: Collections, batch: Batch
 ) -> ModelOutput:
   variables = {"params": params, **collections}
-  return parts.model.apply(variables, batch, train=False, **parts.call)
+  output = parts.model.apply(variables, batch, train=False, **parts.call)
+  return cast(ModelOutput, output)  # no collections beside it: none is mutable
 
 
 def with_hidden(recipe: Recipe, keep_lost: bool) -> Recipe:

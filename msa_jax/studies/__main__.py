@@ -19,7 +19,7 @@ was stopped. `python -m msa_jax.report FOLDER` draws a study from its study.csv.
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> None:
     also = [files.for_own_data(name) if own else name for name in _ALSO.value]
     found = [_CONFIG.value, *map(files.get_config, also)]
     configs = [experiment(config) for config in found]
-    options = {"table": _TABLE.value, "grids": _GRIDS.value}
+    options: dict[str, Any] = {"table": _TABLE.value, "grids": _GRIDS.value}
     options["sweeps"] = _SWEEP.value
     print(execute(arguments[1], configs, _DATA.value, _WORKDIR.value, **options))
   except loop.Interrupted as interruption:

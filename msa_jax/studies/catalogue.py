@@ -28,7 +28,7 @@ def low_resource(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
       axis="share of the training split",
       x=share,
     )
-    for name, config in leaderboard(configs, files, named=True)
+    for name, config in _on_each_file(configs, files)
     for share in SHARES
   ]
 
@@ -40,7 +40,7 @@ def layers(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
     UserError: a system without an ablation table `layers`.
   """
   trials = []
-  for name, config in leaderboard(configs, files, named=True):
+  for name, config in _on_each_file(configs, files):
     table = models.get(config.system).ablations.get("layers")
     if not table:
       raise UserError(f"{config.system} has no ablation 'layers' for this study.")
@@ -57,7 +57,7 @@ def router_compare(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
   """A system's ways to combine experts, and other systems with gates (H-GEM Tables 2
   and 3)."""
   trials = []
-  for name, config in leaderboard(configs, files, named=True):
+  for name, config in _on_each_file(configs, files):
     variants = models.get(config.system).router_variants
     trials += [
       Trial(f"{name}_{kind}", changed(config, changes))
@@ -66,14 +66,20 @@ def router_compare(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
   return trials
 
 
-def leaderboard(configs: Configs, files: Sequence[str] = (), named: bool = False):
+def leaderboard(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
   """Every system on every data file; seeds are `config.replicas.seeds` of each.
 
   Args:
     configs: one per system.
     files: data files; none = each config's own.
-    named: return (name, config) in place of trials.
   """
+  return [Trial(name, config) for name, config in _on_each_file(configs, files)]
+
+
+def _on_each_file(
+  configs: Configs, files: Sequence[str]
+) -> list[tuple[str, Experiment]]:
+  """Names and configs of the trials of `leaderboard`."""
   found = []
   for config in configs:
     for file in files or ("",):
@@ -81,7 +87,7 @@ def leaderboard(configs: Configs, files: Sequence[str] = (), named: bool = False
       stem = pathlib.Path(path).stem if path else "synthetic"
       own = changed(config, {"data.path": path})
       found.append((f"{config.system}_{stem}", own))
-  return found if named else [Trial(name, config) for name, config in found]
+  return found
 
 
 STUDIES = {

@@ -110,7 +110,7 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
   opened = _open(workdir, path)
   split, config = opened.corpus.splits[opened.name], opened.run.config
   present = batches.availability(split)
-  seen = present.any(axis=tuple(range(present.ndim - 1)))  # [m]
+  seen = np.any(present, axis=tuple(range(present.ndim - 1)))  # [m]
   order = modality_order(split.modalities)
   names = [name for name, some in zip(order, seen, strict=True) if some]
   grids = missing.grids(wanted, names)

@@ -6,7 +6,7 @@ frozen, and a fresh head is fitted on one modality's features.
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -76,7 +76,7 @@ def fit_probe(
   def objective(params, rows):
     kept = rows >= 0
     part = Label(label.value[rows], label.mask[rows] & kept)
-    predictions = head.apply({"params": params}, features[rows])
+    predictions = cast(Array, head.apply({"params": params}, features[rows]))
     return masked_average(task_loss(target.kind, loss, predictions, part), part.mask)
 
   def step(carry, rows):

@@ -16,7 +16,7 @@ from msa_jax.models.system import System
 from msa_jax.step import compose
 from msa_jax.step.recipe import Recipe
 from msa_jax.testing.data import ROWS, STEPS, random_batch
-from msa_jax.typing import Batch, Modality, task_name
+from msa_jax.typing import Batch, Modality, Params, task_name
 
 
 class Checked(NamedTuple):
@@ -233,6 +233,11 @@ def _auxiliary(checked: Checked, batch: Batch) -> Mapping[str, Any]:
   return dict(checked.system.auxiliary(checked.model, output, batch, progress))
 
 
+def _by_path(params: Params) -> dict[str, Any]:
+  """Arrays on the host by their paths, `encoder/kernel`."""
+  return traverse_util.flatten_dict(jax.device_get(params), sep="/")
+
+
 def check_gradients(checked: Checked) -> None:
   """Every parameter learns in some stage, and no update is infinite or NaN."""
   still: set[str] = set()
@@ -247,10 +252,7 @@ def check_gradients(checked: Checked) -> None:
       state, metrics = recipe.step(state, batch, 0)
       finite = bool(np.isfinite(np.asarray(metrics["loss"])))
       _require(finite, "the loss is finite", f"{metrics['loss']} in step {step}")
-    before, after = (
-      traverse_util.flatten_dict(jax.device_get(each.params), sep="/")
-      for each in (first, state)
-    )
+    before, after = (_by_path(each.params) for each in (first, state))
     for path, value in after.items():
       finite = bool(np.isfinite(value).all())
       _require(finite, "updates are finite", f"{path}, stage {stages[stage].name}")

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from msa_jax.step.recipe import example_batch
-from msa_jax.typing import Batch, Label, Modality, Spec, Task
+from msa_jax.typing import Batch, Label, Modality, Spec, Task, TaskKind
 
 ROWS = 7  # odd: the signs of an absolute error never cancel
 STEPS = 5
 
 
-def example_spec(unit: str = "utterance", kind: str = "regression") -> Spec:
+def example_spec(unit: str = "utterance", kind: TaskKind = "regression") -> Spec:
   """Shapes of a small corpus: text, audio with cluster codes, vision, one label.
 
   Args:

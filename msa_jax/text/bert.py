@@ -76,7 +76,7 @@ def config_of(options: Mapping[str, Any]) -> EncoderConfig:
   family = options.get("model_type")
   if family not in FAMILIES:
     raise UserError(f"model_type {family!r}: must be one of {', '.join(FAMILIES)}")
-  sizes = {ours: options.get(theirs) for theirs, ours in _KEYS.items()}
+  sizes: dict[str, Any] = {ours: options.get(theirs) for theirs, ours in _KEYS.items()}
   for theirs, ours in _KEYS.items():
     if type(sizes[ours]) is not int or sizes[ours] < 1:
       raise UserError(f"config.json: {theirs}={sizes[ours]!r} must be positive")

@@ -102,7 +102,9 @@ def encode(tokenizer: Any, texts: Sequence[str] | np.ndarray) -> list[Row]:
   for row, text in enumerate(texts):
     marks = made["special_tokens_mask"][row]
     pairs = zip(made["offset_mapping"][row], marks, strict=True)
-    spans = [SPECIAL if special else tuple(span) for span, special in pairs]
+    spans: list[tuple[int, int]] = [
+      SPECIAL if special else (start, end) for (start, end), special in pairs
+    ]
     rows.append(Row(list(made["input_ids"][row]), spans, text))
   return rows
 

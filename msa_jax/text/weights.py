@@ -85,7 +85,8 @@ def locate(name: str) -> Path:
   except Exception:  # noqa: BLE001  Not cached: the network is the next to ask.
     pass
   try:
-    listed = {f.rfilename for f in huggingface_hub.model_info(name, timeout=5).siblings}
+    siblings = huggingface_hub.model_info(name, timeout=5).siblings or ()
+    listed = {file.rfilename for file in siblings}
     chosen = next(each for each in weights if each in listed)
     return Path(
       huggingface_hub.snapshot_download(name, allow_patterns=[*files, chosen])
@@ -181,7 +182,7 @@ def _names(config: EncoderConfig) -> dict[str, tuple[tuple[str, ...], tuple[int,
   """Name in the checkpoint -> path of the parameter, with the layer last, and shape."""
   d, inner = config.width, config.inner
   rows = {"word": config.vocabulary, "position": config.positions, "type": config.types}
-  names = {
+  names: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     theirs: (("embeddings", ours), (rows[ours], d) if ours in rows else (d,))
     for theirs, ours in _EMBEDDINGS.items()
   }

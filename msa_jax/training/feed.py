@@ -294,7 +294,8 @@ class Predictor:
     take = functools.partial(_take_cut, batches.take)
     self._take = jax.jit(take, static_argnums=2)
     predict = functools.partial(_predict_batch, recipe)
-    self._predict = jax.jit(
+    # No annotation of JAX has the size of a function's cache.
+    self._predict: Any = jax.jit(
       jax.vmap(predict, (0, 0, None)) if lanes else predict,
       out_shardings=sharding.replicated_sharding(mesh),
       compiler_options=compilation.options(),

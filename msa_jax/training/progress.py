@@ -23,7 +23,7 @@ class TrainingProgress:
   """
 
   def __init__(self, title: str, total: int, done: int, file: TextIO | None = None):
-    file = sys.stderr if file is None else file
+    stream = sys.stderr if file is None else file
     self.total = total
     self._bar = Progress(
       TextColumn("{task.description}"),
@@ -32,9 +32,9 @@ class TrainingProgress:
       TimeElapsedColumn(),
       TextColumn("left"),
       TimeRemainingColumn(),
-      console=Console(file=file),
+      console=Console(file=stream),
       # Nothing at all is drawn into log files and pipes.
-      disable=not (file.isatty() and processes.is_primary()),
+      disable=not (stream.isatty() and processes.is_primary()),
     )
     self._task = self._bar.add_task(title, total=total, completed=done, figures="")
 

@@ -29,7 +29,7 @@ def label_arrays(split: Split, tasks: Mapping[str, Task]) -> dict[str, LabelArra
     if name in split.labels:
       values = np.asarray(split.labels[name])
       flat = values.reshape(len(values), -1)
-      found[name] = LabelArrays(values, known(flat).all(axis=1))
+      found[name] = LabelArrays(values, np.all(known(flat), axis=1))
   return found
 
 

@@ -105,8 +105,7 @@ class VmappedStages(CompiledStages):
     return self._begin(np.asarray(seeds))
 
   def shapes(self, index: int, seeds: Sequence[int]) -> tuple[TrainState, Snapshots]:
-    seeds = np.asarray(seeds)
-    state, best = jax.eval_shape(jax.vmap(self._first), seeds)
+    state, best = jax.eval_shape(jax.vmap(self._first), np.asarray(seeds))
     for later in range(1, index + 1):
       entering = jax.vmap(self._entering(later))
       state, best = jax.eval_shape(entering, best, state)

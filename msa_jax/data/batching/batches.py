@@ -120,7 +120,7 @@ def whole(
   modalities = {}
   for name in order:
     sequences = split.modalities[name]
-    length = (lengths or {}).get(name, sequences.features.shape[1])
+    length = (lengths or {}).get(name, int(sequences.features.shape[1]))
     modalities[name] = _modality(sequences, length)
   return Batch(
     modalities=modalities,

@@ -235,7 +235,11 @@ def _prepare(folder, features, shards) -> None:
   """Lets `tensorflow-datasets` write the records, in the order they come."""
   tfds = _tfds()
 
-  class Utterances(tfds.core.ShardBasedBuilder, skip_registration=True):
+  # The base is `Any`: its `__init_subclass__` is not seen.
+  class Utterances(  # pyright: ignore[reportGeneralTypeIssues]
+    tfds.core.ShardBasedBuilder,
+    skip_registration=True,  # pyright: ignore[reportCallIssue]
+  ):
     """Utterances of several modalities, one shard after the other."""
 
     VERSION = tfds.core.Version(_VERSION)
@@ -331,11 +335,12 @@ def _joined(parts: list[Split]) -> Split:
     for name in first.modalities
   }
 
-  def join(get: Callable[[Split], np.ndarray | None]) -> np.ndarray | None:
+  # What `get` finds is in every part or in none; then None comes of it.
+  def join(get: Callable[[Split], Any]) -> Any:
     found = [get(part) for part in parts]
     return None if found[0] is None else np.concatenate(found)
 
-  def per_step(name: str, get: Callable[[Sequences], np.ndarray | None]):
+  def per_step(name: str, get: Callable[[Sequences], Any]) -> Any:
     def padded(part: Split):
       values = get(part.modalities[name])
       if values is None:

@@ -6,11 +6,12 @@ folder of `<utterance>.npy` for each modality.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -116,7 +117,9 @@ def is_label_file(data: Any) -> bool:
   return isinstance(data, list | tuple) and bool(data) and isinstance(data[0], dict)
 
 
-def from_pickle(data: Any, name: str, folders: Mapping[str, str | Path]) -> Corpus:
+def from_pickle(
+  data: Any, name: str, folders: Mapping[str, str | os.PathLike]
+) -> Corpus:
   """Makes a corpus of GCNet's and MoMKE's layout.
 
   Args:
@@ -182,7 +185,7 @@ def _row(values: Any) -> list:
 def _split(
   tables: Sequence[Mapping[str, list]],
   videos: Sequence[str],
-  folders: Mapping[str, str | Path],
+  folders: Mapping[str, str | os.PathLike],
   where: str,
 ) -> Split:
   ids, labels, speakers, sentences = (
@@ -194,8 +197,8 @@ def _split(
   ids = fields.strings(ids, n, where)
   groups = [video for video in videos for _ in tables[0][video]]
   extras = {"speaker": fields.strings(speakers, n, where)}
-  sessions = [_IEMOCAP.match(video) for video in groups]
-  if all(sessions):
+  sessions = [match for video in groups if (match := _IEMOCAP.match(video))]
+  if len(sessions) == len(groups):
     extras[SESSION] = np.array([int(match[1]) for match in sessions], np.int32)
   return Split(
     ids=ids,
@@ -248,7 +251,7 @@ def _features(ids: np.ndarray, folder: Path, where: str) -> Sequences:
   # GCNet's extractors write an empty array where they found no face.
   rows = [row if row.size else row.reshape(0, width) for row in rows]
   array, lengths = fields.features(rows, f"{where}, {folder.name}")
-  return Sequences(array, lengths)
+  return Sequences(array, cast(np.ndarray, lengths))  # rows with steps have them
 
 
 def _one(folder: Path, name: str) -> np.ndarray:

@@ -75,7 +75,7 @@ def save(corpus: Corpus, path: str | os.PathLike) -> None:
   check_labels(corpus)
   _check_exact(corpus, "set or mask them first")
   check_unique_ids(corpus)
-  arrays: dict[str, np.ndarray] = {
+  arrays: dict[str, Any] = {
     "format": np.array(FORMAT),
     "name": np.array(corpus.name),
     "tasks": np.array(

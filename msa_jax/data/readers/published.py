@@ -54,9 +54,7 @@ class Published:
   name: str
   protocol: str
   splits: Mapping[str, Signs]
-  circulating: Mapping[tuple[int, int, int], str] = dataclasses.field(
-    default_factory=dict
-  )
+  circulating: Mapping[tuple[int, ...], str] = dataclasses.field(default_factory=dict)
 
 
 def _signs(train: tuple, valid: tuple, test: tuple) -> dict[str, Signs]:

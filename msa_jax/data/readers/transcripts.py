@@ -12,6 +12,7 @@ import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -199,7 +200,8 @@ def _features(path: Path, columns: list[str], rows: list[Row]) -> dict[str, Sequ
     if column in columns:
       arrays = [_array(path, row[column]) for row in rows]
       features, lengths = fields.features(arrays, f"{path}, {modality}")
-      found[modality] = Sequences(features, lengths)
+      # Arrays with steps have lengths.
+      found[modality] = Sequences(features, cast(np.ndarray, lengths))
   return found
 
 

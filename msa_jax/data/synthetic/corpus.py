@@ -5,6 +5,7 @@ known exactly, so every run can say how far from optimal it is. The laws are in
 `data.synthetic.generator`, the posterior in `data.synthetic.posterior`.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -291,10 +292,12 @@ def synthetic(
     }
     best[name] = conditions[name]["+".join(MODALITIES)]
     full = posteriors[MODALITIES]
-    split.extras.update(
-      bayes_median=full.median, bayes_mean=full.mean, bayes_positive=full.positive
-    )
-    splits[name] = split
+    bayes = {
+      "bayes_median": full.median,
+      "bayes_mean": full.mean,
+      "bayes_positive": full.positive,
+    }
+    splits[name] = dataclasses.replace(split, extras={**split.extras, **bayes})
   tasks = {
     "sentiment": Task("regression", low=-3.0, high=3.0, protocol="mosi"),
     "emotion": Task("classes", classes=worlds.EMOTIONS, protocol="classes"),

@@ -160,19 +160,19 @@ def read_options(fields: Iterable[tuple[str, Any]]) -> SyntheticOptions:
   Raises:
     UserError: an unknown preset or option, or a value out of its range.
   """
-  fields = {
+  given = {
     name: tuple(value) if isinstance(value, list) else value for name, value in fields
   }
-  preset = fields.pop("preset", "mosi")
+  preset = given.pop("preset", "mosi")
   if preset not in PRESETS:
     raise UserError(f"synthetic preset {preset}: choose from {', '.join(PRESETS)}")
   known = {field.name for field in dataclasses.fields(SyntheticOptions)}
-  unknown = sorted(set(fields) - known)
+  unknown = sorted(set(given) - known)
   if unknown:
     raise UserError(
       f"synthetic option {unknown[0]}: choose from preset, {', '.join(sorted(known))}"
     )
-  return dataclasses.replace(PRESETS[preset], **fields)
+  return dataclasses.replace(PRESETS[preset], **given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +245,7 @@ def label_law(
 def _invented_words(rng: np.random.Generator, count: int) -> list[str]:
   onsets = ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z"]
   vowels = ["a", "e", "i", "o", "u"]
-  words = dict.fromkeys(SPECIAL_TOKENS)
+  words: dict[str, None] = dict.fromkeys(SPECIAL_TOKENS)
   while len(words) < count + len(SPECIAL_TOKENS):
     syllables = rng.integers(2, 4)
     words[

@@ -64,8 +64,9 @@ class Align(Transform):
 
   def fit(self, corpus: Corpus) -> State:
     text = corpus.splits["train"].modalities.get(ANCHOR)
-    seen = text is not None and visible_steps(text).any()
-    steps = text.features.shape[1] if seen else self.max_steps
+    steps = self.max_steps
+    if text is not None and visible_steps(text).any():
+      steps = text.features.shape[1]
     return {"anchor_steps": np.asarray(steps)}
 
   def apply(self, corpus: Corpus, state: State) -> Corpus:

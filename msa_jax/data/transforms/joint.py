@@ -117,12 +117,12 @@ def _join(
     for key, task in tasks.items()
     if any(key in part.labels for part in splits)
   }
-  texts = [part.raw_text for part in splits]
+  texts = [part.raw_text for part in splits if part.raw_text is not None]
   return Split(
     ids=_distinct([part.ids for part in splits], source),
     modalities=modalities,
     labels=labels,
-    raw_text=np.concatenate(texts) if all(t is not None for t in texts) else None,
+    raw_text=np.concatenate(texts) if len(texts) == len(splits) else None,
     groups=_distinct([_groups(part, name) for part in splits], source),
     extras={SOURCE: source, **_of_text(splits)},
     available=_available(splits, list(modalities)),

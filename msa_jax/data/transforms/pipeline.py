@@ -101,7 +101,7 @@ def _options(transform: Any) -> dict[str, Any]:
 def save(pipeline: Pipeline, path: str | os.PathLike) -> None:
   """Writes a fitted pipeline as a plain `.npz`: `<transform>/<array>`, and the list of
   its transforms."""
-  arrays = {
+  arrays: dict[str, Any] = {
     f"{each.name}/{key}": np.asarray(value)
     for each in pipeline.transforms
     if not each.redrawn

@@ -34,9 +34,9 @@ def valence_as_sentiment(corpus: Corpus) -> Corpus:
     )
   splits = {
     name: split
-    if ratings[name] is None
+    if (found := ratings[name]) is None
     else dataclasses.replace(
-      split, labels={**split.labels, "sentiment": _scaled(ratings[name])}
+      split, labels={**split.labels, "sentiment": _scaled(found)}
     )
     for name, split in corpus.splits.items()
   }

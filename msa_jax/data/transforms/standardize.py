@@ -57,10 +57,11 @@ def _moments(
   count = max(int(visible.sum()), 1)
   # Two passes in float64: raw acoustic features reach 1e5 with small spreads.
   rows = list(blocks(len(visible)))
+  zero = np.zeros(sequences.features.shape[-1])
   kept = (sequences.features[r][visible[r]].astype(np.float64) for r in rows)
-  mean = sum(values.sum(axis=0) for values in kept) / count
+  mean = sum((values.sum(axis=0) for values in kept), zero) / count
   kept = (sequences.features[r][visible[r]].astype(np.float64) for r in rows)
-  variance = sum(((values - mean) ** 2).sum(axis=0) for values in kept) / count
+  variance = sum((((values - mean) ** 2).sum(axis=0) for values in kept), zero) / count
   deviation = np.sqrt(variance)
   varies = deviation > 1e-6 * np.maximum(np.abs(mean), 1e-6)
   scale = np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0)

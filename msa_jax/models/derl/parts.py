@@ -136,7 +136,9 @@ class EncoderLayer(nn.Module):
       sources, source_masks: keys and values of the stages that attend, in order; None
         = `values` themselves.
     """
-    remaining = None if sources is None else zip(sources, source_masks, strict=True)
+    remaining = (
+      None if sources is None else zip(sources, source_masks or (), strict=True)
+    )
     for stage, attends in enumerate(self.attends, start=1):
       if not attends:
         values = self._norm(stage)(values)

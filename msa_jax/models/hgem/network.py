@@ -259,7 +259,7 @@ class HGEM(nn.Module):
       self.polarity_experts,
       num_route_classes(self.output),
       self.disabled_experts,
-      self.gates.hidden_dims[2:],
+      (self.gates.hidden_dims[2], self.gates.hidden_dims[3]),
       self.gates.num_units,
       self.gates.polarity_top_k,
       self.info_guided_fusion,
@@ -290,10 +290,10 @@ class HGEM(nn.Module):
     """Routing, features and losses of a model without any of its layers."""
     polarities = self.polarities
     gates = (names, FUSION_EXPERTS, polarities, polarities)
-    routing = {
-      f"gate{index}": Routing(*[jnp.zeros((n_batch, len(experts)))] * 3, experts)
-      for index, experts in enumerate(gates)
-    }
+    routing = {}
+    for index, experts in enumerate(gates):
+      zeros = jnp.zeros((n_batch, len(experts)))
+      routing[f"gate{index}"] = Routing(zeros, zeros, zeros, experts)
     features = {n: jnp.zeros((n_batch, self.fused_dim)) for n in ("r", "H_fusion")}
     features["class_scores"] = jnp.zeros((n_batch, num_route_classes(self.output)))
     return routing, features, {"denoising": jnp.zeros(())}

@@ -5,6 +5,7 @@ Source: "Leveraging Knowledge of Modality Experts for Incomplete Multimodal Lear
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -110,13 +111,12 @@ class MoMKE(nn.Module):
     names = self.modalities or batch.order
     features, mask = _read(batch, names)
     network = self._network(names, train, "network")
-    output = None
-    # Initialisation creates the parameters of both stages, whichever is asked for.
-    if stage == 1 or self.is_initializing():
-      output = self._unimodal(network, features, mask, train)
-    if stage == 2 or self.is_initializing():
-      output = self._mixed(network, features, mask, train)
-    return output
+    if self.is_initializing():
+      # It creates the parameters of both stages, whichever is asked for.
+      self._unimodal(network, features, mask, train)
+    elif stage == 1:
+      return self._unimodal(network, features, mask, train)
+    return self._mixed(network, features, mask, train)
 
   @nn.nowrap
   def _mixed(self, network, features, mask, train) -> ModelOutput:
@@ -215,7 +215,7 @@ class MoMKE(nn.Module):
     # The same numbers for every branch: each is what a separate run would be.
     lifted = nn.vmap(
       Network,
-      in_axes=(None, 0),
+      in_axes=cast(Any, (None, 0)),  # Flax takes more than its annotation says.
       variable_axes={"params": 0},
       split_rngs={"params": False, "dropout": False},
       axis_size=len(table),

@@ -104,8 +104,9 @@ def scale_by_omega(
   Moments of the transformations before it never see the factor.
   """
 
-  def update(updates, state, params=None, *, omega, **_):
+  def update(updates, state, params=None, **extra):
     del params
+    omega = extra["omega"]
 
     def scaled(path, leaf):
       name = owner(tuple(str(getattr(key, "key", key)) for key in path), modalities)
@@ -113,7 +114,9 @@ def scale_by_omega(
 
     return jax.tree_util.tree_map_with_path(scaled, updates), state
 
-  return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), update
+  )
 
 
 class OmegaReport(NamedTuple):

@@ -25,9 +25,9 @@ Source: AWF (Journal of Software 2024, 35(10):4781-4793), section 2.1, algorithm
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import flax
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def balanced(
 
   def init(seed: Seed) -> TrainState:
     variables = host.init(rngs.stream(seed, "params", 0))
-    collections, params = flax.core.pop(variables, "params")
+    collections, params = flax.core.pop(dict(variables), "params")
     memory = initial_memory(options, len(host.modalities))
     collections = {**collections, COLLECTION: memory}
     return _start(parts, params, collections, jnp.zeros((), jnp.int32))
@@ -176,7 +176,7 @@ def _balance(parts: _Parts, state, memory, result, batch):
   change, optimizer_state = parts.weights.update(
     report.gradient, state.opt_state["omega"], omega
   )
-  proposed = optax.apply_updates(omega, change)
+  proposed = cast(jax.Array, optax.apply_updates(omega, change))
   memory = {"omega": constrain(options, proposed, omega, seen), **running}
   return report, memory, optimizer_state
 
