@@ -44,8 +44,10 @@ def train(
   options = options or {}
   if isinstance(config, str):
     own = corpus is not None or options.get("data.path")
-    config = files.get_config(files.for_own_data(config) if own else config)
-  chosen = with_options(experiment(config), options)
+    made = files.get_config(files.for_own_data(config) if own else config)
+  else:
+    made = config
+  chosen = with_options(experiment(made), options)
   folder = run.default_workdir(chosen, corpus) if workdir is None else workdir
   folder = pathlib.Path(folder)
   return {**run.train(chosen, folder, corpus), "workdir": str(folder)}

@@ -146,12 +146,7 @@ def last_states(
     float16 [n d], n = sum of the lengths. Computed in float32, in batches of samples
     of about one length, by one program for each of a few lengths.
   """
-
-  @jax.jit
-  def run(params, ids, mask):
-    with jax.default_matmul_precision("highest"):
-      return TextEncoder(config).apply({"params": params}, ids, mask)[-1]
-
+  run = _program(config)
   ids, lengths = text.ids["tokens"], text.lengths
   seen = visible_steps(text)
   ends = np.cumsum(lengths)
@@ -170,6 +165,18 @@ def last_states(
       for row, found in zip(rows, states, strict=True):
         flat[ends[row] - lengths[row] : ends[row]] = found[: lengths[row]]
   return flat
+
+
+@functools.cache
+def _program(config: EncoderConfig) -> Callable[..., Any]:
+  """One for all calls: texts that lose words are encoded many times."""
+
+  @jax.jit
+  def run(params, ids, mask):
+    with jax.default_matmul_precision("highest"):
+      return TextEncoder(config).apply({"params": params}, ids, mask)[-1]
+
+  return run
 
 
 def _static(length: int, most: int) -> int:
