@@ -5,8 +5,9 @@
 
 Variants: `mosi`, `mosei`, `sims`, `simsv2`, `iemocap` (settings per data set; the path
 is yours to give), `own` (data of your own: as `mosi`, without lost modalities), `paper`
-(the paper's sizes and optimizer: 61.9 M parameters, made for an accelerator). They
-combine: `configs/hgem.py:mosei,paper`.
+(the paper's sizes and optimizer, made for an accelerator: it counts 61.88 M parameters
+without its text encoder, ours has 61.89 M). They combine:
+`configs/hgem.py:mosei,paper`.
 
 The default trains the `small` preset on the synthetic corpus, which needs no file and
 no accelerator. Published: MOSI MAE .574, Corr .862; MOSEI MAE .524, Corr .863 (with a

@@ -2,7 +2,7 @@
 
   python -m msa_jax.main --config=configs/mmolre.py
   python -m msa_jax.main --config=configs/mmolre.py:iemocap --config.data.path=ie.npz
-  python -m msa_jax.main --config=configs/mmolre.py:mosi --config.data.path=mosi.npz \
+  python -m msa_jax.main --config=configs/mmolre.py:mosi --config.data.path=mosi.npz \\
     --config.data.extra_train_paths=mosei.npz
 
 Variants: `mosei`, `mosi`, `iemocap`, `meld`, `sims` (settings per data set; the paths

@@ -1,7 +1,7 @@
 """MoMKE: mixture of modality knowledge experts (ACM MM 2024), for missing modalities.
 
   python -m msa_jax.main --config=configs/momke.py
-  python -m msa_jax.main --config=configs/momke.py:iemocap4 \
+  python -m msa_jax.main --config=configs/momke.py:iemocap4 \\
     --config.data.path=labels.pkl --config.data.features.text=FOLDER (audio, vision)
   python -m msa_jax.main --config=configs/momke.py:mosi --config.data.path=mosi.pkl
 

@@ -178,7 +178,13 @@ class ReplicasConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShardingConfig:
-  """Devices that batches, replicas and banks of experts are split over."""
+  """Devices that work is split over.
+
+  Attributes:
+    data: number of devices that share a batch.
+    replica: number that share the seeds of `replicas.seeds`.
+    expert: number that share a bank of experts.
+  """
 
   data: int = 1
   replica: int = 1

@@ -46,11 +46,14 @@ class SyntheticOptions:
   Attributes:
     seed: draws the world (words, directions) and the samples.
     tasks: labels to give, out of `sentiment` and `emotion`.
-    sizes, videos: samples and videos of train, valid and test.
-    widths: feature widths. steps: sequence lengths after padding.
+    sizes: samples of train, valid and test.
+    videos: that they come from.
+    widths: feature widths.
+    steps: sequence lengths after padding.
     text_length: median number of tokens, the first and last included.
     frames_per_token: mean number of audio and of vision frames per token.
-    vocabulary: number of words; word_valence: spread of their valences.
+    vocabulary: number of words.
+    word_valence: spread of their valences.
     embedding_noise: standard deviation of a token around its word's embedding.
     signal: per-frame standard deviations that one unit of `u` moves audio, vision.
     tell: the same for the visible sign of clear and unclear samples.
@@ -60,7 +63,8 @@ class SyntheticOptions:
     clear: probability that a sample is clear.
     lost: probability that a step lost its content (never the outer tokens).
     absent: probability that the modality is missing (one always remains).
-    annotators, annotator_noise: number of ratings averaged; their noise.
+    annotators: number of ratings averaged.
+    annotator_noise: standard deviation of one rating.
   """
 
   seed: int = 0

@@ -112,7 +112,16 @@ class LateFusion(nn.Module):
   def __call__(
     self, batch: Batch, *, train: bool = False, omega: Omega = None
   ) -> ModelOutput:
-    """`tail` of `encode`."""
+    """Predicts one task: `tail` of `encode`.
+
+    Args:
+      batch: has every modality of the network; what is absent is hidden.
+      train: whether dropout is used.
+      omega: modality -> its fusion weight, as B-fusion trains them; None = all one.
+
+    Raises:
+      UserError: the batch lacks a modality.
+    """
     return self.tail(self.encode(batch, train=train), omega, batch, train=train)
 
 

@@ -1,8 +1,10 @@
 """LF-LSTM: late fusion of one LSTM per modality, by concatenation.
 
-Named in the tables of AWF (Journal of Software 2024, 35(10)) without a public
-definition; here: the last valid state of a one-directional LSTM per modality, dropout,
-a linear layer per modality, and LF-DNN's head.
+The last valid state of a one-directional LSTM per modality, dropout, a linear layer per
+modality, and LF-DNN's head.
+
+Source: named in the tables of AWF (Journal of Software 2024, 35(10):4781-4793) without
+a public definition; this one is ours.
 """
 
 from collections.abc import Mapping

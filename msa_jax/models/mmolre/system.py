@@ -5,15 +5,15 @@ Recognition, arXiv 2505.14143 (ICME 2025). No code of the authors is public.
 
 What is theirs and what is ours:
 
-  abstract     sentiment and emotion learned together; shared and task-specific experts
-               in place of hard parameter sharing; low-rank expert networks, so that
-               parameters and computation stay small as experts multiply.
-  summaries    (two public reviews of the method) text and audio; stacked unimodal
-               blocks of N shared experts, one own expert and one router per task; an
-               expert is a convolution of size 3 to r_n channels and one of size 1 back.
-  ours         everything else: number and ranks of experts, activation, norms and
-               residual, the router's input and softmax, the whole fusion, the heads,
-               the losses and their balance, all sizes and the training recipe.
+- The abstract states: sentiment and emotion learned together; shared and task-specific
+  experts in place of hard parameter sharing; low-rank expert networks, so that
+  parameters and computation stay small as experts multiply.
+- Two public reviews of the method add: text and audio; stacked unimodal blocks of N
+  shared experts, one own expert and one router per task; an expert is a convolution of
+  size 3 to r_n channels and one of size 1 back.
+- Everything else is ours: number and ranks of experts, activation, norms and residual,
+  the router's input and softmax, the whole fusion, the heads, the losses and their
+  balance, all sizes and the training recipe.
 
 No figure of the paper is quoted: the abstract has none that could be checked against a
 table. Each of our choices is an option below, with the other readings as its values.
@@ -55,14 +55,20 @@ def options() -> dict[str, Any]:
 
 
 def losses() -> dict[str, object]:
-  """Options of the objective that this system adds to `config.loss`."""
+  """Options of the objective that this system adds to `config.loss`.
+
+  Returns:
+    `sentiment` (`l1`, `mse`, `huber`; `cross_entropy` for classes) and `emotion`
+    (cross-entropy, binary for yes/no questions), the losses; `emotion_weight`, where
+    that of sentiment is one; `emotion_positive_weight`, factors of present emotions,
+    yes/no questions only: one for all or one for each; `load_balance`, weight of the
+    routers' imbalance.
+  """
   return {
-    "sentiment": "default",  # l1, mse, huber; cross-entropy for classes
-    "emotion": "default",  # (binary) cross-entropy
-    "emotion_weight": 1.0,  # that of sentiment is one
-    # factors of present emotions, yes/no questions only: one for all or one for each
+    "sentiment": "default",
+    "emotion": "default",
+    "emotion_weight": 1.0,
     "emotion_positive_weight": (),
-    # of the routers' imbalance: squared coefficient of variation of experts' shares
     "load_balance": 0.0,
   }
 
