@@ -121,18 +121,20 @@ def draw(found: dict[tuple[str, float], list[float]], path: pathlib.Path) -> Non
   """Draws correlation against rate, one line for each way, as SVG."""
   from msa_jax.report import style
 
-  figure, (axis,) = style.panels(1, width=5.6, height=3.2)
   rates = sorted({rate for _, rate in found})
-  for number, way in enumerate(WAYS):
-    means = [np.mean(found[way, rate]) for rate in rates]
-    spreads = [np.std(found[way, rate]) for rate in rates]
-    name = WAYS[way].format(rate="R")
-    colour = style.colour(number)
-    axis.errorbar(rates, means, spreads, marker="o", color=colour, label=name)
-  axis.set_xlabel("share of words lost (R)")
-  axis.set_ylabel("correlation (higher is better)")
-  axis.legend(fontsize=8)
-  figure.savefig(path.with_suffix(".svg"))
+  with style.look():
+    figure, (axis,) = style.panels(1, width=5.6, height=3.2)
+    for number, way in enumerate(WAYS):
+      means = [np.mean(found[way, rate]) for rate in rates]
+      spreads = [np.std(found[way, rate]) for rate in rates]
+      name = WAYS[way].format(rate="R")
+      colour = style.colour(number)
+      axis.errorbar(rates, means, spreads, marker="o", color=colour, label=name)
+    axis.set_xlabel("share of words lost (R)")
+    axis.set_ylabel("correlation (higher is better)")
+    axis.legend(fontsize=8)
+    target = path.with_suffix(".svg")
+    figure.savefig(target, bbox_inches="tight", metadata={"Date": None})
 
 
 def main(arguments: list[str]) -> None:
