@@ -13,6 +13,7 @@ import ml_collections
 
 from msa_jax.config.config_dict import ConfigDict
 from msa_jax.config.options import (
+  AnchorConfig,
   BalanceConfig,
   DataConfig,
   MissingConfig,
@@ -31,6 +32,7 @@ SECTIONS = {
   "train": TrainConfig,
   "missing": MissingConfig,
   "text": TextConfig,
+  "anchor": AnchorConfig,
   "replicas": ReplicasConfig,
   "sharding": ShardingConfig,
 }

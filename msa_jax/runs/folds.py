@@ -85,6 +85,16 @@ def combine(trees: Sequence[Any]) -> Any:
   return {key: combine([tree[key] for tree in trees]) for key in keys}
 
 
+def averaged(trees: Sequence[Any]) -> Any:
+  """The mean of trees of numbers, such as figures of references, over folds; what some
+  folds lack is left out."""
+  first = trees[0]
+  if isinstance(first, Mapping):
+    keys = [key for key in first if all(key in tree for tree in trees)]
+    return {key: averaged([tree[key] for tree in trees]) for key in keys}
+  return np.mean(np.asarray(trees, float), axis=0).tolist()
+
+
 def _figure(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   # [fold seed ...]; None where a figure is not defined.
   values = np.asarray([figure["values"] for figure in figures], float)
@@ -117,6 +127,7 @@ def _together(summaries: Sequence[Mapping[str, Any]], numbers: Sequence[int]):
       for split in first["without_content"]
     },
     "bayes": None,
+    "references": averaged([each["references"] for each in summaries]),
   }
 
 

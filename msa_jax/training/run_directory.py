@@ -60,6 +60,9 @@ class RunDirectory:
         "replicas.mode",
         "replicas.most_at_once",
         "data.path",
+        # What they decide is in the other keys, or beside the training.
+        "train.preset",
+        "train.references",
         *(f"sharding.{axis}" for axis in ("data", "replica", "expert")),
       )
       lines = differences(config, self.experiment(), ignore)

@@ -133,8 +133,9 @@ def test_a_report_reads_all_folds_as_one_run(trained):
   with style.look():
     names = {drawing.name for drawing in page.drawings(read, gaps)}
   assert not gaps and any("sentiment" in name for name in names)
-  (row,) = results.local_rows([read], "sentiment")
+  row, *references = results.local_rows([read], "sentiment")
   assert "2 folds" in row.remark
+  assert references and all("mean over folds" in each.remark for each in references)
   assert results.verdict(read, read, "sentiment").startswith("sentiment: run minus run")
 
 
