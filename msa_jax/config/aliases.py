@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from msa_jax.errors import UserError
 
-# Of config.json; 1 (not written) was that of version 0.1, 2 lacks ways
-# of losing steps in the names of patterns.
+# Of config.json; 1 (not written) was that of version 0.1, 2 lacks what `EARLIER` has
+# and ways of losing steps in the names of patterns.
 FORMAT = 3
 
 
@@ -202,6 +202,16 @@ RENAMED_OF: dict[str, dict[str, Fate]] = {
 }
 
 
+# System -> options that formats 1 and 2 lack, with the values that those runs had.
+EARLIER: dict[str, dict[str, Any]] = {
+  "hgem": {
+    "model.gates.modality_scale": "outputs",
+    "model.sparse_expert.keep_share_of": "nominal",
+    "model.info_guided_norm": False,
+  }
+}
+
+
 def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
   """The tree of a config.json with today's names.
 
@@ -216,6 +226,8 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
   if written == 1:
     for old, new in {**RENAMED, **RENAMED_OF.get(system, {})}.items():
       tree = _moved(tree, old, new)
+  for key, value in EARLIER.get(system, {}).items():
+    tree = _with(tree, key.split("."), value)
   return _with_old_patterns(tree)
 
 

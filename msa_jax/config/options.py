@@ -11,6 +11,8 @@ from typing import Any
 from msa_jax.data.synthetic.generator import SyntheticOptions
 from msa_jax.errors import UserError
 
+MEMORY = "memory"  # format of a corpus that is no file
+
 
 def _mapping(**values: Any) -> Any:
   return dataclasses.field(default_factory=lambda: dict(values))

@@ -1,6 +1,9 @@
 """Masked arithmetic: a masked entry has exactly zero influence, and a row without a
 valid entry gives zeros, never NaN, in the value and in the gradient."""
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -95,3 +98,17 @@ def hide_unavailable(batch: Batch, keep_lost: bool = False) -> Batch:
       ids=modality.ids,
     )
   return batch.replace(modalities=modalities)
+
+
+def has_content(batch: Batch, reads: Sequence[str] = ()) -> Bool[Array, "b *t"]:
+  """Which samples, or utterances of dialogues, have any visible step at all.
+
+  Args:
+    batch: any batch.
+    reads: modalities that count; () = all.
+  """
+  hidden = hide_unavailable(batch).modalities
+  visible = [hidden[name].mask for name in reads or batch.order]
+  if batch.available.ndim == 3:
+    return functools.reduce(jnp.logical_or, visible)
+  return functools.reduce(jnp.logical_or, [jnp.any(mask, axis=1) for mask in visible])

@@ -2,6 +2,9 @@
 
 Features of a frozen encoder, or an encoder trained inside, are pooled and read by one
 linear layer per task: what a fine-tuned language model does without audio and vision.
+
+Source: no paper; the usual head of a fine-tuned sentence encoder (BERT, Devlin et al.,
+NAACL 2019, with the mean of the states in place of the first one's).
 """
 
 from collections.abc import Mapping

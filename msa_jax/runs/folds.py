@@ -142,23 +142,3 @@ def _write_predictions(root: pathlib.Path, numbers: Sequence[int]) -> None:
     for name, column in zip(header, zip(*rows, strict=True), strict=True):
       columns.setdefault(name, []).extend(column)
   prediction_files.write_csv(root / "predictions" / "test.csv", columns)
-
-
-def evaluate(
-  evaluate_one: Callable[[pathlib.Path], dict[str, Any]],
-  workdir: str | pathlib.Path,
-  runs: Mapping[str, pathlib.Path],
-  about: str,
-) -> dict[str, Any]:
-  """Evaluates every fold's run, and writes evaluation.json of all.
-
-  Args:
-    evaluate_one: evaluates the run in a folder.
-    workdir: of all.
-    runs: from `run_directory.fold_folders`.
-    about: what is evaluated on.
-  """
-  report = combine([evaluate_one(path) for path in runs.values()])
-  content = {"file": about, FOLDS: list(runs), "splits": report}
-  RunDirectory(workdir).write_json("evaluation.json", content)
-  return report

@@ -29,7 +29,7 @@ from msa_jax.runs.summary import over_seeds
 from msa_jax.text.features import encoder_of
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import scoring
-from msa_jax.training.run_directory import RunDirectory, fold_folders
+from msa_jax.training.run_directory import RunDirectory, fold_folders, only_warn
 from msa_jax.typing import MODALITIES, Corpus, Split, modality_order, task_name
 
 # Figures of `bayes.optimum` by the task and metric that they bound.
@@ -151,8 +151,9 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
       row, arrays[str(pattern)] = _evaluate(opened, complete, pattern, optimal)
       rows.append(row)
     report["grids"][entry] = rows
-    missing.save(folder.path / f"{_stem(entry)}.npz", split, arrays)
-    _write(folder, report, entry)
+    with only_warn("the grid is not kept"):
+      missing.save(folder.path / f"{_stem(entry)}.npz", split, arrays)
+      _write(folder, report, entry)
   return {**report, "n_programs": opened.run.predictor.n_programs}
 
 

@@ -17,7 +17,9 @@ from jaxtyping import Bool, Float, Int
 
 from msa_jax.config.options import TextConfig
 from msa_jax.data.sequences import visible_steps
+from msa_jax.errors import UserError
 from msa_jax.names import TEXT_TOKENS
+from msa_jax.safe_io import archives
 from msa_jax.safe_io.hashing import sha256
 from msa_jax.text import tokens, weights
 from msa_jax.text.bert import EncoderConfig, TextEncoder
@@ -246,10 +248,10 @@ def _cached(
     name.update(np.packbits(text.lost).tobytes())
   path = folder / f"{name.hexdigest()}.npy"
   try:
-    found = np.load(path, allow_pickle=False)
+    found = archives.read_npy(path)
     if found.shape == (int(text.lengths.sum()), width) and found.dtype == np.float16:
       return found
-  except (OSError, ValueError, EOFError):
+  except UserError:
     pass  # Not there, or cut off: made again.
   made = make()
   # Another process may be writing the same: each its own file, the last one stays.

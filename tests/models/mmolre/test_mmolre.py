@@ -12,10 +12,10 @@ from tiny_mmolre import SENTIMENT, TASKS, base, compiled, predict, same
 
 from msa_jax.config.experiment import from_json, to_json
 from msa_jax.layers.lowrank import Bank, mix, split
-from msa_jax.layers.masking import hide_unavailable
+from msa_jax.layers.masking import has_content, hide_unavailable
 from msa_jax.models.mmolre import system as mmolre
 from msa_jax.models.mmolre.unitse import UniTSE
-from msa_jax.step import compose, recipe
+from msa_jax.step import compose
 from msa_jax.step.objective import task_losses
 
 
@@ -270,7 +270,7 @@ def test_a_sample_of_which_nothing_is_read_gets_the_prior():
   data = data.replace(available=seen)
   made, params = compose.build(config), tiny.variables(config)
   output = compiled(made.predict)(params, {}, data)
-  content = recipe.has_content(data, made.reads)
+  content = has_content(data, made.reads)
   assert content.tolist() == [False, True, True, True, True, False]  # a filler row
   value = np.asarray(output.predictions["sentiment"])
   assert value[0] == 0.75 and (np.abs(value[1:5] - 0.75) > 1e-4).all()
@@ -278,4 +278,4 @@ def test_a_sample_of_which_nothing_is_read_gets_the_prior():
   every = compose.build(
     tiny.config(widths, num_blocks=1, modalities=()).replace("spec", priors=priors)
   )
-  assert recipe.has_content(data, every.reads).tolist() == [True] * 5 + [False]
+  assert has_content(data, every.reads).tolist() == [True] * 5 + [False]

@@ -61,6 +61,8 @@ def test_stages_share_the_epochs_and_either_may_be_left_out():
   assert dict(both[0].tracks)["audio"] == "sentiment@audio/auto"
   # `config.missing.train` acts on the mixture alone: experts learn from complete data.
   assert [stage.missing for stage in both] == [False, True]
+  assert not both[1].carry_opt_state
+  assert _stages(carry_opt_state=True)[1].carry_opt_state
   (only,) = _stages(first=0)
   assert (only.name, only.epochs, only.carry_opt_state) == ("mixing", 5, False)
   (only,) = _stages(first=5)
