@@ -13,15 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from msa_jax.config.options import TextConfig
+from msa_jax.data.sequences import visible_steps
 from msa_jax.errors import UserError
+from msa_jax.names import TEXT_TOKENS
 from msa_jax.safe_io import archives
 from msa_jax.safe_io.hashing import sha256
 from msa_jax.text import tokens, weights
 from msa_jax.text.bert import EncoderConfig, TextEncoder
 from msa_jax.typing import Corpus, Sequences, Split
+
+Encode = Callable[[Sequences], Float[np.ndarray, "n t d"]]
 
 _FORMAT = "text features 1"  # part of what names a cached file
 _ROWS = 32
@@ -41,7 +45,8 @@ def with_text(
 
   Returns:
     Corpora whose text has token ids if the encoder is to be trained (see
-    `tokens.tokenise`), and features otherwise: the last states, float16.
+    `tokens.tokenise`), and features otherwise: the last states, float16, with the ids
+    they were made of in `extras["text_tokens"]` [n t].
 
   Raises:
     UserError: no such encoder, no transcripts, a tokenizer or annotator lacks.
@@ -55,15 +60,18 @@ def with_text(
   made = [_noted(corpus, note) for corpus in made]
   if options.is_tuned:
     return made
-  encoded = functools.cache(functools.partial(_encoder, folder))
-  made_by = f"{_FORMAT} {digest} {config}"
-  cache = cache_folder(options.cache)
+  encode = _encode(folder, config, digest, options.cache)
 
   def features(split: Split) -> Split:
     text = split.modalities["text"]
-    flat = _cached(text, made_by, cache, config.width, lambda: encoded()(text))
-    text = Sequences(_padded(flat, text.lengths), text.lengths)
-    return dataclasses.replace(split, modalities={**split.modalities, "text": text})
+    return dataclasses.replace(
+      split,
+      modalities={
+        **split.modalities,
+        "text": Sequences(encode(text), text.lengths),
+      },
+      extras={**split.extras, TEXT_TOKENS: text.ids["tokens"]},
+    )
 
   return [
     dataclasses.replace(
@@ -71,6 +79,41 @@ def with_text(
     )
     for corpus in made
   ]
+
+
+def encoder_of(options: TextConfig) -> Encode | None:
+  """What encodes tokens again, some of them lost; for `data.missing`.
+
+  Args:
+    options: `config.text`.
+
+  Returns:
+    Text with `ids["tokens"]` -> features [n t d] of the frozen encoder, as `with_text`
+    makes them, kept on disk likewise. Steps in `lost` are attended to by none; their
+    own features are of no meaning. None where no frozen encoder makes the run's text.
+  """
+  if not options.is_encoded or options.is_tuned:
+    return None
+
+  @functools.cache
+  def found() -> Encode:
+    folder = weights.locate(options.encoder)
+    digest = sha256(weights.source(folder))
+    return _encode(folder, weights.read_config(folder), digest, options.cache)
+
+  return lambda text: found()(text)
+
+
+def _encode(folder: Path, config: EncoderConfig, digest: str, cache: str) -> Encode:
+  """Text with token ids -> features [n t d]; the encoder is loaded when needed."""
+  encoder = functools.cache(functools.partial(_encoder, folder))
+  made_by, kept = f"{_FORMAT} {digest} {config}", cache_folder(cache)
+
+  def encode(text: Sequences) -> Float[np.ndarray, "n t d"]:
+    flat = _cached(text, made_by, kept, config.width, lambda: encoder()(text))
+    return _padded(flat, text.lengths, text.features.shape[1])
+
+  return encode
 
 
 def frozen_means(text: Sequences, options: TextConfig) -> Float[np.ndarray, "n d"]:
@@ -124,19 +167,15 @@ def last_states(
   Args:
     config: of the encoder.
     params: of a `TextEncoder` of which all layers are one stack.
-    text: with `ids["tokens"]`.
+    text: with `ids["tokens"]`; nobody attends to steps in `lost`.
 
   Returns:
     float16 [n d], n = sum of the lengths. Computed in float32, in batches of samples
     of about one length, by one program for each of a few lengths.
   """
-
-  @jax.jit
-  def run(params, ids, mask):
-    with jax.default_matmul_precision("highest"):
-      return TextEncoder(config).apply({"params": params}, ids, mask)[-1]
-
+  run = _program(config)
   ids, lengths = text.ids["tokens"], text.lengths
+  seen = visible_steps(text)
   ends = np.cumsum(lengths)
   flat = np.zeros((int(lengths.sum()), config.width), np.float16)
   order = np.argsort(lengths, kind="stable")
@@ -147,11 +186,24 @@ def last_states(
     members = order[padded == steps]
     for start in range(0, len(members), _ROWS):
       rows = members[start : start + _ROWS]
-      states = run(params, *_batch(ids, lengths, rows, steps, config.pad))
+      given = _batch(ids[rows], seen[rows], lengths[rows], steps, config.pad)
+      states = run(params, *given)
       states = np.asarray(states[: len(rows)], np.float16)
       for row, found in zip(rows, states, strict=True):
         flat[ends[row] - lengths[row] : ends[row]] = found[: lengths[row]]
   return flat
+
+
+@functools.cache
+def _program(config: EncoderConfig) -> Callable[..., Any]:
+  """One for all calls: texts that lose words are encoded many times."""
+
+  @jax.jit
+  def run(params, ids, mask):
+    with jax.default_matmul_precision("highest"):
+      return TextEncoder(config).apply({"params": params}, ids, mask)[-1]
+
+  return run
 
 
 def _static(length: int, most: int) -> int:
@@ -159,20 +211,26 @@ def _static(length: int, most: int) -> int:
 
 
 def _batch(
-  ids: Int[np.ndarray, "n t"], lengths: np.ndarray, rows: np.ndarray, steps: int, pad
+  ids: Int[np.ndarray, "n t"],
+  seen: Bool[np.ndarray, "n t"],
+  lengths: Int[np.ndarray, " n"],
+  steps: int,
+  pad: int,
 ):
-  batch = np.full((_ROWS, steps), pad, np.int32)
-  kept = min(steps, ids.shape[1])
-  batch[: len(rows), :kept] = ids[rows, :kept]
-  mask = np.zeros((_ROWS, steps), bool)
-  mask[: len(rows)] = np.arange(steps)[None] < lengths[rows][:, None]
-  return jnp.asarray(np.where(mask, batch, pad)), jnp.asarray(mask)
+  """Ids and mask [_ROWS steps]. Another id than that of padding stands where a step is
+  not seen, for RoBERTa counts its positions over all but padding."""
+  batch, mask = np.full((_ROWS, steps), pad, np.int32), np.zeros((_ROWS, steps), bool)
+  n, kept = len(ids), min(steps, ids.shape[1])
+  real = np.arange(kept)[None] < lengths[:, None]
+  hidden = np.where(real, 1 if pad == 0 else 0, pad)
+  batch[:n, :kept] = np.where(seen[:, :kept], ids[:, :kept], hidden)
+  mask[:n, :kept] = seen[:, :kept]
+  return jnp.asarray(batch), jnp.asarray(mask)
 
 
 def _padded(
-  flat: Float[np.ndarray, "n d"], lengths: Int[np.ndarray, " b"]
+  flat: Float[np.ndarray, "n d"], lengths: Int[np.ndarray, " b"], steps: int
 ) -> Float[np.ndarray, "b t d"]:
-  steps = max(1, int(lengths.max(initial=0)))
   features = np.zeros((len(lengths), steps, flat.shape[-1]), flat.dtype)
   features[np.arange(steps)[None] < lengths[:, None]] = flat
   return features
@@ -186,6 +244,8 @@ def _cached(
   name.update(np.ascontiguousarray(text.ids["tokens"]).tobytes())
   name.update(str(text.ids["tokens"].shape).encode())
   name.update(np.ascontiguousarray(text.lengths).tobytes())
+  if text.lost is not None and text.lost.any():
+    name.update(np.packbits(text.lost).tobytes())
   path = folder / f"{name.hexdigest()}.npy"
   try:
     found = archives.read_npy(path)

@@ -24,6 +24,7 @@ from msa_jax import models
 from msa_jax.config.experiment import Experiment, differences, from_json, to_json
 from msa_jax.devices import processes
 from msa_jax.errors import UserError, of_system
+from msa_jax.names import FOLDS, fold_folder
 from msa_jax.safe_io import durable, locking
 
 _PACKAGES = ("msa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -199,14 +200,24 @@ class RunDirectory:
     self.write_text("metrics.jsonl", lines)
 
 
-def _record(line: str) -> dict[str, Any] | None:
-  """What a line of metrics.jsonl says of an epoch; None = it is damaged."""
-  try:
-    record = json.loads(line)
-    whole = isinstance(record["seed"], int) and isinstance(record["epoch"], int)
-  except (ValueError, KeyError, TypeError, RecursionError):
-    return None
-  return record if whole else None
+def fold_folders(workdir: str | os.PathLike) -> dict[str, pathlib.Path]:
+  """Name -> folder of every fold's run; empty where `workdir` is not one of folds.
+
+  Raises:
+    UserError: a run has not finished.
+  """
+  root = RunDirectory(workdir)
+  if not (root.config_path.exists() and root.experiment().data.is_cross_validated):
+    return {}
+  names = [fold_folder(number) for number in root.read_json("data.json")[FOLDS]]
+  found = {name: root.path / name for name in names}
+  lacking = [n for n, path in found.items() if not (path / "summary.json").exists()]
+  if lacking:
+    raise UserError(
+      f"--workdir={root.path}: {', '.join(lacking)} has not finished; the command that"
+      " trains goes on."
+    )
+  return found
 
 
 @contextmanager
@@ -219,6 +230,16 @@ def only_warn(what: str) -> Iterator[None]:
     logging.warning("%s: %s", what, error)
   except OSError as error:
     logging.warning("%s: %s", what, of_system(error))
+
+
+def _record(line: str) -> dict[str, Any] | None:
+  """What a line of metrics.jsonl says of an epoch; None = it is damaged."""
+  try:
+    record = json.loads(line)
+    whole = isinstance(record["seed"], int) and isinstance(record["epoch"], int)
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return None
+  return record if whole else None
 
 
 def _plain(value: Any) -> Any:

@@ -82,6 +82,7 @@ SITES = {
     Site("post_dropout", "^head/hidden_0/kernel"),
   ],
 }
+SITES["text_only"] = [Site("dropout", "^heads/sentiment/kernel")]
 SITES["lf_dnn"] = SITES["tfn"] = [
   Site("dropout.text", "^last_text/kernel"),
   Site("dropout.audio", "^encoder_audio/linear_1/kernel"),

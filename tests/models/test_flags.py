@@ -100,9 +100,14 @@ FLAGS = {
     "text_encoder": ("bert_cls", EVALUATION),
     "attention_fusion": (False, PARAMETERS),
   },
-  "lf_dnn": _late(text_dim=(9, PARAMETERS)),
+  "lf_dnn": _late(text_dim=(9, PARAMETERS), text_encoder=("mean", PARAMETERS)),
   "lf_lstm": _late(feature_dim=(9, PARAMETERS)),
-  "tfn": _late(text_dim=(9, PARAMETERS)),
+  "tfn": _late(text_dim=(9, PARAMETERS), text_encoder=("mean", PARAMETERS)),
+  "text_only": {
+    "pool": ("first", EVALUATION),
+    "dropout": (0.43, TRAINING),
+    "tasks": ("", None),  # the corpus here has one
+  },
 }
 NOT_OF_THE_NETWORK = {"task", "dtype"}  # what is predicted; how precisely
 

@@ -59,6 +59,7 @@ TINY = {
   "lf_lstm": {**_HIDDEN, "feature_dim": 4, "post_dim": 6},
   "lf_dnn": {**_HIDDEN, "text_dim": 5, "post_dim": 6},
   "tfn": {**_HIDDEN, "text_dim": 3, "post_dim": 6},
+  "text_only": {},
 }
 
 

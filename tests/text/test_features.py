@@ -61,7 +61,9 @@ def test_features_are_the_last_states_of_each_text_alone(path):
     assert not text.features[row, length:].any()
   empty = corpus.splits["test"].modalities["text"]
   assert empty.lengths[1] == 0 and not empty.features[1].any()
-  assert set(corpus.splits["train"].extras) == {"text_words"}
+  extras = corpus.splits["train"].extras
+  assert set(extras) == {"text_words", "text_tokens"}
+  np.testing.assert_array_equal(extras["text_tokens"], tokens)
   assert len(corpus.notes["text"]["encoder"]["sha256"]) == 64
 
 

@@ -2,6 +2,19 @@
 
 Source: H-GEM: hierarchical gated expert mixture for multimodal sentiment analysis,
 Computer Systems & Applications 2026, 35(3):59-68.
+
+Every gate moves predictions. Mean change of a prediction in [-3, 3] where a gate gives
+one candidate e^3 times the weight of another, for each candidate in order (default
+configuration on the synthetic corpus, test split; after two epochs the error is .64):
+
+  gate     candidates                     at the start     after two epochs
+  Gate 0   text, audio, vision            .38  .26  .43    .33  .29  .34
+  Gate 1   sparse, dense, robust          .13  .13  .18    .13  .14  .16
+  Gate 2   negative, neutral, positive    .18  .15  .23    .23  .24  .17
+  Gate 3   negative, neutral, positive    .14  .14  .04    .08  .20  .10
+
+With `gates.modality_scale="outputs"`, as in versions before 0.2, Gate 0 moves them by
+less than .01: the norms of the next layer erase what it does.
 """
 
 from collections.abc import Mapping
