@@ -15,6 +15,7 @@ from msa_jax.config.config_dict import ConfigDict
 from msa_jax.config.options import (
   BalanceConfig,
   DataConfig,
+  InitConfig,
   MissingConfig,
   OptimConfig,
   ReplicasConfig,
@@ -31,6 +32,7 @@ SECTIONS = {
   "train": TrainConfig,
   "missing": MissingConfig,
   "text": TextConfig,
+  "init": InitConfig,
   "replicas": ReplicasConfig,
   "sharding": ShardingConfig,
 }

@@ -13,6 +13,7 @@ from msa_jax.config.defaults import SECTIONS
 from msa_jax.config.options import (
   BalanceConfig,
   DataConfig,
+  InitConfig,
   MissingConfig,
   OptimConfig,
   ReplicasConfig,
@@ -35,7 +36,7 @@ class Experiment:
     system: name of the system.
     model: its options, nested.
     loss: options of its objective: losses by task, weights of auxiliary losses.
-    optim, data, train, missing, text, replicas, sharding: the shared options.
+    optim, data, train, missing, text, init, replicas, sharding: the shared options.
     balance: B-fusion; None = the system cannot be balanced.
     spec: what the corpus is; None = not resolved against one yet.
   """
@@ -48,6 +49,7 @@ class Experiment:
   train: TrainConfig = TrainConfig()
   missing: MissingConfig = MissingConfig()
   text: TextConfig = TextConfig()
+  init: InitConfig = InitConfig()
   replicas: ReplicasConfig = ReplicasConfig()
   sharding: ShardingConfig = ShardingConfig()
   balance: BalanceConfig | None = None

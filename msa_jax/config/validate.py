@@ -8,6 +8,7 @@ from msa_jax.data.transforms import dialogues
 from msa_jax.errors import UserError
 from msa_jax.text import options as text_options
 
+INITIAL = ("encoder", "all")  # what `config.init.from_run` gives
 REPLICA_MODES = ("auto", "vmap", "sequential")
 _POSITIVE = (lambda value: value > 0, "positive")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 (off) or positive")
@@ -60,6 +61,8 @@ def validate(config: Experiment) -> None:
     raise UserError(
       f"config.replicas.mode={config.replicas.mode!r} must be one of {REPLICA_MODES}."
     )
+  if config.init.what not in INITIAL:
+    raise UserError(f"config.init.what={config.init.what!r} must be one of {INITIAL}.")
   seeds = config.replicas.seeds
   if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
     raise UserError(

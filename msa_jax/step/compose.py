@@ -117,7 +117,7 @@ def build(config: Experiment, stage: int = -1) -> Recipe:
     config = config.replace("optim", epochs=chosen.epochs)
   system, spec, text = models.get(config.system), config.corpus_spec, config.text
   made = system.recipe(networks(config).inner, chosen, _core(config, system, chosen))
-  if text.is_tuned:
+  if text.is_tuned and not config.init.from_run:  # `runs.warm_start` reads that
     made = with_pretrained(made, text, spec.encoder)
   # An encoder inside sees lost tokens, and hides them from the system itself.
   made = with_hidden(made, keep_lost=system.sees_dropped or text.is_tuned)

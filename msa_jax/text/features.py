@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from msa_jax.config.options import TextConfig
 from msa_jax.safe_io.hashing import sha256
-from msa_jax.text import tokens, weights
+from msa_jax.text import context, tokens, weights
 from msa_jax.text.bert import EncoderConfig, TextEncoder
 from msa_jax.typing import Corpus, Sequences, Split
 
@@ -97,34 +97,53 @@ def last_states(
   Args:
     config: of the encoder.
     params: of a `TextEncoder` of which all layers are one stack.
-    text: with `ids["tokens"]`.
+    text: with `ids["tokens"]`, and `context["tokens"]` where neighbours are read too.
 
   Returns:
-    float16 [n d], n = sum of the lengths. Computed in float32, in batches of samples
-    of about one length, by one program for each of a few lengths.
+    float16 [n d], n = sum of the lengths: the texts' own tokens. Computed in
+    float32, in batches of samples of about one length, by one program for each of a few
+    lengths.
   """
 
   @jax.jit
-  def run(params, ids, mask):
+  def run(params, ids, mask, types):
     with jax.default_matmul_precision("highest"):
-      return TextEncoder(config).apply({"params": params}, ids, mask)[-1]
+      return TextEncoder(config).apply({"params": params}, ids, mask, types)[-1]
 
-  ids, lengths = text.ids["tokens"], text.lengths
+  lengths = text.lengths
+  ids, totals = _beside(text, config.max_tokens)
   ends = np.cumsum(lengths)
   flat = np.zeros((int(lengths.sum()), config.width), np.float16)
-  order = np.argsort(lengths, kind="stable")
+  order = np.argsort(totals, kind="stable")
   order = order[lengths[order] > 0]
   # By their padded length, so that one batch needs one program.
-  padded = np.array([_static(int(n), config.max_tokens) for n in lengths[order]], int)
+  padded = np.array([_static(int(n), config.max_tokens) for n in totals[order]], int)
   for steps in sorted(set(padded.tolist())):
     members = order[padded == steps]
     for start in range(0, len(members), _ROWS):
       rows = members[start : start + _ROWS]
-      states = run(params, *_batch(ids, lengths, rows, steps, config.pad))
+      batch, mask = _batch(ids, totals, rows, steps, config.pad)
+      own = np.zeros((_ROWS, 1), np.int32)
+      own[: len(rows), 0] = lengths[rows]
+      types = (np.arange(steps)[None] >= own) & mask & (config.types > 1)
+      states = run(params, batch, mask, types.astype(np.int32))
       states = np.asarray(states[: len(rows)], np.float16)
       for row, found in zip(rows, states, strict=True):
         flat[ends[row] - lengths[row] : ends[row]] = found[: lengths[row]]
   return flat
+
+
+def _beside(
+  text: Sequences, most: int
+) -> tuple[Int[np.ndarray, "n t"], Int[np.ndarray, " n"]]:
+  """Ids of every text with those of its context after them, and their numbers."""
+  ids, lengths = text.ids["tokens"], text.lengths
+  if not text.context:
+    return ids, lengths
+  beside = text.context["tokens"]
+  place, _, _ = context.place(ids, lengths, beside, most)
+  whole = np.take_along_axis(np.concatenate([ids, beside], 1), np.asarray(place), 1)
+  return whole, lengths + (beside >= 0).sum(axis=1)
 
 
 def _static(length: int, most: int) -> int:
@@ -159,6 +178,8 @@ def _cached(
   name.update(np.ascontiguousarray(text.ids["tokens"]).tobytes())
   name.update(str(text.ids["tokens"].shape).encode())
   name.update(np.ascontiguousarray(text.lengths).tobytes())
+  for beside in text.context.values():
+    name.update(f"context {beside.shape}".encode() + beside.tobytes())
   path = folder / f"{name.hexdigest()}.npy"
   try:
     found = np.load(path, allow_pickle=False)

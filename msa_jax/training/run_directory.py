@@ -59,6 +59,7 @@ class RunDirectory:
         "replicas.mode",
         "replicas.most_at_once",
         "data.path",
+        "init.from_run",  # its hash is compared, wherever it lies
         *(f"sharding.{axis}" for axis in ("data", "replica", "expert")),
       )
       lines = differences(config, self.experiment(), ignore)

@@ -180,6 +180,12 @@ def _sequences(
     _absent(absent, size, sorted(ids)) if part is None else part
     for part, size in zip(parts, sizes, strict=True)
   ]
+  context = {}
+  if known and all(part is not None for part in parts):
+    context = {
+      key: np.concatenate([part.context[key] for part in known])
+      for key in known[0].context
+    }
   lost = None
   if any(part.lost is not None for part in filled):
     lost = np.concatenate([_steps(_lost(part), steps) for part in filled])
@@ -191,6 +197,7 @@ def _sequences(
       key: np.concatenate([_steps(part.ids[key], steps) for part in filled])
       for key in sorted(ids)
     },
+    context=context,
   )
 
 
