@@ -15,6 +15,9 @@ from jaxtyping import Array, Float, Int
 class Relative(NamedTuple):
   """What attention scores depend on besides queries and keys; None = nothing.
 
+  >>> Relative(bias=jnp.zeros((2, 5, 5))).vectors is None
+  True
+
   Attributes:
     bias: [h t s], added to the scores of every layer.
     vectors: [2t-1 d], of the distances query minus key from t-1 down to 1-t, for
