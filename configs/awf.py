@@ -60,10 +60,10 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
     _table2(config, TABLE_2[data_set])
   if data_set == "iemocap":
     config.model.task = "emotion"
-  if "paper" in chosen:
-    _paper(config, TABLE_2[data_set or "mosi"])
-  shared = tuple(name for name in chosen if name in presets.SHARED)
-  return presets.apply(config, shared, presets.SHARED)
+  variants = {"paper": lambda config: _paper(config, TABLE_2[data_set or "mosi"])}
+  others = tuple(name for name in chosen if name not in TABLE_2)
+  variants |= presets.SHARED
+  return presets.apply(config, others, variants, recipes=presets.POOLED_TEXT)
 
 
 def _table2(config, row):

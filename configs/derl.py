@@ -45,7 +45,8 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   )
   if not set(chosen) & set(DATA_SETS):
     _synthetic(config)
-  return presets.apply(config, chosen, VARIANTS)
+  recipes = {} if "iemocap" in chosen else {"tuned": {"loss.task": "l1"}}
+  return presets.apply(config, chosen, VARIANTS, DATA_SETS, recipes)
 
 
 def _synthetic(config):

@@ -38,7 +38,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   )
   config.optim.update({"learning_rate": 3e-4, "epochs": 10})
   config.missing.train = "dropout:0.1"
-  return presets.apply(config, chosen, VARIANTS)
+  return presets.apply(config, chosen, VARIANTS, DATA_SETS)
 
 
 def _paper(config):

@@ -21,7 +21,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   """Builds the config; `variants` are comma-separated names of `VARIANTS`."""
   chosen = config_lib.parse_variants(variants, VARIANTS, DATA_SETS)
   config = presets.late_fusion(lf_dnn.options())
-  return presets.apply(config, chosen, VARIANTS)
+  return presets.apply(config, chosen, VARIANTS, DATA_SETS, presets.POOLED_TEXT)
 
 
 def _mosi(config):

@@ -43,7 +43,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   )
   if "paper" not in chosen:
     _small(config)
-  return presets.apply(config, chosen, VARIANTS)
+  return presets.apply(config, chosen, VARIANTS, DATA_SETS)
 
 
 def _small(config):

@@ -37,7 +37,10 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   config.optim.update({"grad_clip_norm": 1.0, "patience": 30})
   if not set(chosen) & set(DATA_SETS):
     _frames(config)
-  return presets.apply(config, chosen, VARIANTS)
+  # Both stages as long as another system's only one.
+  stages = {"model.stage1_epochs": 8, "optim.epochs": 16}
+  recipes = {"tuned": stages, "scratch": stages}
+  return presets.apply(config, chosen, VARIANTS, DATA_SETS, recipes)
 
 
 def _frames(config):

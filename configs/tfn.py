@@ -24,7 +24,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   # The product of MMSA's widths has 140,000 entries; the default is narrower.
   config.model.hidden_dims.update({"text": 64, "audio": 16, "vision": 16})
   config.model.update({"text_dim": 16, "post_dim": 32})
-  return presets.apply(config, chosen, VARIANTS)
+  return presets.apply(config, chosen, VARIANTS, DATA_SETS, presets.POOLED_TEXT)
 
 
 def _mosi(config):

@@ -1,5 +1,6 @@
 """Whole runs in one call each: train, evaluate, predict."""
 
+import copy
 import os
 import pathlib
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from msa_jax.config import files
+from msa_jax.config import files, regimes
 from msa_jax.config.experiment import Experiment, experiment, with_options
 from msa_jax.config.files import get_config
 from msa_jax.runs import run
@@ -41,10 +42,23 @@ def train(
     UserError: bad input, another run in the folder, a diverging loss.
   """
   made = files.get_config(config) if isinstance(config, str) else config
-  chosen = with_options(experiment(made), options or {})
+  chosen = with_options(experiment(_told(made, options or {})), options or {})
   folder = run.default_workdir(chosen, corpus) if workdir is None else workdir
   folder = pathlib.Path(folder)
   return {**run.train(chosen, folder, corpus), "workdir": str(folder)}
+
+
+def _told(config: Any, options: Mapping[str, Any]) -> Any:
+  """The config with those of `config.text` and `config.train` that others follow."""
+  own = {key: options[key] for key in regimes.DECIDE if key in options}
+  if not own or not isinstance(config, ml_collections.ConfigDict):
+    return config
+  config = copy.deepcopy(config)
+  for key, value in own.items():
+    section, name = key.split(".")
+    # Another type is refused below, by the words of all options.
+    config[section][name] = str(value)
+  return config
 
 
 def evaluate(

@@ -224,12 +224,16 @@ class ModelOutput(flax.struct.PyTreeNode):
     routing: gate name -> `Routing`; of dialogues [b t e] in place of [n e].
     losses: name -> raw, unweighted auxiliary term that needs no label: a scalar,
       already averaged over `sample_mask`.
+    text_seen: prediction -> [b] bool (of dialogues [b t]): whether text had a part in
+      it, of networks that hide modalities from themselves; a prediction that is not
+      named has seen whatever text the batch shows.
   """
 
   predictions: Mapping[str, Leaf]
   features: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
   routing: Mapping[str, Routing] = dataclasses.field(default_factory=dict)
   losses: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
+  text_seen: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
 
 
 class TrainState(flax.struct.PyTreeNode):

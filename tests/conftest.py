@@ -20,6 +20,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests that build the same small program again read it back instead of compiling it.
 _CACHE = tempfile.TemporaryDirectory(prefix="msa_jax_test_cache_")
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# Text features that runs make of frozen encoders are kept with them, not with the user.
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

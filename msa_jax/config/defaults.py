@@ -13,6 +13,7 @@ import ml_collections
 
 from msa_jax.config.config_dict import ConfigDict
 from msa_jax.config.options import (
+  AnchorConfig,
   BalanceConfig,
   DataConfig,
   InitConfig,
@@ -33,6 +34,7 @@ SECTIONS = {
   "missing": MissingConfig,
   "text": TextConfig,
   "init": InitConfig,
+  "anchor": AnchorConfig,
   "replicas": ReplicasConfig,
   "sharding": ShardingConfig,
 }

@@ -11,6 +11,7 @@ import ml_collections
 from msa_jax.config.aliases import FORMAT, upgrade
 from msa_jax.config.defaults import SECTIONS
 from msa_jax.config.options import (
+  AnchorConfig,
   BalanceConfig,
   DataConfig,
   InitConfig,
@@ -36,7 +37,8 @@ class Experiment:
     system: name of the system.
     model: its options, nested.
     loss: options of its objective: losses by task, weights of auxiliary losses.
-    optim, data, train, missing, text, init, replicas, sharding: the shared options.
+    optim, data, train, missing, text, init, anchor, replicas, sharding: the shared
+      options.
     balance: B-fusion; None = the system cannot be balanced.
     spec: what the corpus is; None = not resolved against one yet.
   """
@@ -50,6 +52,7 @@ class Experiment:
   missing: MissingConfig = MissingConfig()
   text: TextConfig = TextConfig()
   init: InitConfig = InitConfig()
+  anchor: AnchorConfig = AnchorConfig()
   replicas: ReplicasConfig = ReplicasConfig()
   sharding: ShardingConfig = ShardingConfig()
   balance: BalanceConfig | None = None

@@ -62,6 +62,9 @@ class TrainConfig:
       `[weight*][task/]metric` with commas; see `training/selection.py`.
     selection_split: `val`, or `official`: by the test split, as some released code
       does (with a warning).
+    preset: recipe by what the text input is (`auto`), or one by name, or `none`: the
+      values of the config file; see `config/regimes.py`.
+    references: fit the constant and linear models that results stand beside.
     task_cosine: log how the tasks' gradients agree on shared parameters.
     eval_batch_size: samples per batch of validation and prediction.
     checkpoint_every_seconds: between two checkpoints.
@@ -70,6 +73,8 @@ class TrainConfig:
 
   monitor: str = "auto"
   selection_split: str = "val"
+  preset: str = "none"
+  references: bool = True
   task_cosine: bool = False
   eval_batch_size: int = 64
   checkpoint_every_seconds: float = 30.0
@@ -124,6 +129,29 @@ class BalanceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AnchorConfig:
+  """Whether a system predicts a correction of what text alone says; the formula is in
+  `models/with_anchor.py`.
+
+  Attributes:
+    to: `text`, or `none`: the system predicts by itself, as its paper has it.
+    pool: text that the anchor reads: the `mean` of its steps, or the `first`.
+    dropout: rate on the pooled text.
+    scale: of the correction, where it begins; it is learned.
+  """
+
+  to: str = "none"
+  pool: str = "mean"
+  dropout: float = 0.1
+  scale: float = 0.1
+
+  @property
+  def is_on(self) -> bool:
+    """Whether there is an anchor."""
+    return self.to != "none"
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
   """Where a run's text comes from.
 
@@ -138,7 +166,11 @@ class TextConfig:
     lora_projections: of attention that are changed: `query`, `key`, `value`, `out`.
     frozen_dtype: `float32`, or `bfloat16` for half the memory: of what `top_<n>` and
       `lora` leave as it is.
+    start: `pretrained`, or `scratch`: the encoder that is trained begins with random
+      values, and only its sizes and tokens are the checkpoint's.
     learning_rate: of what is trained of the encoder.
+    layer_decay: factor of the learning rate from each of its layers to the one below;
+      1 = the same for all.
     remat: compute layers again in the backward pass, for less memory.
     linguistic: SentiLARE's inputs: part of speech and polarities.
     max_length: tokens kept; 0 = as long as the corpus and the encoder allow.
@@ -156,7 +188,9 @@ class TextConfig:
   lora_alpha: float = 16.0
   lora_projections: tuple[str, ...] = ("query", "value")
   frozen_dtype: str = "float32"
+  start: str = "pretrained"
   learning_rate: float = 2e-5
+  layer_decay: float = 1.0
   remat: bool = False
   linguistic: bool = False
   max_length: int = 0

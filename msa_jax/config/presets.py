@@ -1,17 +1,25 @@
-"""What the config files of the late-fusion systems share.
+"""What config files share: how variants are applied, and settings of late fusion.
 
-Each function but `late_fusion` changes an unlocked config in place, as a variant does.
+Each function but `late_fusion` and `apply` changes an unlocked config in place, as a
+variant does.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ml_collections
 
 from msa_jax import config as config_lib
+from msa_jax.config import regimes
 from msa_jax.config.config_dict import ConfigDict
 from msa_jax.data.synthetic.generator import ONE_FAST, ONE_STRONG
+
+# Variants that say how a paper, or its code, trains: never changed by a recipe.
+LITERAL = ("paper", "paper_min", "official")
+# A pretrained encoder has read the sequence: a recurrent network on top of it learns
+# from a thousand samples what the mean of the states already says.
+POOLED_TEXT = {"tuned": {"model.text_encoder": "mean"}}
 
 
 def late_fusion(
@@ -35,10 +43,31 @@ def apply(
   config: ConfigDict,
   chosen: tuple[str, ...],
   variants: Mapping[str, Callable[[ConfigDict], None]],
+  data_sets: Collection[str] = (),
+  recipes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ConfigDict:
-  """Applies chosen variants (see `parse_variants`) one after the other, and locks."""
+  """Applies chosen variants (see `parse_variants`), makes the config follow its text
+  input (`config/regimes.py`), and locks it.
+
+  What settings of a data set say is of frozen features, and gives way to the recipe of
+  another text input; what other variants say was asked for, and stays.
+
+  Args:
+    config: unlocked.
+    chosen: names of variants.
+    variants: name -> what changes the config in place.
+    data_sets: those that are settings of a data set.
+    recipes: regime -> dotted key -> value, where this system differs from others.
+  """
   for name in chosen:
-    variants[name](config)
+    if name in data_sets:
+      variants[name](config)
+  regimes.follow(config, recipes)
+  for name in chosen:
+    if name not in data_sets:
+      variants[name](config)
+  if set(chosen) & set(LITERAL):
+    config.train.preset = "none"
   return config_lib.finish(config)
 
 

@@ -1,14 +1,17 @@
 """What a config may say: the rules that types cannot hold, checked before a run."""
 
 from msa_jax import models
+from msa_jax.config import regimes
 from msa_jax.config.experiment import Experiment
 from msa_jax.config.options import DataConfig
 from msa_jax.data import missing
 from msa_jax.data.transforms import dialogues
 from msa_jax.errors import UserError
+from msa_jax.layers.masking import POOLS
 from msa_jax.text import options as text_options
 
 INITIAL = ("encoder", "all")  # what `config.init.from_run` gives
+ANCHORS = ("none", "text")
 REPLICA_MODES = ("auto", "vmap", "sequential")
 _POSITIVE = (lambda value: value > 0, "positive")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 (off) or positive")
@@ -34,6 +37,8 @@ _RANGES = {
   "optim.warmup_fraction": _SHARE,
   "loss.aux_warmup_fraction": _SHARE,
   "optim.ema_decay": _BELOW_ONE,
+  "anchor.dropout": _BELOW_ONE,
+  "anchor.scale": _POSITIVE,
 }
 
 
@@ -57,12 +62,26 @@ def validate(config: Experiment) -> None:
       raise UserError(f"config.{path}={value} must be {rule}.")
   for key in ("train", "eval"):
     missing.parse(getattr(config.missing, key), option=f"config.missing.{key}: ")
+  if config.train.preset not in regimes.PRESETS:
+    raise UserError(
+      f"config.train.preset={config.train.preset!r} must be one of {regimes.PRESETS}."
+    )
+  for key, choices in (("to", ANCHORS), ("pool", POOLS)):
+    if getattr(config.anchor, key) not in choices:
+      raise UserError(
+        f"config.anchor.{key}={getattr(config.anchor, key)!r} must be one of {choices}."
+      )
   if config.replicas.mode not in REPLICA_MODES:
     raise UserError(
       f"config.replicas.mode={config.replicas.mode!r} must be one of {REPLICA_MODES}."
     )
   if config.init.what not in INITIAL:
     raise UserError(f"config.init.what={config.init.what!r} must be one of {INITIAL}.")
+  if config.init.from_run and config.text.start == "scratch":
+    raise UserError(
+      f"config.init.from_run={config.init.from_run!r} gives the encoder its values:"
+      " config.text.start='scratch' must be 'pretrained'."
+    )
   seeds = config.replicas.seeds
   if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
     raise UserError(

@@ -49,6 +49,24 @@ def masked_mean(
   return total / jnp.maximum(count, 1.0)
 
 
+POOLS = ("mean", "first")
+
+
+def pool_steps(
+  values: Float[Array, "b t d"], mask: Bool[Array, "b t"], pool: str
+) -> Float[Array, "b d"]:
+  """One vector of a sequence; zero for a row without a valid step.
+
+  Args:
+    values: of every step.
+    mask: True = valid.
+    pool: of `POOLS`: the mean over the valid steps, or the first of them.
+  """
+  if pool == "first":
+    mask = mask & (jnp.cumsum(mask, axis=1) == 1)
+  return masked_mean(values, mask[..., None], 1)
+
+
 def hide_unavailable(batch: Batch, keep_lost: bool = False) -> Batch:
   """Makes absent content absent, once: the step calls it before the model.
 

@@ -29,6 +29,7 @@ from msa_jax.models.registry import (
   system_of,
 )
 from msa_jax.models.system import Stage, System, TaskTerm
+from msa_jax.models.text_only import TextOnly
 
 __all__ = [
   "AWF",
@@ -44,6 +45,7 @@ __all__ = [
   "Stage",
   "System",
   "TFN",
+  "TextOnly",
   "TaskTerm",
   "get",
   "names",

@@ -16,7 +16,7 @@ from typing import Any
 import flax.linen as nn
 
 from msa_jax.errors import UserError
-from msa_jax.models import derl, hgem, mmolre, momke
+from msa_jax.models import derl, hgem, mmolre, momke, text_only
 from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, tfn
 from msa_jax.models.system import System, system_of
 
@@ -30,6 +30,7 @@ SYSTEMS: dict[str, System] = {
   "lf_lstm": lf_lstm.SYSTEM,
   "mmolre": mmolre.SYSTEM,
   "momke": momke.SYSTEM,
+  "text_only": text_only.SYSTEM,
   "tfn": tfn.SYSTEM,
 }
 _PROVIDERS: dict[str, str] = {}  # system -> package of the entry point it came by

@@ -24,6 +24,8 @@ def print_grids(report: Mapping[str, Any], console: Console | None = None) -> No
   for entry, rows in report["grids"].items():
     for task in rows[0]["figures"]:
       console.print(_table(report, entry, rows, task))
+      if rows[0].get("references", {}).get(task):
+        console.print(_references(entry, rows, task))
   lines = (
     f"{report['samples']} samples of {report['split']}, masks of seed"
     f" {report['seed']}; mean ± std over training seeds {report['seeds']}"
@@ -49,4 +51,18 @@ def _table(report, entry, rows, task) -> Table:
     cells += [figure(row["figures"][task][name]) for name in shown]
     cells += [f"{row['bayes'][task][name]:.3f}" for name in bounds]
     table.add_row(*cells)
+  return table
+
+
+def _references(entry, rows, task) -> Table:
+  """The first metric of the constant and linear models under the same masks."""
+  named = rows[0]["references"][task]
+  metric = next(name for name in SHOWN if name in rows[0]["figures"][task])
+  table = Table(title=f"constant and linear models, {task}, {metric}, missing: {entry}")
+  table.add_column("pattern", no_wrap=True)
+  for name in named:
+    table.add_column(name, justify="right", no_wrap=True)
+  for row in rows:
+    figures = row["references"][task]
+    table.add_row(row["pattern"], *[f"{figures[name][metric]:.3f}" for name in named])
   return table

@@ -11,7 +11,8 @@ from msa_jax.metrics import METRICS
 from msa_jax.metrics.bootstrap import Comparison, paired
 from msa_jax.report.errors import class_pair, regression_pair
 from msa_jax.report.reading import Run, at
-from msa_jax.report.terminal import SHOWN, figure
+from msa_jax.report.terminal import SHOWN, figure, reference
+from msa_jax.report.terminal import verdict as verdict_on
 
 # Sign counts (negative, zero, positive) of the official test splits, by which a corpus
 # is known to be tested as in publications.
@@ -126,10 +127,31 @@ def local_rows(runs: Sequence[Run], task: str) -> list[Row]:
       remark += ", synthetic corpus"
     if cells:
       rows.append(Row(run.name, cells, remark))
+    rows += reference_rows(run, task)
     bayes = (run.summary.get("bayes") or {}).get(run.split, {})
     if task == "sentiment" and bayes:
       cells = {n: f"{v:.3f}" for n, v in bayes.items() if n in METRICS}
       rows.append(Row("Bayes-optimal", cells, "the least error possible"))
+  return rows
+
+
+def reference_rows(run: Run, task: str) -> list[Row]:
+  """The constant and linear models that were fitted beside a run."""
+  rows = []
+  compared = at(run.summary, "compared", run.split, task)
+  for name, figures in at(run.summary, "references", run.split, task).items():
+    cells = {
+      key: f"{value:.3f}"
+      for key, value in figures.items()
+      if key in METRICS and isinstance(value, int | float)
+    }
+    found = at(compared, name)
+    remark = f"{run.name}: {verdict_on(name, found)}" if found else "the best constant"
+    rows.append(Row(reference(name), cells, remark))
+  found = at(compared, "text_head")
+  if found:
+    remark = f"{run.name}: {verdict_on('text_head', found)}"
+    rows.append(Row(reference("text_head"), {}, remark))
   return rows
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from msa_jax.metrics import METRICS, better
+from msa_jax.names import held_out_split
 
 # Figures that a table shows, in this order; the rest is in the JSON files.
 SHOWN = (
@@ -56,9 +57,58 @@ def training(summary: Mapping[str, Any], workdir: str | pathlib.Path) -> str:
       f"{split}: Bayes-optimal mae {bayes['mae']:.3f};"
       f" this run is at {bayes['mae_ratio']:.3f} times that"
     )
+  lines += _references(summary)
   lines += _entropies(summary["routing"])
   lines.append(f"run directory: {workdir}")
   return "\n".join(lines)
+
+
+# Figures of a reference, which has no spread: a few of each protocol.
+_FEW = ("mae", "corr", "acc2_non0", "acc2_sims", "wa", "ua", "acc", "f1")
+# What a comparison is with.
+AGAINST = {
+  "linear_text": "linear on text",
+  "linear_all": "linear on all modalities",
+  "linear_text_context": "linear on text and its dialogue's mean",
+  "linear_all_context": "linear on all modalities and their dialogue's means",
+  "text_head": "its own text-only head",
+}
+
+
+def reference(name: str) -> str:
+  """What a reference is, in words."""
+  return AGAINST.get(name, name)
+
+
+def _references(summary: Mapping[str, Any]) -> list[str]:
+  """Constant and linear models of the held-out split, and who is better."""
+  tables = summary.get("references") or {}
+  split = held_out_split(tables)
+  lines = []
+  for task, named in tables.get(split, {}).items():
+    for name, figures in named.items():
+      shown = [f"{key} {figures[key]:.3f}" for key in _FEW if key in figures]
+      lines.append(f"{split} {task}, {reference(name)}: {', '.join(shown)}")
+  for task, others in (summary.get("compared") or {}).get(split, {}).items():
+    lines += [
+      f"{split} {task}: {verdict(name, found)}" for name, found in others.items()
+    ]
+  return lines
+
+
+def verdict(name: str, found: Mapping[str, Any]) -> str:
+  """`better than linear on text: yes (mae -0.031, 95 % -0.050 to -0.012, p = 0.002)`.
+
+  Args:
+    name: of what a run was compared with.
+    found: an entry of `compared` in summary.json.
+  """
+  low, high = found["interval"]
+  return (
+    f"better than {reference(name)}: {found['better']} ({found['metric']}"
+    f" {found['difference']:+.3f}, 95 % {low:+.3f} to {high:+.3f},"
+    f" p = {found['p']:.3f})"
+  )
 
 
 def _entropies(routing: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from msa_jax.data.transforms import pipeline as pipeline_lib
 from msa_jax.devices import processes, sharding
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
-from msa_jax.runs import prediction_files, prepare, schedule, summary
+from msa_jax.runs import prediction_files, prepare, references, schedule, summary
 from msa_jax.runs.feeds import feeds_of, make_feeds
 from msa_jax.runs.open import PREPROCESSING, open_run, restore
 from msa_jax.step import compose
@@ -138,7 +138,10 @@ def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
     for split in ("valid", "test")
     if split in feeds
   }
-  return summary.write(run, config, corpus, predictions, trained)
+  fitted = references.fit(config, corpus)
+  if processes.is_primary():
+    references.save(run.path, fitted)
+  return summary.write(run, config, corpus, predictions, trained, fitted)
 
 
 def evaluate(

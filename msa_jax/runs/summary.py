@@ -12,8 +12,9 @@ from msa_jax.devices import processes
 from msa_jax.metrics.bootstrap import mean_interval
 from msa_jax.metrics.routing import routing_metrics
 from msa_jax.models.outputs import output_specs
-from msa_jax.runs import prediction_files
-from msa_jax.step import compose
+from msa_jax.models.with_anchor import ANCHOR, SCALE
+from msa_jax.runs import prediction_files, references
+from msa_jax.step import compose, ema
 from msa_jax.training import scoring, selection
 from msa_jax.training.feed import Predictions
 from msa_jax.training.loop import TrainResult
@@ -70,6 +71,7 @@ def write(
   corpus: Corpus,
   predictions: Mapping[str, Sequence[Predictions]],
   trained: Sequence[TrainResult],
+  fitted: references.Fitted | None = None,
 ) -> dict[str, Any]:
   """Scores all seeds and writes summary.json, predictions/ and routing/.
 
@@ -79,6 +81,7 @@ def write(
     corpus: gives ids, labels and, where known, the Bayes-optimal figures.
     predictions: split name -> one `Predictions` per seed.
     trained: what came of each seed.
+    fitted: references to stand beside the figures; None = none.
 
   Returns:
     The contents of summary.json.
@@ -122,6 +125,9 @@ def write(
         run, spec.tasks, seeds, split, data, labels, per_seed
       )
       prediction_files.write_routing(run, split, data, per_seed, seeds)
+  outputs = {split: [p.outputs for p in each] for split, each in predictions.items()}
+  summary |= references.report(fitted or {}, config, corpus, outputs)
+  summary["anchor"] = _anchor(spec.tasks, trained, outputs)
   summary["bayes"] = _bayes(summary, corpus)
   run.write_json("summary.json", summary)
   return summary
@@ -134,6 +140,25 @@ def _origin(config: Experiment) -> dict[str, Any]:
     "what": config.init.what,
     "parameter_hash": list(config.init.parameter_hash),
   }
+
+
+def _anchor(tasks, trained, outputs) -> dict[str, Any] | None:
+  """The learned scales of an anchored system, and how much it corrects by split."""
+  kept = [ema.predicting(one.params, one.collections)[0] for one in trained]
+  if ANCHOR not in kept[0]:
+    return None
+  scales = [
+    {
+      name.removeprefix(SCALE): float(value)
+      for name, value in params[ANCHOR].items()
+      if name.startswith(SCALE)
+    }
+    for params in kept
+  ]
+  corrections = {
+    split: references.correction(tasks, each) for split, each in outputs.items()
+  }
+  return {"scale": over_seeds(scales), "correction": corrections}
 
 
 def _bayes(summary: Mapping[str, Any], corpus: Corpus) -> dict[str, Any] | None:

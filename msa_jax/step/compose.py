@@ -1,7 +1,8 @@
 """Puts a recipe together: the one file that knows the order of its behaviours.
 
-supervised or balanced -> the system's own recipe -> pretrained encoder -> hidden
-content -> missing modalities -> mean of the parameters -> prior.
+Around a network: anchor -> text encoder. Around a step: supervised or balanced -> the
+system's own recipe -> pretrained encoder -> hidden content -> missing modalities ->
+mean of the parameters -> prior.
 """
 
 import functools
@@ -13,7 +14,9 @@ from msa_jax import models
 from msa_jax.config.experiment import Experiment
 from msa_jax.data import missing
 from msa_jax.errors import UserError
+from msa_jax.models.outputs import output_specs
 from msa_jax.models.system import Stage, System
+from msa_jax.models.with_anchor import beside_anchor, with_anchor
 from msa_jax.models.with_text_encoder import (
   PARAMETERS,
   in_encoder_or,
@@ -38,7 +41,8 @@ from msa_jax.text import finetune
 
 
 class Networks(NamedTuple):
-  """A system's network, `inner`, and what is trained: it, or an encoder around it."""
+  """A system's network, `inner`, and what is trained: it, with an anchor and then a
+  text encoder around it where the experiment has them."""
 
   inner: nn.Module
   outer: nn.Module
@@ -52,10 +56,14 @@ def networks(config: Experiment) -> Networks:
   """
   system, spec = models.get(config.system), config.corpus_spec
   inner = system.build(config.model, spec)
+  outer = inner
+  if config.anchor.is_on:
+    outputs = output_specs(config.model, spec)
+    outer = with_anchor(inner, config.anchor, outputs, spec)
   if not config.text.is_tuned:
-    return Networks(inner, inner)
+    return Networks(inner, outer)
   narrow = config.model.get("dtype", "float32") == "bfloat16"
-  outer = with_encoder(inner, config.text, spec, narrow, system.sees_dropped)
+  outer = with_encoder(outer, config.text, spec, narrow, system.sees_dropped)
   return Networks(inner, outer)
 
 
@@ -113,11 +121,18 @@ def build(config: Experiment, stage: int = -1) -> Recipe:
       f"config.optim.ema_decay={config.optim.ema_decay}: must be 0 for"
       f" {config.system}, which is trained in stages."
     )
+  if chosen.branched and config.anchor.is_on:
+    raise UserError(
+      f"config.anchor.to={config.anchor.to!r}: the branches of {config.system} train"
+      " side by side and have nothing in common, but there is one anchor; choose 'none'"
+      " (of MoMKE, or config.model.stage2_mask='mixed')."
+    )
   if chosen.epochs != config.optim.epochs:
     config = config.replace("optim", epochs=chosen.epochs)
   system, spec, text = models.get(config.system), config.corpus_spec, config.text
   made = system.recipe(networks(config).inner, chosen, _core(config, system, chosen))
-  if text.is_tuned and not config.init.from_run:  # `runs.warm_start` reads that
+  # Where another run gives the values, `runs.warm_start` reads them.
+  if text.is_tuned and text.start == "pretrained" and not config.init.from_run:
     made = with_pretrained(made, text, spec.encoder)
   # An encoder inside sees lost tokens, and hides them from the system itself.
   made = with_hidden(made, keep_lost=system.sees_dropped or text.is_tuned)
@@ -134,6 +149,8 @@ def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
   objective = objective_of(config, system, inner)
   shared, rates, frozen = system.shared, optim.rates, None
   partition = system.partition
+  if config.anchor.is_on:
+    partition, shared = beside_anchor(partition, "new"), beside_anchor(shared, "")
   if text.is_tuned:
     partition = functools.partial(in_encoder_or, partition)
     shared = functools.partial(in_encoder_or, shared)
@@ -148,6 +165,7 @@ def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
     branched,
     rates,
     frozen,
+    text.layer_decay if text.is_tuned else 1.0,
   )
   example = example_batch(spec)
   if config.balance is not None and config.is_balanced:

@@ -10,6 +10,7 @@ import optax
 from msa_jax.config.options import OptimConfig
 from msa_jax.errors import UserError
 from msa_jax.models.system import everything
+from msa_jax.models.with_anchor import ANCHOR
 from msa_jax.step.flatten import Kind, KindOf, Names, names_of, packed
 from msa_jax.text import finetune
 from msa_jax.typing import Spec
@@ -59,9 +60,15 @@ def _decays(optim: OptimConfig) -> Callable[[Names, Any], bool]:
     return lambda names, leaf: leaf.ndim > 1 and names[-1] not in _PLAIN
   if not optim.weight_decay:
     return lambda names, leaf: False
+
   # Published for systems from scratch, where everything decays; a pretrained encoder's
-  # norms and biases stay near what they are.
-  return lambda names, leaf: names[0] != finetune.PARAMETERS or names[-1] not in _PLAIN
+  # norms and biases stay near what they are, and so do an anchor's bias and scale.
+  def decays(names: Names, leaf: Any) -> bool:
+    if names[0] == ANCHOR:
+      return leaf.ndim > 1
+    return names[0] != finetune.PARAMETERS or names[-1] not in _PLAIN
+
+  return decays
 
 
 def _kind_of(
@@ -149,6 +156,35 @@ def _clip_branches(
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def _slower_below(factor: float) -> optax.GradientTransformation:
+  """Multiplies the updates of the text encoder's i-th trained layer, counted from the
+  top and from 0, by factor^i, and those of the embeddings by factor^(number of layers).
+  Adapters are those of their layers.
+
+  Source: discriminative fine-tuning, Howard and Ruder 2018, section 3.2.
+  """
+
+  def update(updates, state, params=None):
+    del params
+    encoder = updates.get(finetune.PARAMETERS)
+    if encoder is None:
+      return updates, state
+    stacks = [name for name in ("layers", "adapters") if name in encoder]
+    leaves = jax.tree.leaves([encoder[name] for name in stacks])
+    count = len(leaves[0]) if leaves else 0
+    powers = factor ** jnp.arange(count - 1, -1, -1, dtype=jnp.float32)
+    scaled = dict(encoder)
+    for name in stacks:
+      scaled[name] = jax.tree.map(
+        lambda leaf: leaf * powers.reshape(-1, *[1] * (leaf.ndim - 1)), encoder[name]
+      )
+    for name in {"embeddings", "relative"} & set(encoder):
+      scaled[name] = jax.tree.map(lambda leaf: leaf * factor**count, encoder[name])
+    return {**updates, finetune.PARAMETERS: scaled}, state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def build(
   optim: OptimConfig,
   steps: int,
@@ -157,6 +193,7 @@ def build(
   branched: bool = False,
   rates: Mapping[str, float] | None = None,
   frozen: Callable[[tuple[str, ...]], bool] | None = None,
+  layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
   """Builds the optimizer of a run, or of one stage of it.
 
@@ -169,6 +206,8 @@ def build(
       of which is clipped by its own norm.
     rates: partition name -> learning rate; None = `optim.rates`.
     frozen: parameter path -> whether it gets no state at all; None = none.
+    layer_decay: factor of the learning rate from a layer of the text encoder to the
+      one below it.
 
   Returns:
     Clip by global norm over all partitions, then weight decay as a part of the gradient
@@ -208,6 +247,8 @@ def build(
   optimizer = packed(_kind_of(optim, partition, rates), rules)
   if branched and clip:
     optimizer = optax.chain(_clip_branches(clip, trainable), optimizer)
+  if layer_decay != 1.0:
+    optimizer = optax.chain(optimizer, _slower_below(layer_decay))
   if frozen is not None:
     optimizer = _all_but(frozen, optimizer)
   return optimizer if trainable is everything else _only(trainable, optimizer)

@@ -21,7 +21,7 @@ from msa_jax.data.synthetic import posterior
 from msa_jax.data.transforms.degrade import Degrade
 from msa_jax.errors import UserError
 from msa_jax.metrics.routing import routing_metrics
-from msa_jax.runs import prediction_files, prepare
+from msa_jax.runs import prediction_files, prepare, references
 from msa_jax.runs.open import OpenRun, open_run
 from msa_jax.runs.summary import over_seeds
 from msa_jax.training import feed as feed_lib
@@ -53,11 +53,27 @@ class _Opened(NamedTuple):
   name: str
   occasion: str
 
+  def processed(self, split: Split) -> Corpus:
+    """The split after the rest of the run's pipeline."""
+    corpus = dataclasses.replace(self.corpus, splits={self.name: split})
+    return self.run.pipeline.after(Degrade.name).apply(corpus, self.occasion)
+
   def feed(self, split: Split) -> feed_lib.Feed:
     """A feed of the split, after the rest of the run's pipeline."""
-    corpus = dataclasses.replace(self.corpus, splits={self.name: split})
-    corpus = self.run.pipeline.after(Degrade.name).apply(corpus, self.occasion)
-    return self.run.feeds(corpus)[self.name]
+    return self.run.feeds(self.processed(split))[self.name]
+
+  def references(self, split: Split) -> dict[str, Any]:
+    """Figures of the run's references on the split; empty where it has none."""
+    fitted = references.load(self.run.directory.path)
+    if not fitted:
+      return {}
+    split = self.processed(split).splits[self.name]
+    labels = scoring.label_arrays(split, self.corpus.tasks)
+    try:
+      pooled = references.pool(self.run.config, split)
+    except UserError:  # the encoder that made their text is no longer there
+      return {}
+    return references.rows(fitted, self.corpus.tasks, pooled, labels)
 
 
 def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
@@ -91,7 +107,8 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
     `model`, `file`, `split`, `samples`, `seed` (of the masks), `n_programs` (compiled
     for all of it) and `grids`: entry -> rows with `pattern`, `protocol`, `visible`,
     `rate`, `realised`, `without_content`, `figures` (task -> metric -> mean, std,
-    values over seeds), `bayes` (task -> metric -> value, where it is known) and
+    values over seeds), `bayes` (task -> metric -> value, where it is known),
+    `references` (task -> constant or linear model of the run -> metric -> value) and
     `routing` (gate -> `mean_combine`, `router_entropy_dense_normalised`, likewise).
 
   Raises:
@@ -152,6 +169,7 @@ def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
       [scoring.score(tasks, p.outputs, labels) for p in predictions]
     ),
     "bayes": optimal(masks),
+    "references": opened.references(missing.apply(split, masks)),
     "routing": _routing(predictions),
   }
   outputs = {

@@ -71,6 +71,31 @@ def with_text(
   ]
 
 
+def frozen_means(text: Sequences, options: TextConfig) -> Float[np.ndarray, "n d"]:
+  """Mean of the last states of each sample's tokens that are not lost, by the encoder
+  as it is before any training; zero where there is none.
+
+  Args:
+    text: with `ids["tokens"]`.
+    options: `config.text`, with an encoder. States are kept in its cache.
+
+  Raises:
+    UserError: no such encoder.
+  """
+  folder = weights.locate(options.encoder)
+  config = weights.read_config(folder)
+  made_by = f"{_FORMAT} {sha256(weights.source(folder))} {config}"
+  cache = cache_folder(options.cache)
+  flat = _cached(text, made_by, cache, config.width, lambda: _encoder(folder)(text))
+  steps = np.arange(text.ids["tokens"].shape[1])[None]
+  real = steps < text.lengths[:, None]  # [n t]
+  seen = real if text.lost is None else real & ~text.lost
+  owner = np.nonzero(real)[0][seen[real]]
+  total = np.zeros((len(text.lengths), config.width))
+  np.add.at(total, owner, flat[seen[real]].astype(np.float64))
+  return (total / np.maximum(seen.sum(axis=1), 1)[:, None]).astype(np.float32)
+
+
 def _noted(corpus: Corpus, note: dict[str, Any]) -> Corpus:
   notes = {**corpus.notes, "text": {**corpus.notes["text"], **note}}
   return dataclasses.replace(corpus, notes=notes)

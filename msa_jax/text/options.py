@@ -8,6 +8,7 @@ from msa_jax.text.adapters import PROJECTIONS
 
 INPUTS = ("features", "encoder")
 FROZEN_DTYPES = ("float32", "bfloat16")
+STARTS = ("pretrained", "scratch")
 _FINETUNE = re.compile(r"none|[Ff]alse|all|[Tt]rue|lora|top_[1-9][0-9]*")
 
 
@@ -31,6 +32,15 @@ def check(text: TextConfig) -> None:
   _check_frozen(text)
   if text.learning_rate <= 0:
     raise UserError(f"config.text.learning_rate={text.learning_rate} must be positive.")
+  if text.start not in STARTS:
+    raise UserError(f"config.text.start={text.start!r} must be one of {STARTS}.")
+  if text.start == "scratch" and not text.is_tuned:
+    raise UserError(
+      "config.text.start='scratch' is of an encoder that is trained:"
+      f" config.text.finetune={text.finetune!r} must be all."
+    )
+  if not 0.0 < text.layer_decay <= 1.0:
+    raise UserError(f"config.text.layer_decay={text.layer_decay} must be in (0, 1].")
   if text.max_length and text.max_length < 3:
     raise UserError(
       f"config.text.max_length={text.max_length} must be 0 (as long as the corpus), or"

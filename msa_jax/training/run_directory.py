@@ -60,6 +60,9 @@ class RunDirectory:
         "replicas.most_at_once",
         "data.path",
         "init.from_run",  # its hash is compared, wherever it lies
+        # What they decide is in the other keys, or beside the training.
+        "train.preset",
+        "train.references",
         *(f"sharding.{axis}" for axis in ("data", "replica", "expert")),
       )
       lines = differences(config, self.experiment(), ignore)

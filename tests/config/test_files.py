@@ -84,7 +84,7 @@ def test_files_that_are_no_configs_are_refused(tmp_path):
   [
     ("optim.learning_rat", "did you mean learning_rate or learning_rates"),
     ("model.zzz", "mine has no such option; The choices are leak, name, task"),
-    ("optin.epochs", "The choices are data, .*optim"),
+    ("optin.epochs", "The choices are anchor, data, .*optim"),
     ("model.width.x", "no such option"),
   ],
 )

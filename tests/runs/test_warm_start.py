@@ -146,6 +146,10 @@ def test_what_does_not_fit_is_one_line(first, reading, tmp_path):
       prepare.prepare(made)
 
   refused("what='some' must be one of", config(folder, init={"what": "some"}))
+  refused(
+    "start='scratch' must be 'pretrained'",
+    config(folder, init=start, text={"start": "scratch"}),
+  )
   refused("holds no run", config(folder, init={"from_run": str(tmp_path)}))
   refused("this run trains no text encoder", change(toy.config(), init=start))
   refused(

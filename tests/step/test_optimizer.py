@@ -106,3 +106,22 @@ def test_a_partition_without_learning_rate_is_named():
   optimizer = _build(_optim(), lambda path: "backbone")
   with pytest.raises(UserError, match="learning_rates.backbone"):
     optimizer.init({"kernel": jnp.ones((1, 1))})
+
+
+def test_lower_layers_of_a_text_encoder_learn_more_slowly():
+  config = _optim(warmup_fraction=0.0, schedule="constant", grad_clip_norm=0.0)
+  one = jnp.ones((3, 2, 2))
+  params = {
+    "text_encoder": {"embeddings": {"word": one[0]}, "layers": {"query": one}},
+    "head": {"kernel": one[0]},
+  }
+  optimizer = optim.build(config, STEPS, lambda path: "new", layer_decay=0.5)
+  updates, _ = optimizer.update(params, optimizer.init(params), params)
+  found = updates["text_encoder"]
+  # Adam's first update is the learning rate: whole for the third layer and the head.
+  np.testing.assert_allclose(updates["head"]["kernel"], -0.05, rtol=1e-5)
+  for layer, share in enumerate((0.25, 0.5, 1.0)):
+    np.testing.assert_allclose(
+      found["layers"]["query"][layer], -0.05 * share, rtol=1e-5
+    )
+  np.testing.assert_allclose(found["embeddings"]["word"], -0.05 * 0.125, rtol=1e-5)

@@ -235,3 +235,21 @@ def test_without_network_an_unknown_name_is_one_line_and_code_two(table, tmp_pat
   (line,) = done.stderr.strip().splitlines()
   assert "https://huggingface.co/nobody/nothing into a folder and give its path" in line
   assert not (tmp_path / "o.npz").exists()
+
+
+def test_means_of_a_frozen_encoder_leave_out_what_is_lost(path):
+  group = tiny_text.group(path)
+  (tokens,) = features.with_text(
+    [tiny_text.corpus()], dataclasses.replace(group, finetune="all")
+  )
+  (whole,) = features.with_text([tiny_text.corpus()], group)
+  text = tokens.splits["test"].modalities["text"]
+  lost = np.zeros(text.ids["tokens"].shape, bool)
+  lost[0, 1] = True
+  states = whole.splits["test"].modalities["text"].features.astype(float)
+  found = features.frozen_means(dataclasses.replace(text, lost=lost), group)
+  for row, length in enumerate(text.lengths):
+    kept = [states[row, t] for t in range(length) if not lost[row, t]]
+    expected = np.mean(kept, axis=0) if kept else np.zeros(states.shape[2])
+    np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-6)
+  assert not found[1].any() and found[0].any()

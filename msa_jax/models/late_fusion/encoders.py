@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.layers.dropout import Dropout
-from msa_jax.layers.masking import masked_mean
+from msa_jax.layers.masking import masked_mean, pool_steps
 from msa_jax.layers.normalization import MaskedBatchNorm
 from msa_jax.layers.recurrent import LSTM
 
+TEXT_ENCODERS = ("lstm", "mean", "first")  # of MMSA's systems
 # Of the torch modules that MMSA's are made of.
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
@@ -33,10 +34,7 @@ class StepEncoder(nn.Module):
     self, values: Float[Array, "b t d"], mask: Bool[Array, "b t"], *, train: bool
   ) -> Float[Array, "b c"]:
     """Zero for a row without a visible step."""
-    if self.pool == "first":
-      mask = mask & (jnp.cumsum(mask, axis=1) == 1)
-    values = masked_mean(values, mask[..., None], 1)
-    return Dropout(self.dropout, not train)(values)
+    return Dropout(self.dropout, not train)(pool_steps(values, mask, self.pool))
 
 
 class RecurrentEncoder(nn.Module):
@@ -114,6 +112,7 @@ def mmsa_networks(
   hidden_dims: Mapping[str, int],
   dropout: Mapping[str, float],
   text_dim: int,
+  text_encoder: str = "lstm",
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
   """Unimodal networks of MMSA's TFN and LF-DNN: encoders and last linears.
 
@@ -125,11 +124,15 @@ def mmsa_networks(
     hidden_dims: modality -> units of its encoder.
     dropout: modality -> rate.
     text_dim: units of the text's last linear; others have those of their encoder.
+    text_encoder: of `TEXT_ENCODERS`; pooled text has no units but its own.
   """
   encoders, last = {}, {}
   for name in modalities:
-    kind = RecurrentEncoder if name == "text" else DenseEncoder
-    encoders[name] = kind(hidden_dims[name], dropout[name])
+    if name == "text" and text_encoder != "lstm":
+      encoders[name] = StepEncoder(text_encoder, dropout[name])
+    else:
+      kind = RecurrentEncoder if name == "text" else DenseEncoder
+      encoders[name] = kind(hidden_dims[name], dropout[name])
     last[name] = nn.Dense(text_dim if name == "text" else hidden_dims[name])
   return encoders, last
 

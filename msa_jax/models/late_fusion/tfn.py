@@ -20,7 +20,12 @@ from msa_jax.models.late_fusion.base import (
   in_fusion_order,
   with_padding,
 )
-from msa_jax.models.late_fusion.encoders import mmsa_head, mmsa_networks, rectify
+from msa_jax.models.late_fusion.encoders import (
+  TEXT_ENCODERS,
+  mmsa_head,
+  mmsa_networks,
+  rectify,
+)
 from msa_jax.models.options import check, defaults
 from msa_jax.models.system import system_of
 from msa_jax.typing import Batch
@@ -59,6 +64,8 @@ class TFN(LateFusion):
     post_dim: units of both layers after fusion.
     dropout: modality -> rate.
     post_dropout: rate on the fused features.
+    text_encoder: of the text: an `lstm` as in MMSA, the `mean` of its steps, which is
+      all that a fine-tuned encoder needs, or the `first` of them.
     compat: `mmsa` = means and last states over all steps, padding too, and predictions
       in [-3, 3] whatever the corpus, as in MMSA.
   """
@@ -68,12 +75,13 @@ class TFN(LateFusion):
   post_dim: int = 64
   dropout: Mapping[str, float] = FrozenDict(text=0.3, audio=0.3, vision=0.3)
   post_dropout: float = 0.5
+  text_encoder: str = "lstm"
   compat: str = "none"
 
   def __post_init__(self):
     check(
       self,
-      choices={"compat": COMPAT},
+      choices={"compat": COMPAT, "text_encoder": TEXT_ENCODERS},
       positive=("hidden_dims", "text_dim", "post_dim"),
       rates=("dropout", "post_dropout"),
     )
@@ -82,7 +90,11 @@ class TFN(LateFusion):
 
   def setup(self):
     self.encoder, self.last = mmsa_networks(
-      self.modalities, self.hidden_dims, self.dropout, self.text_dim
+      self.modalities,
+      self.hidden_dims,
+      self.dropout,
+      self.text_dim,
+      self.text_encoder,
     )
     self.head = mmsa_head(self.post_dim, self.output.num_outputs, self.post_dropout)
 

@@ -125,12 +125,22 @@ class MoMKE(nn.Module):
       return self._branches(names, features, mask, train)
     if self.stage2_mask == "condition":
       kept = jnp.asarray(kept_by(self.condition, names))
-      return self._output(names, network(features, mask & kept[:, None, None]))
+      return self._shown(network, features, mask & kept[:, None, None])
     if train:
-      return self._output(names, network(features, mask & self._sampled(mask)))
+      return self._shown(network, features, mask & self._sampled(mask))
     if self.is_initializing():
       return self._output(names, network(features, mask))
     return self._every_condition(network, features, mask)
+
+  @nn.nowrap
+  def _shown(self, network, features, shown) -> ModelOutput:
+    """Of the modalities that are shown; the batch may have more."""
+    names = network.modalities
+    output = self._output(names, network(features, shown))
+    if "text" not in names:
+      return output
+    seen = _seen(shown, self.level)[names.index("text")]
+    return output.replace(text_seen={self.output.name: seen})
 
   @nn.nowrap
   def _network(self, names, train: bool, name: str, make=Network) -> Network:
@@ -161,8 +171,12 @@ class MoMKE(nn.Module):
       seen = _seen(mask, self.level)[..., None]
       mean = masked_mean(values, jnp.broadcast_to(seen, values.shape), 0)
       predictions[task] = shape_predictions(self.output, mean)
+    unseen = jnp.zeros_like(_seen(mask, self.level)[0])
     return ModelOutput(
-      predictions, {f"y_{name}": streams[column] for column, name in enumerate(names)}
+      predictions,
+      {f"y_{name}": streams[column] for column, name in enumerate(names)},
+      # Each modality by itself, and their mean.
+      text_seen=dict.fromkeys(predictions, unseen),
     )
 
   @nn.nowrap
@@ -191,12 +205,16 @@ class MoMKE(nn.Module):
 
     output = self._output(names, part(0))
     predictions, routing = dict(output.predictions), dict(output.routing)
+    text_seen = {}
     for index, (name, some) in enumerate(table.items(), start=1):
       one = part(index)
       head = f"{self.output.name}@{name}"
       predictions[head] = shape_predictions(self.output, one.values)
       routing |= _gates(names, one.routing, name, some)
-    return output.replace(predictions=predictions, routing=routing)
+      if "text" in names:
+        seen = _seen(shown[index], self.level)
+        text_seen[head] = seen[names.index("text")]
+    return output.replace(predictions=predictions, routing=routing, text_seen=text_seen)
 
   @nn.nowrap
   def _output(self, names: tuple[str, ...], mixed: Mixed) -> ModelOutput:

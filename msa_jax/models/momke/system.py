@@ -19,6 +19,7 @@ from msa_jax.models.momke.network import MoMKE
 from msa_jax.models.options import check, construct, defaults, split
 from msa_jax.models.outputs import primary_output
 from msa_jax.models.system import Options, Stage, System
+from msa_jax.models.with_anchor import ANCHOR
 from msa_jax.text.finetune import PARAMETERS as ENCODER
 from msa_jax.typing import Params, Spec
 
@@ -238,6 +239,8 @@ def _in_stage_2(branched: bool, frozen: bool) -> Callable[[tuple[str, ...]], boo
   def trainable(path: tuple[str, ...]) -> bool:
     if path[0] == ENCODER:  # one for all branches, which have nothing in common
       return not frozen and not branched
+    if path[0] == ANCHOR:
+      return True
     learnt = in_stage_1(("network", path[1]))
     return path[0] == top and path[1] != _HEADS and not (frozen and learnt)
 
