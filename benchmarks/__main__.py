@@ -117,8 +117,9 @@ def main(arguments: list[str]) -> None:
   try:
     command.refuse_strays(arguments[1:])
     figures = _measure(*_check())
-  except UserError as error:
-    command.fail(error)
+  except (UserError, OSError, MemoryError):
+    with command.one_line():
+      raise
   from benchmarks import table
 
   text = table.report(figures)

@@ -89,7 +89,7 @@ def _sims(config):
 
 def _iemocap(config):
   config.data.max_steps = 20
-  config.model.max_steps = 20  # k of the sparse attention counts from it
+  config.model.max_steps = 20
   config.model.task = "emotion"
   config.model.polarity_experts.num_experts = 4  # one expert per emotion
 

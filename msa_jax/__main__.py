@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   # Imported by name: each program defines flags of its own, and only one may.
   if name == "data":
     program = importlib.import_module("msa_jax.data.__main__")
-    sys.exit(program.main(rest, "msa-jax data"))
+    with command.one_line():
+      sys.exit(program.main(rest, "msa-jax data"))
   if name in _MODES:
     importlib.import_module("msa_jax.main").run_mode(name, rest)
   importlib.import_module(_PROGRAMS[name]).run_main(rest)

@@ -4,15 +4,18 @@ Features come as lists, object arrays, float64, one row per sample or per frame;
 rest of the library sees padded float arrays [n t d] with lengths. NumPy alone.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from msa_jax import memory
 from msa_jax.errors import UserError
 
 _BLOCK = 256
+MOST_CLASSES = 256  # of labels whose classes nobody names
 COUNTS = ("non_finite_cells", "lost_steps", "absent_samples", "cells_past_length")
 
 
@@ -44,6 +47,7 @@ def features(
   ):
     rows = list(value)
     if rows and all(np.ndim(row) == 2 for row in rows):
+      _check_padded(rows, where)
       return _padded([_numbers(row, where) for row in rows], where)
     value = _stacked(rows, where)
   array = _numbers(value, where)
@@ -74,16 +78,54 @@ def _numbers(value: Any, where: str) -> np.ndarray:
     return array.astype(kind, copy=False)
 
 
+def _check_padded(rows: list, where: str) -> None:
+  """Checks what padding will take, before any row is copied; one row may stand at
+  many places."""
+  shapes = [np.shape(row) for row in rows]
+  counts = np.array([shape[0] for shape in shapes])
+  width = max(shape[1] for shape in shapes)
+  distinct = {
+    id(row): math.prod(shape) for row, shape in zip(rows, shapes, strict=True)
+  }
+  size = np.dtype(np.float32).itemsize
+  memory.check(
+    where,
+    size * len(rows) * int(counts.max()) * width,
+    size * sum(distinct.values()),
+    f"row {counts.argmax()} has {counts.max()} steps, half of them have"
+    f" {int(np.median(counts))} at most",
+  )
+
+
 def _padded(rows: list[np.ndarray], where: str) -> tuple[np.ndarray, np.ndarray]:
   widths = {row.shape[1] for row in rows}
   if len(widths) > 1 or 0 in widths:
     raise UserError(f"{where}: samples differ in feature width: {sorted(widths)}")
   counts = np.array([len(row) for row in rows], np.int32)
-  shape = (len(rows), max(1, counts.max()), widths.pop())
-  array = np.zeros(shape, np.result_type(*(row.dtype for row in rows)))
+  shape = (len(rows), max(1, int(counts.max())), widths.pop())
+  dtype = np.result_type(*(row.dtype for row in rows))
+  array = np.zeros(shape, dtype)
   for row, target in zip(rows, array, strict=True):
     target[: len(row)] = row
   return array, counts
+
+
+def strings(rows: Sequence[str], where: str) -> Shaped[np.ndarray, " n"]:
+  """[n] strings, each as long in memory as the longest.
+
+  Raises:
+    UserError: one is so long that the others would take far more than they hold.
+  """
+  sizes = np.array([len(row) for row in rows], np.int64)
+  if len(sizes):
+    memory.check(
+      where,
+      4 * len(sizes) * int(sizes.max()),
+      4 * int(sizes.sum()),
+      f"row {sizes.argmax()} has {sizes.max()} characters, half of them have"
+      f" {int(np.median(sizes))} at most",
+    )
+  return np.array(rows, dtype=np.str_).reshape(len(rows))
 
 
 def lengths(value: Any, n: int, where: str) -> Int[np.ndarray, " n"]:
@@ -257,11 +299,49 @@ def labels(value: Any, where: str) -> Shaped[np.ndarray, "n *c"]:
       value = value[:, 0]
       return np.where(np.isfinite(value), value, np.float32(np.nan))
   elif value.dtype.kind in "iub" and value.ndim in (1, 2):
+    check_classes(value, where, 2**31)
     return value.astype(np.int32)
   raise UserError(
     f"{where} is {value.dtype}, shape {list(value.shape)}; labels are float [n],"
     " int [n] or int [n, classes]"
   )
+
+
+def check_classes(
+  values: Shaped[np.ndarray, "n *c"],
+  where: str,
+  below: int | None = None,
+  ids: Sequence[str] | np.ndarray | None = None,
+) -> None:
+  """Checks integer labels, which are class numbers from 0 on, or -1 for none.
+
+  Args:
+    values: of any integer type, before it is made narrower.
+    where: split and task, for messages.
+    below: number of classes, or 2 for yes/no questions; None = as many as there may be
+      where nobody names them (`MOST_CLASSES`).
+    ids: of the samples, for messages.
+
+  Raises:
+    UserError: another number, with the sample that has it.
+  """
+  limit = MOST_CLASSES if below is None else below
+  wrong = (values < -1) if values.dtype.kind != "u" else np.zeros(values.shape, bool)
+  negative = bool(wrong.any())
+  wrong = wrong if negative else values >= limit
+  if not wrong.any():
+    return
+  place = tuple(np.argwhere(wrong)[0])
+  sample = f"row {place[0]}" if ids is None else f"id {str(ids[place[0]])[:60]}"
+  if negative:
+    raise UserError(
+      f"{where} holds {values[place]} ({sample}): integers are class numbers from 0"
+      " on, or -1 for none; cast them to float if they are sentiment"
+    )
+  rule = f"labels are below {limit}"
+  if below is None:
+    rule = f"classes without names are below {limit}; give their names in tasks"
+  raise UserError(f"{where} holds {values[place]} ({sample}); {rule}")
 
 
 def label_range(values: Float[np.ndarray, " n"]) -> tuple[float, float, str]:

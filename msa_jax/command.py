@@ -5,13 +5,14 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags
 from absl.flags import FlagHolder
 
 from msa_jax.config import files
-from msa_jax.errors import UserError
+from msa_jax.errors import MachineError, UserError, of_system
 
 _OURS = f"{UserError.__module__}.{UserError.__name__}: "
 _HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort", "-?")
@@ -43,7 +44,33 @@ def fail(error: Exception) -> NoReturn:
     # What a config file raised comes inside the message; its last line says it.
     message = str(message).strip().splitlines()[-1].removeprefix(_OURS)
   print(f"error: {kind}{' '.join(str(message).split())}", file=sys.stderr)
-  sys.exit(2)
+  sys.exit(getattr(error, "exit_code", 2))
+
+
+def as_known(error: Exception) -> Exception:
+  """A system's error or a lack of memory as an error of ours, any other unchanged.
+
+  A disk that is full, a folder that is read-only: one line, and exit code 1 in place of
+  the user's 2.
+  """
+  if isinstance(error, OSError):
+    return of_system(error)
+  if isinstance(error, MemoryError):
+    return MachineError("there is not enough memory for this")
+  return error
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+  """A program that ends with one line where its input or the machine is at fault."""
+  try:
+    yield
+  except BrokenPipeError:
+    # Whoever read what was printed, as `head` does, has gone: no more to say.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+  except (UserError, OSError, MemoryError) as error:
+    fail(as_known(error))
 
 
 def refuse_strays(arguments: Sequence[str]) -> None:

@@ -54,11 +54,16 @@ class Task:
     Args:
       values: of each split: float [n] is a regression, its range as `label_range` has
         it; int [n] one of the classes "0", "1", ...; int [n c] yes/no questions.
+
+    Raises:
+      UserError: class numbers beyond `arrays.MOST_CLASSES`.
     """
     first = values[0]
     if first.dtype.kind == "f":
       low, high, protocol = arrays_lib.label_range(np.concatenate(values))
       return cls("regression", low=low, high=high, protocol=protocol)
+    for value in values:
+      arrays_lib.check_classes(value, "labels", 2 if value.ndim == 2 else None)
     if first.ndim == 1:
       count = 1 + max(int(value.max(initial=0)) for value in values)
       names = tuple(str(index) for index in range(count))
@@ -216,12 +221,32 @@ class Corpus:
     splits = {key: _split_of(key, value, columns) for key, value in parts.items()}
     arrays_lib.check_unique({key: split.ids for key, split in splits.items()})
     if tasks is None:
-      of_split = [split.labels for split in splits.values()]
-      tasks = {
-        task: Task.from_labels([found[task] for found in of_split if task in found])
-        for task in columns["labels"]
-      }
+      tasks = tasks_of(splits)
     return cls(name, splits, dict(tasks))
+
+
+def tasks_of(splits: Mapping[str, Split]) -> dict[str, Task]:
+  """What labels mean where nobody says; see `Task.from_labels`.
+
+  Raises:
+    UserError: a number that is no class, with its sample, or labels that are numbers in
+      one split and classes in another.
+  """
+  found: dict[str, list[np.ndarray]] = {}
+  for key, split in splits.items():
+    for task, values in split.labels.items():
+      where = f"{key}, labels of {task}"
+      others = found.setdefault(task, [])
+      others.append(values)
+      if (others[0].dtype.kind == "f") != (values.dtype.kind == "f"):
+        raise UserError(
+          f"{where} are {values.dtype}, those of other splits {others[0].dtype}: cast"
+          " all to float (a regression) or all to int (classes)"
+        )
+      if values.dtype.kind != "f":
+        most = 2 if values.ndim == 2 else None
+        arrays_lib.check_classes(values, where, most, split.ids)
+  return {task: Task.from_labels(values) for task, values in found.items()}
 
 
 def _each_by_split(

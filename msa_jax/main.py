@@ -16,6 +16,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from msa_jax import command
+from msa_jax.devices import stopping
 from msa_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -40,7 +41,13 @@ _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes
 
 
 def main(arguments: list[str]) -> None:
-  """Does what the flags ask for; bad input ends with one line and exit code 2."""
+  """Does what the flags ask for; bad input ends with one line and exit code 2, a
+  request to stop with one line and exit code 75."""
+  with stopping.listening(ends_process=True) as stop:
+    _main(arguments, stop)
+
+
+def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
   # Imported here: a wrong flag is answered before JAX starts.
   from msa_jax.config.experiment import experiment
   from msa_jax.devices import compilation, processes
@@ -48,13 +55,12 @@ def main(arguments: list[str]) -> None:
   from msa_jax.report.missing import print_grids
   from msa_jax.runs import run
   from msa_jax.studies.missing import grid
-  from msa_jax.training import loop
 
   compilation.configure_process()
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
   try:
     command.refuse_strays(arguments[1:])
-    processes.join(_COORDINATOR.value, _COUNT.value, _INDEX.value)
+    processes.join(_COORDINATOR.value, _COUNT.value, _INDEX.value, stop)
     say = print if processes.is_primary() else lambda *_, **__: None
     if _MISSING.value and _MODE.value != "evaluate":
       raise UserError("--missing needs --mode=evaluate; to train, --config.missing.*.")
@@ -76,18 +82,24 @@ def main(arguments: list[str]) -> None:
       print_grids(grid(_WORKDIR.value, _MISSING.value, _INPUT.value))
       return
     if _MODE.value == "evaluate":
-      say(terminal.evaluation(run.evaluate(_WORKDIR.value, _INPUT.value)))
+      evaluation = run.score(_WORKDIR.value, _INPUT.value)
+      say(terminal.evaluation(evaluation.splits))
+      evaluation.keep()
       return
     if not _INPUT.value:
       raise UserError("--mode=predict needs --input, the file to predict.")
     written = run.predict(_WORKDIR.value, _INPUT.value, pathlib.Path(_OUTPUT.value))
     say(f"predictions: {written}")
-  except loop.Interrupted as interruption:
+  except stopping.Interrupted as interruption:
     say(interruption, file=sys.stderr)
-  except UserError as error:
-    command.fail(error)
-  except Exception:
-    processes.abort_process()
+    sys.exit(stopping.EXIT_CODE)
+  except (UserError, OSError, MemoryError) as error:
+    if not isinstance(error, UserError) and processes.is_one_of_several():
+      processes.abort_process(error)  # the others wait for this one
+    with command.one_line():
+      raise
+  except Exception as error:
+    processes.abort_process(error)
     raise
 
 

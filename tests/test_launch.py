@@ -90,6 +90,20 @@ def test_slurm_gives_every_task_of_an_array_its_own_seed_and_folder(tmp_path):
   assert "#SBATCH --signal=TERM@60" in header and "#SBATCH --requeue" in header
 
 
+def test_slurm_puts_a_stopped_job_back_into_the_queue(tmp_path):
+  _echo(tmp_path / "bin" / "scontrol")
+  stopped = _echo(tmp_path / "bin" / "srun")
+  environment = {
+    "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+    "SLURM_SUBMIT_DIR": str(tmp_path),
+    "SLURM_JOB_ID": "17",
+  }
+  for code, queued in ((75, ["scontrol", "requeue", "17"]), (2, []), (0, [])):
+    stopped.write_text(f"#!/bin/sh\nexit {code}\n")
+    done = _run("slurm.sbatch", "--config=c.py", **environment)
+    assert (done.returncode, done.stdout.splitlines()) == (code, queued)
+
+
 def test_tpu_vm_creates_runs_on_every_worker_fetches_and_deletes():
   known = {"NAME": "n", "ZONE": "z", "DRY_RUN": "1"}
   create = _run("tpu_vm.sh", "create", **known, TYPE="v5litepod-16", SPOT="1").stdout

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from msa_jax.errors import UserError
 
-FORMAT = 2  # of config.json; 1 (not written) was that of version 0.1
+# Of config.json; 1 (not written) was that of version 0.1, 2 lacks what `EARLIER` has.
+FORMAT = 3
 
 
 class Only(NamedTuple):
@@ -200,6 +201,16 @@ RENAMED_OF: dict[str, dict[str, Fate]] = {
 }
 
 
+# System -> options that formats 1 and 2 lack, with the values that those runs had.
+EARLIER: dict[str, dict[str, Any]] = {
+  "hgem": {
+    "model.gates.modality_scale": "outputs",
+    "model.sparse_expert.keep_share_of": "nominal",
+    "model.info_guided_norm": False,
+  }
+}
+
+
 def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
   """The tree of a config.json with today's names.
 
@@ -207,11 +218,15 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
     UserError: an option had a value that this version no longer knows.
   """
   tree = dict(tree)
-  if tree.pop("format", 1) == FORMAT:
+  written = tree.pop("format", 1)
+  if written == FORMAT:
     return tree
   system = tree.get("model", {}).get("name", "")
-  for old, new in {**RENAMED, **RENAMED_OF.get(system, {})}.items():
-    tree = _moved(tree, old, new)
+  if written == 1:
+    for old, new in {**RENAMED, **RENAMED_OF.get(system, {})}.items():
+      tree = _moved(tree, old, new)
+  for key, value in EARLIER.get(system, {}).items():
+    tree = _with(tree, key.split("."), value)
   return tree
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_collections
 
+from msa_jax.config import values as sections
 from msa_jax.config.aliases import FORMAT, upgrade
 from msa_jax.config.defaults import SECTIONS
 from msa_jax.config.options import (
@@ -22,9 +23,8 @@ from msa_jax.config.options import (
   TextConfig,
   TrainConfig,
 )
-from msa_jax.data.synthetic.generator import read_options
+from msa_jax.data.synthetic.generator import SyntheticOptions, read_options
 from msa_jax.errors import UserError
-from msa_jax.names import split_names
 from msa_jax.text.bert import EncoderConfig
 from msa_jax.typing import Spec, Task
 
@@ -101,7 +101,7 @@ def with_options(config: Experiment, options: Mapping[str, Any]) -> Experiment:
   Raises:
     UserError: there is no such key, or its value is of another type.
   """
-  tree = to_tree(config)
+  tree: dict[str, Any] = to_tree(config)
   for path, value in options.items():
     *sections, key = path.split(".")
     node = tree
@@ -133,7 +133,16 @@ def from_tree(tree: Mapping[str, Any]) -> Experiment:
   unknown = sorted(set(tree) - known)
   if unknown:
     raise UserError(f"config.{unknown[0]}: no such section; choose of {sorted(known)}.")
-  model = dict(tree["model"])
+  model = tree.get("model")
+  if not isinstance(model, Mapping) or not isinstance(model.get("name"), str):
+    raise UserError("config.model needs a name, that of a system.")
+  model = dict(model)
+  for name in ("tasks", "modalities"):
+    if name in model:
+      kind = tuple[str, ...]
+      model[name] = sections.checked(kind, model[name], f"model.{name}")
+  if not isinstance(tree.get("loss", {}), Mapping):
+    raise UserError(f"config.loss={tree['loss']!r} must be a section of options.")
   made = {
     name: _section(cls, tree.get(name, {}), name) for name, cls in SECTIONS.items()
   }
@@ -149,39 +158,21 @@ def from_tree(tree: Mapping[str, Any]) -> Experiment:
   )
 
 
-def _section(cls: type, values: Mapping[str, Any], path: str) -> Any:
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  unknown = sorted(set(values) - set(fields))
-  if unknown:
-    raise UserError(
-      f"config.{path}.{unknown[0]}: no such option; choose of {sorted(fields)}."
-    )
-  defaults = cls()
-  made = {}
-  for name, value in values.items():
-    made[name] = _value(getattr(defaults, name), value, f"{path}.{name}")
-    if str(fields[name].type).startswith("tuple[str"):
-      made[name] = split_names(made[name])
+def _section(cls: type, values: Any, path: str) -> Any:
+  made = sections.section(cls, values, path)
+  if isinstance(made.get("synthetic"), Mapping):
+    made["synthetic"] = _synthetic(made["synthetic"], f"{path}.synthetic")
   return cls(**made)
 
 
-def _value(default: Any, value: Any, path: str) -> Any:
-  if dataclasses.is_dataclass(default):
-    return read_options(value.items())
-  if isinstance(default, tuple):
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-  if isinstance(default, float) and type(value) is int:
-    return float(value)
-  if isinstance(default, str):
-    # `--config.text.finetune=False` and numbers arrive as what they look like.
-    return str(value)
-  if isinstance(default, Mapping):
-    return dict(value)
-  if type(value) is not type(default):
-    raise UserError(
-      f"config.{path}={value!r} must be of type {type(default).__name__}."
-    )
-  return value
+def _synthetic(values: Mapping[str, Any], path: str) -> SyntheticOptions:
+  preset = {"preset": values["preset"]} if "preset" in values else {}
+  rest = {name: value for name, value in values.items() if name != "preset"}
+  found = {**preset, **sections.section(SyntheticOptions, rest, path)}
+  try:
+    return read_options(found.items())
+  except UserError as error:
+    raise UserError(f"config.{path}: {error}") from None
 
 
 def _tuples(value: Any) -> Any:
@@ -232,7 +223,7 @@ def from_json(text: str) -> Experiment:
     return from_tree(upgrade(json.loads(text)))
   except UserError as error:
     raise UserError(f"config.json is damaged: {error}") from error
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
     raise UserError(f"config.json is damaged: {error}.") from error
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from msa_jax.data.synthetic.generator import SyntheticOptions
 
+MEMORY = "memory"  # format of a corpus that is no file
+
 
 def _mapping(**values: Any) -> Any:
   return dataclasses.field(default_factory=lambda: dict(values))

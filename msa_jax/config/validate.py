@@ -1,9 +1,15 @@
 """What a config may say: the rules that types cannot hold, checked before a run."""
 
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any
+
 from msa_jax import models
 from msa_jax.config import regimes
 from msa_jax.config.experiment import Experiment
-from msa_jax.config.options import DataConfig
+from msa_jax.config.options import MEMORY, BalanceConfig, DataConfig
+from msa_jax.config.values import like
 from msa_jax.data import missing
 from msa_jax.data.transforms import dialogues
 from msa_jax.errors import UserError
@@ -11,10 +17,18 @@ from msa_jax.layers.masking import POOLS
 from msa_jax.text import options as text_options
 
 INITIAL = ("encoder", "all")  # what `config.init.from_run` gives
+# Options of several systems, by an example of what they are.
+_TASKS = {"task": "auto", "tasks": ("a",), "modalities": ("a",)}
+_LOSSES = {"aux_warmup_fraction": 0.0}
+_LOSSES |= {name: "default" for name in ("task", "sentiment", "emotion")}
 ANCHORS = ("none", "text")
 REPLICA_MODES = ("auto", "vmap", "sequential")
 _POSITIVE = (lambda value: value > 0, "positive")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 (off) or positive")
+_FINITE = (lambda value: 0.0 < value < math.inf, "positive and finite")
+_DECAY = (lambda value: 0.0 <= value < math.inf, "0 or more, and finite")
+_SEED = (lambda value: 0 <= value < 2**31, "in [0, 2**31)")
+_ABOVE_ZERO = (lambda value: 0.0 < value <= 1.0, "in (0, 1]")
 _SHARE = (lambda value: 0.0 <= value <= 1.0, "in [0, 1]")
 _BELOW_ONE = (lambda value: 0.0 <= value < 1.0, "in [0, 1)")
 _RANGES = {
@@ -22,23 +36,30 @@ _RANGES = {
   "optim.batch_size": _POSITIVE,
   "train.eval_batch_size": _POSITIVE,
   "train.steps_per_call": _POSITIVE,
-  "train.checkpoint_every_seconds": _POSITIVE,
+  "train.checkpoint_every_seconds": _FINITE,
+  "optim.learning_rate": _DECAY,
+  "optim.weight_decay": _DECAY,
+  "optim.momentum": _BELOW_ONE,
+  "data.train_fraction": _ABOVE_ZERO,
+  "data.device_budget_mib": _NOT_NEGATIVE,
+  "text.learning_rate": _FINITE,
   "sharding.data": _POSITIVE,
   "sharding.replica": _POSITIVE,
   "sharding.expert": _POSITIVE,
-  "optim.grad_clip_norm": _NOT_NEGATIVE,
+  "optim.grad_clip_norm": _DECAY,
   "optim.patience": _NOT_NEGATIVE,
   "data.max_steps": _NOT_NEGATIVE,
   "data.num_frame_clusters": _NOT_NEGATIVE,
   "data.buckets": _NOT_NEGATIVE,
-  "missing.seed": _NOT_NEGATIVE,
+  "missing.seed": _SEED,
+  "data.synthetic.seed": _SEED,
   "data.fold": _NOT_NEGATIVE,
   "replicas.most_at_once": _NOT_NEGATIVE,
   "optim.warmup_fraction": _SHARE,
   "loss.aux_warmup_fraction": _SHARE,
   "optim.ema_decay": _BELOW_ONE,
   "anchor.dropout": _BELOW_ONE,
-  "anchor.scale": _POSITIVE,
+  "anchor.scale": _FINITE,
 }
 
 
@@ -54,12 +75,22 @@ def validate(config: Experiment) -> None:
   system = models.get(config.system)
   _check_unit(config.system, config.data, system.units)
   text_options.check(config.text)
+  _check_types({**_TASKS, **system.options}, config.model, "model")
+  _check_types({**_LOSSES, **system.losses}, config.loss, "loss")
+  _check_losses(config.loss)
   for path, (fits, rule) in _RANGES.items():
-    section, _, name = path.partition(".")
-    group = getattr(config, section)
-    value = group.get(name, 0.0) if section == "loss" else getattr(group, name)
+    value = _at(config, path)
     if not fits(value):
       raise UserError(f"config.{path}={value} must be {rule}.")
+  for name, rate in config.optim.learning_rates.items():
+    if not 0.0 <= rate < math.inf:
+      raise UserError(
+        f"config.optim.learning_rates.{name}={rate} must be 0 (frozen) or more, and"
+        " finite."
+      )
+  _check_effects(config.data)
+  if config.balance is not None:
+    _check_balance(config.balance)
   for key in ("train", "eval"):
     missing.parse(getattr(config.missing, key), option=f"config.missing.{key}: ")
   if config.train.preset not in regimes.PRESETS:
@@ -88,6 +119,78 @@ def validate(config: Experiment) -> None:
       f"config.replicas.seeds={seeds} must be distinct non-negative integers, at"
       " least one."
     )
+  if max(seeds) >= 2**31:
+    raise UserError(f"config.replicas.seeds={seeds} must be below 2**31.")
+
+
+def _check_types(
+  defaults: Mapping[str, Any], values: Mapping[str, Any], path: str
+) -> None:
+  """Checks options against the types of their defaults; others are left to whoever
+  reads them."""
+  for name, default in defaults.items():
+    value = values.get(name, default)
+    if isinstance(default, Mapping):
+      if not isinstance(value, Mapping):
+        raise UserError(f"config.{path}.{name}={value!r} must be a mapping of options.")
+      _check_types(default, value, f"{path}.{name}")
+    else:
+      like(default, value, f"{path}.{name}")
+
+
+def _at(config: Experiment, path: str) -> Any:
+  """The value of a dotted key; 0 for a weight that the system has not."""
+  section, _, name = path.rpartition(".")
+  if section == "loss":
+    return config.loss.get(name, 0.0)
+  return operator.attrgetter(path)(config)
+
+
+def _check_losses(loss: Mapping[str, Any]) -> None:
+  """Checks weights, which are numbers or, one for each question, several."""
+  for name, value in loss.items():
+    if isinstance(value, str):
+      continue  # the name of a loss; the system knows which there are
+    for weight in value if isinstance(value, list | tuple) else (value,):
+      number = isinstance(weight, int | float) and not isinstance(weight, bool)
+      if not number or not 0.0 <= float(weight) < math.inf:
+        raise UserError(
+          f"config.loss.{name}={str(value)[:60]} must be 0 or more, and finite."
+        )
+
+
+def _check_effects(data: DataConfig) -> None:
+  """Refuses options that would do nothing, so that nobody thinks they did."""
+  if data.path or data.format == MEMORY:
+    return
+  given = [f"features.{name}" for name, path in data.features.items() if path]
+  given += ["format"] if data.format != "auto" else []
+  for name in given:
+    raise UserError(
+      f"config.data.{name} has no effect without config.data.path, the file that it"
+      " goes with: the synthetic corpus would be used."
+    )
+
+
+def _check_balance(balance: BalanceConfig) -> None:
+  low, high = balance.omega_clip
+  if not 0.0 <= low < high < math.inf:
+    raise UserError(
+      f"config.balance.omega_clip={balance.omega_clip} must be two weights, the least"
+      " and a greater one, neither negative."
+    )
+  if not low <= balance.omega_init <= high:
+    raise UserError(
+      f"config.balance.omega_init={balance.omega_init} must be within"
+      f" config.balance.omega_clip={balance.omega_clip}."
+    )
+  for name, (fits, rule) in {
+    "r_max": (lambda value: value > 0.0, "positive (inf = no bound)"),
+    "g_ema": _BELOW_ONE,
+  }.items():
+    value = getattr(balance, name)
+    if not fits(value):
+      raise UserError(f"config.balance.{name}={value} must be {rule}.")
 
 
 def _check_unit(system: str, data: DataConfig, units: tuple[str, ...]) -> None:

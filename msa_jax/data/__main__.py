@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from msa_jax import command
 from msa_jax.data import synthetic
 from msa_jax.data.readers import FORMATS, array_record, npz, read, read_lenient
 from msa_jax.data.readers.check import Report, as_text, check, describe, printable
@@ -44,9 +45,12 @@ def main(
       _show(check(read_lenient(options.file, options.format, features, bare_text=True)))
     else:
       _show(describe(read(options.file, options.format, features, bare_text=True)))
-  except UserError as error:
+  except BrokenPipeError:
+    raise  # `command.one_line` knows what to do
+  except (UserError, OSError, MemoryError) as found:
+    error = command.as_known(found)
     print("error:", printable(" ".join(str(error).split())), file=sys.stderr)
-    return 2
+    return getattr(error, "exit_code", 2)
   return 0
 
 
@@ -205,4 +209,5 @@ def _show(report: Report) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  with command.one_line():
+    sys.exit(main())

@@ -21,20 +21,30 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from msa_jax.devices import neighbours
+from msa_jax.devices.stopping import StopRequest
 from msa_jax.errors import UserError
 
 # A process that ends waits this long for the others before it leaves them.
 _GOODBYE_SECONDS = 60
 
 
-def join(coordinator: str, count: int, index: int) -> None:
+_watched: list[neighbours.Neighbours] = []  # of the job that was joined, if any
+
+
+def join(
+  coordinator: str, count: int, index: int, stop: StopRequest | None = None
+) -> None:
   """Joins the processes of a job; must come before JAX is used.
+
+  From then on a process that is lost ends the others (`neighbours`).
 
   Args:
     coordinator: "host:port" of process 0, "auto" to ask the cluster (TPU slices, GKE,
       Slurm, Open MPI: whatever `jax.distributed.initialize` knows), "" = no others.
     count: of processes; 0 with "auto".
     index: of this one, from 0; -1 with "auto".
+    stop: is asked where another process has been.
 
   Raises:
     UserError: values that do not go together, or a cluster that JAX does not know.
@@ -60,6 +70,8 @@ def join(coordinator: str, count: int, index: int) -> None:
       "process_id": index,
       "cluster_detection_method": "deactivate",
     }
+  # JAX's own handler of SIGTERM would take the place of ours.
+  jax.config.update("jax_enable_preemption_service", False)
   try:
     jax.distributed.initialize(**where, shutdown_timeout_seconds=_GOODBYE_SECONDS)
   except ValueError as error:
@@ -67,20 +79,39 @@ def join(coordinator: str, count: int, index: int) -> None:
       f"--coordinator={coordinator}: JAX finds no cluster here ({error}) Give"
       " --coordinator=host:port --process_count=N --process_index=i."
     ) from error
+  _watched.append(neighbours.watch(stop or StopRequest()))
 
 
-def abort_process() -> None:
+def abort_process(error: Exception) -> None:
   """Ends a process of a job after an error of its own or a lost neighbour.
 
-  The others wait for it in the middle of a program, so it does not wait for them: its
-  connections close, and they end too. To be called in an `except` clause; does nothing
-  in a process that is alone.
+  The others wait for it in the middle of a program, so it does not wait for them: they
+  are told, and end too. To be called in an `except` clause; does nothing in a process
+  that is alone.
+
+  Args:
+    error: that was caught. One that a program raised may come of another process that
+      is gone, which is then named in one line.
   """
-  if jax.process_count() > 1:
-    traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+  if not _watched:
+    return
+  others = _watched[-1]
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    reason = others.explain()
+    if others.request.requested() and not reason:
+      others.request.end()
+    if reason:
+      neighbours.leave(reason)
+  traceback.print_exc()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  others.part()
+  os._exit(1)
+
+
+def is_one_of_several() -> bool:
+  """Whether other processes belong to the job."""
+  return jax.process_count() > 1
 
 
 def is_primary() -> bool:
@@ -94,6 +125,14 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
     return flags
   gathered = multihost_utils.process_allgather(np.asarray(flags))
   return tuple(bool(flag) for flag in gathered.any(axis=0))
+
+
+def highest(*values: int) -> tuple[int, ...]:
+  """The highest of each value over all processes; all of them must ask."""
+  if jax.process_count() == 1:
+    return values
+  gathered = multihost_utils.process_allgather(np.asarray(values, np.int32))
+  return tuple(int(value) for value in gathered.max(axis=0))
 
 
 @contextmanager

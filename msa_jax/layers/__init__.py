@@ -17,7 +17,12 @@ from msa_jax.layers.dropout import Dropout
 from msa_jax.layers.kernels.gelu import exact_gelu
 from msa_jax.layers.kernels.selection import keep_largest
 from msa_jax.layers.lowrank import LowRankExperts
-from msa_jax.layers.masking import hide_unavailable, masked_mean, masked_softmax
+from msa_jax.layers.masking import (
+  has_content,
+  hide_unavailable,
+  masked_mean,
+  masked_softmax,
+)
 from msa_jax.layers.moe import (
   ExpertBank,
   MixtureOfExperts,
@@ -61,6 +66,7 @@ __all__ = [
   "combine_dense",
   "dispatch_capacity",
   "exact_gelu",
+  "has_content",
   "hide_unavailable",
   "keep_largest",
   "lowrank",

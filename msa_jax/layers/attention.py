@@ -1,10 +1,12 @@
 """Multi-head attention, plain and top-k sparse, and the pre-norm transformer block."""
 
+import fractions
 import math
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.layers.dropout import Dropout
@@ -20,6 +22,7 @@ def attention_weights(
   key_mask: Bool[Array, "b s"],
   top_k: int | None = None,
   renormalise: bool = False,
+  top_fraction: float | None = None,
 ) -> Float[Array, "b h t s"]:
   """Attention probabilities in float32, of all valid keys or the top k of them.
 
@@ -31,16 +34,34 @@ def attention_weights(
     renormalise: False keeps the probabilities of the full softmax, so a row sums to
       less than one and unselected logits still receive gradient through the
       normaliser; True is the softmax over the selected logits.
+    top_fraction: the share of a row's valid keys to keep, in (0, 1], in place of
+      `top_k`.
 
   Source: H-GEM (2026), Eq. 3-4.
   """
   mask = key_mask[:, None, None, :]
-  if top_k is None or top_k >= logits.shape[-1]:
+  number = logits.shape[-1] if top_k is None else top_k
+  if top_fraction is not None and top_fraction < 1.0:
+    counts = [share_of(top_fraction, valid) for valid in range(logits.shape[-1] + 1)]
+    number = jnp.asarray(np.array(counts))[jnp.sum(key_mask, axis=-1)]  # [b]
+    number = jnp.broadcast_to(number[:, None, None], logits.shape[:-1])
+  elif number >= logits.shape[-1]:
     return masked_softmax(logits, mask)
-  selected = keep_largest(logits, top_k, jnp.broadcast_to(mask, logits.shape))
+  selected = keep_largest(logits, number, jnp.broadcast_to(mask, logits.shape))
   if renormalise:
     return masked_softmax(logits, selected)
   return jnp.where(selected, masked_softmax(logits, mask), 0.0)
+
+
+def share_of(fraction: float, number: int) -> int:
+  """The least integer that is not below `fraction * number`.
+
+  The fraction counts as the decimal number that it was written as.
+
+  >>> share_of(0.14, 150), math.ceil(0.14 * 150)
+  (21, 22)
+  """
+  return math.ceil(fractions.Fraction(str(float(fraction))) * number)
 
 
 class _Affine(nn.Module):
@@ -73,7 +94,7 @@ class MultiHeadAttention(nn.Module):
     n_heads: heads; divides `width`.
     dropout: rate on the attention probabilities.
     deterministic: True = evaluation.
-    top_k, renormalise: see `attention_weights`.
+    top_k, renormalise, top_fraction: see `attention_weights`.
     scale: factor of the query-key products (None = 1 / sqrt(head width)).
     dtype: compute type; probabilities are float32.
     kernel_init: how each of the four matrices starts.
@@ -90,6 +111,7 @@ class MultiHeadAttention(nn.Module):
   scale: float | None = None
   dtype: Any = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  top_fraction: float | None = None
 
   @nn.compact
   def __call__(
@@ -123,7 +145,9 @@ class MultiHeadAttention(nn.Module):
       keys,
       preferred_element_type=jnp.float32,
     )
-    weights = attention_weights(logits, key_mask, self.top_k, self.renormalise)
+    weights = attention_weights(
+      logits, key_mask, self.top_k, self.renormalise, self.top_fraction
+    )
     if self.is_mutable_collection("intermediates"):
       self.sow("intermediates", "weights_all", attention_weights(logits, key_mask))
       self.sow("intermediates", "weights", weights)
@@ -162,7 +186,8 @@ class TransformerBlock(nn.Module):
 
   Attributes:
     ffn: hidden width of the feed-forward part (exact GELU).
-    n_heads, top_k, renormalise, scale, dtype: see `MultiHeadAttention`.
+    n_heads, top_k, renormalise, scale, dtype, top_fraction: see
+      `MultiHeadAttention`.
     attention_dropout, ffn_dropout: rates on the attention probabilities and on the
       feed-forward hidden layer.
     deterministic: True = evaluation.
@@ -177,6 +202,7 @@ class TransformerBlock(nn.Module):
   renormalise: bool = False
   scale: float | None = None
   dtype: Any = jnp.float32
+  top_fraction: float | None = None
 
   @nn.compact
   def __call__(
@@ -201,6 +227,7 @@ class TransformerBlock(nn.Module):
       self.renormalise,
       self.scale,
       self.dtype,
+      top_fraction=self.top_fraction,
       name="attention",
     )
     if source is None:

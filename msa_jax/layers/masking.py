@@ -1,6 +1,8 @@
 """Masked arithmetic: a masked entry has exactly zero influence, and a row without a
 valid entry gives zeros, never NaN, in the value and in the gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -94,3 +96,11 @@ def hide_unavailable(batch: Batch, keep_lost: bool = False) -> Batch:
       lost=lost if keep_lost else jnp.zeros_like(lost),
     )
   return batch.replace(modalities=modalities)
+
+
+def has_content(batch: Batch) -> Bool[Array, "b *t"]:
+  """Which samples, or utterances of dialogues, have any visible step at all."""
+  visible = [m.mask for m in hide_unavailable(batch).modalities.values()]
+  if batch.available.ndim == 3:
+    return functools.reduce(jnp.logical_or, visible)
+  return functools.reduce(jnp.logical_or, [jnp.any(mask, axis=1) for mask in visible])

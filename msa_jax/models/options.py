@@ -1,12 +1,14 @@
 """A system's options are the fields of its network: read off, filled in, checked."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 from flax.core import FrozenDict
 
+from msa_jax.config.values import kinds_of, like
 from msa_jax.errors import UserError
 
 # Fields that come from the corpus, or from Linen, and are no options.
@@ -87,18 +89,30 @@ def _filled(owner: Any, options: Mapping[str, Any], path: str) -> dict[str, Any]
   if unknown:
     known = sorted(set(fields) - {"parent", "name"})
     raise UserError(f"{path}.{unknown[0]}: no such option; choose of {known}")
+  kinds = kinds_of(owner)
   return {
-    name: _value(_default(fields[name]), value, f"{path}.{name}")
+    name: _value(_default(fields[name]), value, f"{path}.{name}", kinds.get(name))
     for name, value in options.items()
   }
 
 
-def _value(default: Any, value: Any, path: str) -> Any:
-  if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
-    return type(default)(**_filled(default, value, path))
-  if isinstance(value, Mapping):
-    return FrozenDict(value)
-  return tuple(value) if isinstance(value, list) else value
+def _value(default: Any, value: Any, path: str, kind: Any = None) -> Any:
+  if isinstance(value, type(default)) and dataclasses.is_dataclass(default):
+    return value
+  if isinstance(default, Mapping) or dataclasses.is_dataclass(default):
+    if not isinstance(value, Mapping):
+      raise UserError(f"{path}={value!r} must be a mapping of options")
+    if dataclasses.is_dataclass(default):
+      return type(default)(**_filled(default, value, path))
+    entries = {key: _entry(default, key, one, path) for key, one in value.items()}
+    return FrozenDict(entries)
+  return like(default, value, path, kind)
+
+
+def _entry(default: Mapping[str, Any], key: str, value: Any, path: str) -> Any:
+  """An entry of a mapping, of the type that the default's entries have."""
+  first = next(iter(default.values()), None)
+  return like(default.get(key, first), value, f"{path}.{key}")
 
 
 def check(
@@ -108,6 +122,7 @@ def check(
   positive: Sequence[str] = (),
   not_negative: Sequence[str] = (),
   rates: Sequence[str] = (),
+  above_zero: Sequence[str] = (),
 ) -> None:
   """Checks fields of a network or of a group of its options.
 
@@ -118,6 +133,7 @@ def check(
     choices: field -> allowed values.
     positive, not_negative: fields that must be at least 1, or 0.
     rates: fields that must be in [0, 1).
+    above_zero: fields that must be greater than 0, and finite.
 
   Raises:
     UserError: naming the value, the rule and the choices.
@@ -128,13 +144,22 @@ def check(
         raise UserError(f"{path}.{label}={value!r} must be one of {tuple(allowed)}")
   for names, fits, rule in (
     (positive, lambda value: value >= 1, "at least 1"),
-    (not_negative, lambda value: value >= 0, "0 or more"),
+    (not_negative, lambda value: 0 <= value < math.inf, "0 or more"),
+    (above_zero, lambda value: 0 < value < math.inf, "above 0, and finite"),
     (rates, lambda value: 0.0 <= value < 1.0, "in [0, 1)"),
   ):
     for name in names:
       for label, value in _entries(owner, name):
         if not fits(value):
           raise UserError(f"{path}.{label}={value} must be {rule}")
+        if value > (most := _most(name)):
+          raise UserError(f"{path}.{label}={value} must be {most} at most")
+
+
+def _most(name: str) -> int:
+  """Beyond this, an option is a slip that would take all memory: layers, heads and
+  experts are objects of their own, widths are not."""
+  return 1024 if name.startswith("num_") and name != "num_codes" else 2**20
 
 
 def _entries(owner: Any, name: str) -> list[tuple[str, Any]]:

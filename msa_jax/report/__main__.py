@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
   folders = arguments[1:]
   only_tables = folders[:1] == ["compare"]
   folders = folders[1:] if only_tables else folders
-  try:
+  with command.one_line():
     if not folders:
       raise UserError("give one run directory or more, e.g. runs/a; or: compare A B.")
     studies = [folder for folder in folders if studies_lib.is_study(folder)]
@@ -119,8 +119,6 @@ def main(arguments: list[str]) -> None:
         compare_study(study, console)
       return
     print(f"report: {page.write(runs, _OUTPUT.value, studies, _SAMPLE.value)}")
-  except UserError as error:
-    command.fail(error)
 
 
 def run_main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -14,6 +14,7 @@ import numpy as np
 
 from msa_jax.errors import UserError
 from msa_jax.names import held_out_split
+from msa_jax.safe_io import cells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _csv(folder, split: str, gaps: list[str]) -> dict[str, list[str]]:
   path = folder / "predictions" / f"{split}.csv"
   try:
     with path.open(newline="") as file:
-      rows = list(csv.reader(file))
+      rows = [list(map(cells.unescape, row)) for row in csv.reader(file)]
   except FileNotFoundError:
     gaps.append(f"predictions/{path.name} is absent")
     return {}

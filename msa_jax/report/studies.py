@@ -16,6 +16,7 @@ from msa_jax.report import reading, results, style
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
 from msa_jax.report.terminal import SHOWN, directed, figure
+from msa_jax.safe_io import cells
 
 _NEEDED = ("study", "trial", "group", "axis", "x", "split", "task", "metric", "value")
 _PANELS = 6
@@ -69,7 +70,10 @@ def read(folder: str | pathlib.Path) -> list[dict[str, str]]:
   path = pathlib.Path(folder).expanduser() / "study.csv"
   try:
     with path.open(newline="") as file:
-      lines = list(csv.DictReader(file))
+      lines = [
+        {k: cells.unescape(v) if isinstance(v, str) else v for k, v in line.items()}
+        for line in csv.DictReader(file)
+      ]
     if not lines or not set(_NEEDED) <= set(lines[0]):
       raise UserError(f"it needs lines and the columns {', '.join(_NEEDED)}")
     for line in lines:

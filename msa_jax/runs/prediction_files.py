@@ -9,7 +9,8 @@ import numpy as np
 
 from msa_jax.data.batching import batches
 from msa_jax.data.transforms import dialogues
-from msa_jax.errors import UserError
+from msa_jax.errors import of_system
+from msa_jax.safe_io import cells, durable
 from msa_jax.training.feed import Predictions
 from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Split, Task, modality_order, task_name
@@ -160,26 +161,28 @@ def write_routing(
   if not arrays:
     return
   data = dialogues.utterances(data)
-  folder = run.path / "routing"
-  folder.mkdir(exist_ok=True)
-  np.savez_compressed(
-    folder / f"{split}.npz", ids=data.ids, seeds=np.asarray(seeds), **arrays
-  )
+  with durable.replacing(run.path / "routing" / f"{split}.npz") as partial:
+    np.savez_compressed(partial, ids=data.ids, seeds=np.asarray(seeds), **arrays)
+
+
+def _escaped(cell: Any) -> Any:
+  return cells.escape(str(cell)) if isinstance(cell, str) else cell
 
 
 def write_csv(path: pathlib.Path, columns: Columns) -> pathlib.Path:
-  """Writes columns of equal length.
+  """Writes columns of equal length; what a spreadsheet would run is escaped, and a
+  reader never sees half of the file.
 
   Raises:
     UserError: the file cannot be written.
   """
   path = path.expanduser()
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with durable.replacing(path) as partial, partial.open("w", newline="") as file:
       writer = csv.writer(file)
-      writer.writerow(columns)
-      writer.writerows(zip(*columns.values(), strict=True))
+      writer.writerow(map(cells.escape, columns))
+      for row in zip(*columns.values(), strict=True):
+        writer.writerow([_escaped(cell) for cell in row])
   except OSError as error:
-    raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    raise of_system(error, f"{path} cannot be written") from error
   return path

@@ -10,6 +10,8 @@ from msa_jax import arrays, models
 from msa_jax.config import spec as spec_lib
 from msa_jax.config import validate
 from msa_jax.config.experiment import Experiment, experiment
+from msa_jax.config.options import MEMORY
+from msa_jax.data import labels as has_label
 from msa_jax.data import missing, readers, synthetic
 from msa_jax.data.readers import cleaning
 from msa_jax.data.transforms import dialogues, folds, joint, ratings
@@ -19,13 +21,12 @@ from msa_jax.data.transforms.pipeline import Pipeline
 from msa_jax.data.transforms.splits import check_trainable
 from msa_jax.data.transforms.transform import OTHER, OWN
 from msa_jax.errors import UserError
+from msa_jax.models.outputs import output_specs
 from msa_jax.runs import pseudo_labels, warm_start
 from msa_jax.runs.transforms import pipeline_of
 from msa_jax.text import features as text_features
 from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Corpus
-
-MEMORY = "memory"  # format of a corpus that is no file
 
 
 class Inputs(NamedTuple):
@@ -131,8 +132,23 @@ def prepare(
   }
   terms = models.get(config.system).terms(config.loss, spec_lib.spec_of(corpus))
   losses = {name: terms[name].loss for name in corpus.tasks}
-  resolved = warm_start.resolve(spec_lib.resolve(config, corpus, losses))
+  resolved = spec_lib.resolve(config, corpus, losses)
+  _check_labelled(resolved, corpus)
+  resolved = warm_start.resolve(resolved)
   return Inputs(resolved, corpus, pipeline, description, masks)
+
+
+def _check_labelled(config: Experiment, corpus: Corpus) -> None:
+  """Checks that the training split has labels of every task that is predicted."""
+  labels = corpus.splits["train"].labels
+  for output in output_specs(config.model, config.corpus_spec):
+    values = labels.get(output.name)
+    if values is None or not has_label.known(values).any():
+      raise UserError(
+        f"{corpus.name!r}: the training split has no label of {output.name!r}, which"
+        f" {config.system} is to predict; the corpus has the tasks"
+        f" {sorted(corpus.tasks)}."
+      )
 
 
 def _in_memory(config: Experiment, corpus: Corpus) -> Corpus:

@@ -1,12 +1,10 @@
 """Whole runs: train all seeds into a run directory, evaluate it, predict with it."""
 
+import contextlib
 import os
 import pathlib
-import signal
-import threading
 import time
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -16,7 +14,7 @@ from msa_jax.config.experiment import Experiment, to_json
 from msa_jax.data import missing
 from msa_jax.data.transforms import dialogues
 from msa_jax.data.transforms import pipeline as pipeline_lib
-from msa_jax.devices import processes, sharding
+from msa_jax.devices import processes, sharding, stopping
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
 from msa_jax.runs import prediction_files, prepare, references, schedule, summary
@@ -26,7 +24,7 @@ from msa_jax.step import compose
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import loop, scoring, selection
 from msa_jax.training.compiled_stages import mesh_of
-from msa_jax.training.run_directory import RunDirectory
+from msa_jax.training.run_directory import RunDirectory, only_warn
 from msa_jax.typing import Corpus
 
 __all__ = [
@@ -37,6 +35,7 @@ __all__ = [
   "predict",
   "predicted_columns",
   "restore",
+  "score",
   "train",
 ]
 
@@ -47,22 +46,6 @@ def default_workdir(config: Experiment, corpus: Corpus | None = None) -> pathlib
   data = pathlib.Path(config.data.path).stem if config.data.path else unnamed
   stamp = time.strftime("%Y%m%d-%H%M%S")
   return pathlib.Path("runs") / f"{config.system}-{data}-{stamp}"
-
-
-@contextmanager
-def _stop_signal():
-  """Yields a function that says whether SIGTERM or SIGINT has come."""
-  came = threading.Event()
-  previous = {}
-  if threading.current_thread() is threading.main_thread():
-    for number in (signal.SIGTERM, signal.SIGINT):
-      previous[number] = signal.signal(number, lambda *_: came.set())
-  try:
-    yield came.is_set
-  finally:
-    for number, handler in previous.items():
-      # None = not set from Python, as the one that JAX sets in a job of several.
-      signal.signal(number, handler or signal.SIG_DFL)
 
 
 def train(
@@ -81,47 +64,70 @@ def train(
     The contents of summary.json.
 
   Raises:
-    UserError: bad input, another run in the folder, a diverging loss.
-    loop.Interrupted: SIGTERM or Ctrl-C came; everything is saved.
+    UserError: bad input, another run in the folder or another process that trains
+      there, a diverging loss.
+    stopping.Interrupted: SIGTERM or Ctrl-C came; everything is saved.
   """
-  with processes.all_or_none():
-    prepared = prepare.prepare(config, corpus)
-  config, corpus = prepared.config, prepared.corpus
-  labels = None
-  if "valid" in corpus.splits:
-    labels = scoring.label_arrays(corpus.splits["valid"], corpus.tasks)
-  outputs = output_specs(config.model, config.corpus_spec)
-  for stage in compose.stages_of(config):  # fails early on an unknown metric
-    selection.tracks(stage, config.corpus_spec.tasks, outputs, labels)
-  compose.build(config)  # and on what the system refuses, before there is a folder
-  processes.check_same(
-    "they must have the same --config and the same data.",
-    [to_json(config), prepared.description],
-  )
-  mesh = mesh_of(config)
-  sharding.check_processes(mesh)
-  run = RunDirectory(workdir)
-  _begin(run, prepared)
-  feeds = feeds_of(config, corpus, mesh)
-  replicas = [loop.Replica(seed, run) for seed in config.replicas.seeds]
-  with _stop_signal() as stop_requested:
-    trained = schedule.train(config, replicas, feeds, labels or {}, run, stop_requested)
-  return _conclude(run, config, corpus, feeds, trained)
+  with stopping.listening() as stop:
+    try:
+      return _train(config, RunDirectory(workdir), corpus, stop)
+    except KeyboardInterrupt:
+      if not stop.requested():
+        raise
+    raise stopping.Interrupted("stopped; the same call goes on from what is saved.")
 
 
-def _begin(run: RunDirectory, prepared: prepare.Inputs) -> None:
-  """Makes a run directory, or checks that it holds this run, in all processes or in
-  none."""
-  with processes.all_or_none():
-    run.create(prepared.config, prepared.description)
-    if processes.is_primary():
-      pipeline_lib.save(prepared.pipeline, run.path / PREPROCESSING)
-      for name, masks in prepared.masks.items():
-        split = prepared.corpus.splits[name]
-        path = run.path / "predictions" / f"missing_{name}.npz"
-        missing.save(path, split, {str(masks.pattern): missing.arrays(masks)})
-  with processes.all_or_none():
-    processes.await_shared(run.config_path)
+def _train(config, run, corpus, stop) -> dict[str, Any]:
+  with contextlib.ExitStack() as held:
+    with processes.all_or_none():
+      there = run.path.exists()
+      if there:  # known before data are read
+        held.enter_context(run.locked())
+      prepared = prepare.prepare(config, corpus)
+    config, corpus = prepared.config, prepared.corpus
+    labels = None
+    if "valid" in corpus.splits:
+      labels = scoring.label_arrays(corpus.splits["valid"], corpus.tasks)
+    outputs = output_specs(config.model, config.corpus_spec)
+    for stage in compose.stages_of(config):  # fails early on an unknown metric
+      selection.tracks(stage, config.corpus_spec.tasks, outputs, labels)
+    compose.build(config)  # and on what the system refuses, before there is a folder
+    processes.check_same(
+      "they must have the same --config and the same data.",
+      [to_json(config), prepared.description],
+    )
+    mesh = mesh_of(config)
+    sharding.check_processes(mesh)
+    with processes.all_or_none():
+      if not there:
+        held.enter_context(run.locked())
+      done = _begin(run, prepared)
+    with processes.all_or_none():
+      processes.await_shared(run.config_path)
+    feeds = feeds_of(config, corpus, mesh)
+    replicas = [loop.Replica(seed, run) for seed in config.replicas.seeds]
+    trained = schedule.train(config, replicas, feeds, labels or {}, run, stop)
+    if done is not None and done["parameter_hash"] == summary.hashes(trained):
+      return done
+    return _conclude(run, config, corpus, feeds, trained)
+
+
+def _begin(run: RunDirectory, prepared: prepare.Inputs) -> dict[str, Any] | None:
+  """Makes a run directory, or checks that it holds this run; gives the summary of one
+  that has finished, which is not written again."""
+  seeds = prepared.config.replicas.seeds
+  done = summary.of_finished(run, seeds)
+  run.create(prepared.config, prepared.description, finished=done is not None)
+  if not processes.is_primary():
+    return done
+  if done is None or not (run.path / PREPROCESSING).exists():
+    pipeline_lib.save(prepared.pipeline, run.path / PREPROCESSING)
+  for name, masks in prepared.masks.items():
+    path = run.path / "predictions" / f"missing_{name}.npz"
+    if done is None or not path.exists():
+      split = prepared.corpus.splits[name]
+      missing.save(path, split, {str(masks.pattern): missing.arrays(masks)})
+  return done
 
 
 def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
@@ -144,19 +150,49 @@ def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
   return summary.write(run, config, corpus, predictions, trained, fitted)
 
 
+class Evaluation(NamedTuple):
+  """Figures of a trained run on a corpus.
+
+  Attributes:
+    directory: of the run.
+    file: what it was evaluated on.
+    splits: split -> task -> metric -> {"mean", "std", "values"}.
+  """
+
+  directory: RunDirectory
+  file: str
+  splits: dict[str, Any]
+
+  def keep(self) -> None:
+    """Writes evaluation.json; a warning where it cannot be written."""
+    about = {"file": self.file, "splits": self.splits}
+    with only_warn("the figures are not kept"):
+      self.directory.write_json("evaluation.json", about)
+
+
 def evaluate(
   workdir: str | pathlib.Path, path: str = "", corpus: Corpus | None = None
 ) -> dict[str, Any]:
+  """Scores a trained run again and keeps the figures; see `score`.
+
+  Returns:
+    split -> task -> metric -> {"mean", "std", "values"}, also written to
+    evaluation.json, if the folder of the run can be written.
+  """
+  evaluation = score(workdir, path, corpus)
+  evaluation.keep()
+  return evaluation.splits
+
+
+def score(
+  workdir: str | pathlib.Path, path: str = "", corpus: Corpus | None = None
+) -> Evaluation:
   """Scores a trained run again: on its own corpus, or on another labelled one.
 
   Args:
     workdir: folder of the run.
     path: another file to evaluate on; "" = the run's own.
     corpus: in memory, in place of a file; the run's own, if it was trained on it.
-
-  Returns:
-    split -> task -> metric -> {"mean", "std", "values"}, also written to
-    evaluation.json.
 
   Raises:
     UserError: no such run, no such file, or a file without labels.
@@ -182,11 +218,8 @@ def evaluate(
     report[name] = summary.over_seeds(
       [scoring.score(corpus.tasks, p.outputs, targets) for p in predictions]
     )
-  opened.directory.write_json(
-    "evaluation.json",
-    {"file": path or (corpus.name if other else "own"), "splits": report},
-  )
-  return report
+  file = path or (corpus.name if other else "own")
+  return Evaluation(opened.directory, file, report)
 
 
 def predict(

@@ -3,19 +3,21 @@
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from absl import logging
 
 from msa_jax.config.experiment import Experiment
 from msa_jax.devices import processes
 from msa_jax.devices.flops import matmul_flops
+from msa_jax.devices.stopping import StopRequest
 from msa_jax.runs import warm_start
 from msa_jax.step import compose
 from msa_jax.step.recipe import example_batch
 from msa_jax.training import loop
-from msa_jax.training.checkpoint import ResumePoint, load_best
+from msa_jax.training.checkpoint import DamagedBest, ResumePoint, load_best
 from msa_jax.training.compiled_stages import CompiledStages
 from msa_jax.training.feed import Feed
 from msa_jax.training.loop import Replica, TrainResult
@@ -33,21 +35,21 @@ def train(
   feeds: Mapping[str, Feed],
   labels: Mapping[str, Any],
   root: RunDirectory,
-  stop_requested: Callable[[], bool],
+  stop: StopRequest,
 ) -> list[TrainResult]:
   """Trains every replica that is not trained yet, resuming what was begun.
 
   Args:
     config: resolved.
     replicas: all trainings of the run.
-    feeds, labels, stop_requested: as for `loop.fit`.
+    feeds, labels, stop: as for `loop.fit`.
     root: the run's directory; checkpoints of groups are kept there.
 
   Returns:
     What came of each, in the order of `replicas`.
 
   Raises:
-    loop.Interrupted, loop.Diverged: as `loop.fit`.
+    stopping.Interrupted, loop.Diverged: as `loop.fit`.
   """
   processes.check_same(
     f"--workdir={root.path} must be a folder that all of them share.",
@@ -62,7 +64,7 @@ def train(
   for part in parts:
     programs = _programs(config, len(part), cache)
     saver = ResumePoint(_checkpoint(part, root))
-    trained = loop.fit(config, programs, feeds, labels, part, saver, stop_requested)
+    trained = loop.fit(config, programs, feeds, labels, part, saver, stop)
     done |= {_name(r, root): t for r, t in zip(part, trained, strict=True)}
   results = {name: result for name, result in done.items() if result is not None}
   return [results[_name(r, root)] for r in replicas]
@@ -78,11 +80,20 @@ def _finished(replica: Replica) -> bool:
 
 
 def _read(config: Experiment, replica: Replica) -> TrainResult | None:
-  """What an earlier call has left of a training that it finished."""
+  """What an earlier call has left of a training that it finished; None = nothing, or
+  damaged: the last checkpoint of its training says it again."""
   if not _finished(replica):
     return None
   shapes = CompiledStages(config).final_shapes()
-  chosen = load_best(replica.run.best(replica.seed), *shapes)
+  chosen, damage = None, None
+  try:
+    chosen = load_best(replica.run.best(replica.seed), *shapes)
+  except DamagedBest as error:
+    damage = error
+  if any(processes.any_of(damage is not None)):
+    if processes.is_primary():
+      logging.warning("%s", damage or "another process cannot read a checkpoint.")
+    return None
   chosen = processes.on_host(chosen)
   return TrainResult(
     *chosen, **replica.run.read_json(replica.run.trained(replica.seed))

@@ -9,6 +9,7 @@ import numpy as np
 
 from msa_jax.config.experiment import Experiment
 from msa_jax.devices import processes
+from msa_jax.errors import UserError
 from msa_jax.metrics.bootstrap import mean_interval
 from msa_jax.metrics.routing import routing_metrics
 from msa_jax.models.outputs import output_specs
@@ -65,6 +66,34 @@ def parameter_count(params: Params) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+_FIELDS = {"parameter_hash", "splits", "routing", "without_content", "bayes"}
+
+
+def hashes(trained: Sequence[TrainResult]) -> list[str]:
+  """`parameter_hash` of every seed."""
+  return [parameter_hash(one.params) for one in trained]
+
+
+def of_finished(run: RunDirectory, seeds: Sequence[int]) -> dict[str, Any] | None:
+  """Contents of summary.json, if a run has finished with these seeds and all that it
+  is to leave is there.
+
+  A file that is damaged, or of a version that wrote less, is as good as none.
+  """
+  try:
+    found = run.read_json("summary.json")
+    if found["seeds"] != list(seeds) or not set(found) >= _FIELDS:
+      return None
+    files = [f"predictions/{split}.csv" for split in found["splits"]]
+    files += [
+      f"routing/{split}.npz" for split, gates in found["routing"].items() if gates
+    ]
+  except (UserError, KeyError, TypeError, AttributeError):
+    return None
+  files += [run.trained(seed) for seed in seeds]
+  return found if all((run.path / name).exists() for name in files) else None
+
+
 def write(
   run: RunDirectory,
   config: Experiment,
@@ -98,7 +127,7 @@ def write(
     "model": config.system,
     "seeds": seeds,
     "parameters": parameter_count(trained[0].params),
-    "parameter_hash": [parameter_hash(one.params) for one in trained],
+    "parameter_hash": hashes(trained),
     "selected_by": ", ".join(f"{judge} {each}" for each in tracks.values()),
     "selected_epoch": [one.best_epoch for one in trained],
     "epochs": [one.epoch for one in trained],

@@ -7,21 +7,60 @@ is reachable, and a name outside the table is refused before it is imported.
 Files written by NumPy 1 (`numpy.core`), NumPy 2 (`numpy._core`) and Python 2 load.
 """
 
+import mmap
 import pickle
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from msa_jax import memory
 from msa_jax.errors import UserError
+from msa_jax.safe_io import files, opcodes
 
 _CONTENT = "a data pickle holds only NumPy arrays, numbers, strings, lists and dicts"
 _CODE = re.compile(r"[<>|=]?(\?|b1|[iu][1248]|f[248]|[US]\d{1,8}|O[48]?)")
 _MAX_DEPTH = 32
 _LEAVES = (str, bytes, bytearray, int, float, np.generic)
+_PLAIN = 64  # bytes that are counted for any other object
+
+
+class Budget:
+  """Bytes that a file may still have made of it.
+
+  A file of a few bytes may ask for one large thing again and again.
+  """
+
+  def __init__(self, size: int):
+    """A budget for a file of `size` bytes."""
+    self._size = size
+    self._left = memory.FLOOR + memory.FACTOR * size
+
+  def take(self, size: int) -> None:
+    """Raises UserError if the file asks for more than its size can hold."""
+    self._left -= size
+    if self._left < 0:
+      raise UserError(
+        f"refused to make over {memory.FACTOR} times the"
+        f" {memory.amount(self._size)} of the file of it"
+      )
+
+
+def shown(value: Any) -> str:
+  """A value of a file for a message; of containers only what they are, because one
+  that holds another twice, and so on, is endless in print."""
+  if isinstance(value, tuple) and all(type(size) is int for size in value[:9]):
+    return f"{len(value)} numbers" if len(value) > 8 else str(value)[:40]
+  plain = isinstance(value, str | bytes | float | bool) or type(value) is int
+  return (
+    repr(value[:40] if isinstance(value, str | bytes) else value)[:42]
+    if (plain)
+    else type(value).__name__
+  )
 
 
 class _Type:
@@ -33,7 +72,7 @@ class _Type:
     del align, copy
     code = code.decode("latin1") if isinstance(code, bytes) else code
     if not isinstance(code, str) or not _CODE.fullmatch(code):
-      raise UserError(f"refused numpy.dtype({str(code)[:40]!r}): {_CONTENT}")
+      raise UserError(f"refused numpy.dtype({shown(code)}): {_CONTENT}")
     self.code = code.lstrip("<>|=")
     self.order = code[0] if code[0] in "<>" else "="
 
@@ -68,18 +107,23 @@ class _Array:
   """Stand-in for an array; its pickled state is checked here and never reaches
   NumPy's own `__setstate__`. Content is shared with the stream's bytes, not copied."""
 
-  __slots__ = ("value",)
+  __slots__ = ("budget", "value")
 
   def __init__(self, value: np.ndarray | None = None):
     self.value = value
+    self.budget = Budget(0)  # that of the file is set by `_Name`
 
   def __setstate__(self, state: Any) -> None:
     if self.value is not None:
       raise UserError(f"refused to fill a numpy.ndarray twice: {_CONTENT}")
     shape, dtype, fortran, content = state[-4:]
     dtype = _checked_type(dtype, objects=True)
-    if any(type(size) is not int or size < 0 for size in shape):
-      raise UserError(f"refused a numpy.ndarray of shape {str(shape)[:40]}: {_CONTENT}")
+    if not isinstance(shape, tuple) or any(
+      type(size) is not int or size < 0 for size in shape
+    ):
+      raise UserError(f"refused a numpy.ndarray of shape {shown(shape)}: {_CONTENT}")
+    if isinstance(content, str | list):  # of bytes no copy is made
+      self.budget.take(8 * len(content))
     if not dtype.hasobject:
       flat = _flat(_raw_bytes(content), dtype)
     elif isinstance(content, list):
@@ -103,8 +147,6 @@ def characters_exist(array: np.ndarray) -> bool:
 def _flat(content: bytes | bytearray, dtype: np.dtype) -> np.ndarray:
   """[n] array over the content of a buffer (`frombuffer` refuses an empty one)."""
   flat = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
-  if not characters_exist(flat):
-    raise UserError("refused strings with characters that do not exist")
   flat.flags.writeable = False  # One array may stand in several places of the file.
   return flat
 
@@ -113,16 +155,27 @@ class _Name:
   """What a permitted name in the file stands for. It can be called, nothing else:
   the pickle opcode that sets attributes ends in `__setstate__`."""
 
-  __slots__ = ("_make",)
+  __slots__ = ("_budget", "_make")
 
-  def __init__(self, make: Callable[..., Any]):
-    self._make = make
+  def __init__(self, make: Callable[..., Any], budget: Budget):
+    self._make, self._budget = make, budget
 
   def __call__(self, *arguments: Any) -> Any:
-    return self._make(*arguments)
+    made = self._make(*arguments)
+    if isinstance(made, _Array):
+      made.budget = self._budget
+    self._budget.take(_size(made))
+    return made
 
   def __setstate__(self, state: Any) -> None:
     raise UserError(f"refused to change a function: {_CONTENT}")
+
+
+def _size(made: Any) -> int:
+  """Bytes of what a call has made, about."""
+  if isinstance(made, bytes | np.generic):
+    return len(made) if isinstance(made, bytes) else made.nbytes
+  return _PLAIN * (len(made) if isinstance(made, set) else 1)
 
 
 def _make_array(*arguments: Any) -> _Array:
@@ -132,7 +185,14 @@ def _make_array(*arguments: Any) -> _Array:
 
 def _make_scalar(dtype: Any, content: Any = b"") -> np.generic:
   dtype = _checked_type(dtype, objects=False)
-  return _flat(_raw_bytes(content), dtype)[0]
+  flat = _flat(_raw_bytes(content)[: max(1, dtype.itemsize)], dtype)
+  _check_characters(flat)
+  return flat[0]
+
+
+def _check_characters(array: np.ndarray) -> None:
+  if not characters_exist(array):
+    raise UserError("refused strings with characters that do not exist")
 
 
 def _from_buffer(
@@ -203,12 +263,17 @@ _PERMITTED = _table()
 
 
 class _Unpickler(pickle.Unpickler):
+  def __init__(self, stream: BinaryIO, budget: Budget):
+    # Latin-1 is the encoding under which Python 2 arrays survive unchanged.
+    super().__init__(stream, encoding="latin1")
+    self._budget = budget
+
   def find_class(self, module: str, name: str) -> _Name:
     make = _PERMITTED.get((module, name))
     if make is None:
       dotted = f"{module}.{name}".encode("unicode_escape").decode("ascii")[:100]
       raise UserError(f"refused to load {dotted}: {_CONTENT}")
-    return _Name(make)
+    return _Name(make, self._budget)
 
 
 def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
@@ -221,6 +286,8 @@ def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
     raise UserError(f"refused containers nested over {_MAX_DEPTH} deep")
   if isinstance(value, _Array) and value.value is not None:
     result = value.value
+    # Only here no opcode can change the bytes any more.
+    _check_characters(result)
     for position in np.ndindex(*result.shape) if result.dtype.hasobject else ():
       result[position] = _plain(result[position], seen, depth + 1)
   elif isinstance(value, dict) and all(isinstance(key, _LEAVES) for key in value):
@@ -233,6 +300,36 @@ def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
     raise UserError(f"refused an object of type {type(value).__name__}: {_CONTENT}")
   seen[id(value)] = result
   return result
+
+
+def _expanded(value: Any, seen: dict[int, int]) -> int:
+  """Bytes of a value in which nothing stands twice, about: whoever makes one array of
+  it makes a copy at every place."""
+  if isinstance(value, str | bytes | bytearray):
+    return len(value) * (4 if isinstance(value, str) else 1)
+  if isinstance(value, np.generic) or not isinstance(value, dict | list | tuple | set):
+    if not isinstance(value, np.ndarray):
+      return 8
+    if not value.dtype.hasobject:
+      return value.nbytes
+  if id(value) not in seen:
+    parts = value.values() if isinstance(value, dict) else value
+    parts = parts.flat if isinstance(parts, np.ndarray) else parts
+    seen[id(value)] = sum(8 + _expanded(part, seen) for part in parts)
+  return seen[id(value)]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+  """A regular file whose opcodes were checked, and its size."""
+  with files.regular(path).open("rb") as stream:
+    size = stream.seek(0, 2)
+    if not size:
+      raise UserError("not a readable pickle, perhaps truncated: it is empty")
+    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+      opcodes.check(content)
+    stream.seek(0)
+    yield stream, size
 
 
 def load_pickle(path: Path) -> Any:
@@ -249,19 +346,11 @@ def load_pickle(path: Path) -> Any:
 
   Raises:
     UserError: the file names anything else (the message has the dotted name), is
-      truncated, empty, or no pickle.
+      truncated, empty, no pickle or no regular file, or would take far more memory
+      than its size (see `opcodes.check`).
   """
-  try:
-    with path.open("rb") as stream:
-      # Latin-1 is the encoding under which Python 2 arrays survive unchanged.
-      value = _Unpickler(stream, encoding="latin1").load()
-    return _plain(value, {})
-  except UserError as error:
-    raise UserError(f"{path}: {error}") from None
-  except OSError as error:
-    raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-  except Exception as error:  # A damaged stream can fail anywhere in the machine.
-    reason = " ".join(str(error).split())[:80] or type(error).__name__
-    raise UserError(
-      f"{path}: not a readable pickle, perhaps truncated ({reason})"
-    ) from None
+  with files.reading(path, "pickle"), opened(path) as (stream, size):
+    budget = Budget(size)
+    value = _plain(_Unpickler(stream, budget).load(), {})
+    Budget(size).take(_expanded(value, {}))
+    return value

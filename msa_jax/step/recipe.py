@@ -14,10 +14,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from msa_jax.data import missing
-from msa_jax.layers.masking import hide_unavailable
+from msa_jax.layers.masking import has_content, hide_unavailable
 from msa_jax.step import flatten, rngs
 from msa_jax.step.objective import Objective, objective_terms
 from msa_jax.typing import (
@@ -229,14 +229,6 @@ def with_missing(
     return recipe.step(state, hidden, seed)
 
   return recipe._replace(step=step)
-
-
-def has_content(batch: Batch) -> Bool[Array, "b *t"]:
-  """Which samples, or utterances of dialogues, have any visible step at all."""
-  visible = [m.mask for m in hide_unavailable(batch).modalities.values()]
-  if batch.available.ndim == 3:
-    return functools.reduce(jnp.logical_or, visible)
-  return functools.reduce(jnp.logical_or, [jnp.any(mask, axis=1) for mask in visible])
 
 
 def with_prior(recipe: Recipe, priors: Mapping[str, tuple[float, ...]]) -> Recipe:

@@ -27,6 +27,7 @@ from ml_collections import config_flags
 from msa_jax import command
 from msa_jax.config import files
 from msa_jax.config.experiment import Experiment, experiment
+from msa_jax.devices import stopping
 from msa_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -131,9 +132,14 @@ def execute(
 
 
 def main(arguments: list[str]) -> None:
-  """Runs one study; bad input ends with one line and exit code 2."""
+  """Runs one study; bad input ends with one line and exit code 2, a request to stop
+  with one line and exit code 75."""
+  with stopping.listening(ends_process=True):
+    _main(arguments)
+
+
+def _main(arguments: list[str]) -> None:
   from msa_jax.devices import compilation
-  from msa_jax.training import loop
 
   if arguments[1:] == ["list"]:
     print(listing())
@@ -150,10 +156,12 @@ def main(arguments: list[str]) -> None:
     options: dict[str, Any] = {"table": _TABLE.value, "grids": _GRIDS.value}
     options["sweeps"] = _SWEEP.value
     print(execute(arguments[1], configs, _DATA.value, _WORKDIR.value, **options))
-  except loop.Interrupted as interruption:
+  except stopping.Interrupted as interruption:
     print(interruption, file=sys.stderr)
-  except UserError as error:
-    command.fail(error)
+    sys.exit(stopping.EXIT_CODE)
+  except (UserError, OSError, MemoryError):
+    with command.one_line():
+      raise
 
 
 def run_main(arguments: Sequence[str] | None = None) -> NoReturn:

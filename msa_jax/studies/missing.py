@@ -26,7 +26,7 @@ from msa_jax.runs.open import OpenRun, open_run
 from msa_jax.runs.summary import over_seeds
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import scoring
-from msa_jax.training.run_directory import RunDirectory
+from msa_jax.training.run_directory import RunDirectory, only_warn
 from msa_jax.typing import MODALITIES, Corpus, Split, modality_order, task_name
 
 # Figures of `bayes.optimum` by the task and metric that they bound.
@@ -140,10 +140,11 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
       rows.append(row)
     report["grids"][entry] = rows
     stem = entry.replace(":", "_")
-    missing.save(folder.path / f"{stem}.npz", split, arrays)
     about = {key: value for key, value in report.items() if key != "grids"}
-    folder.write_json(f"{stem}.json", {**about, "rows": rows})
-    prediction_files.write_csv(folder.path / f"{stem}.csv", _tidy(report, rows))
+    with only_warn("the grid is not kept"):
+      missing.save(folder.path / f"{stem}.npz", split, arrays)
+      folder.write_json(f"{stem}.json", {**about, "rows": rows})
+      prediction_files.write_csv(folder.path / f"{stem}.csv", _tidy(report, rows))
   return {**report, "n_programs": opened.run.predictor.n_programs}
 
 

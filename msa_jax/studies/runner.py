@@ -79,7 +79,7 @@ def run_trials(
   Raises:
     UserError: two trials of one name, bad input, or a folder with another run.
     loop.Diverged: unless `may_diverge`.
-    loop.Interrupted: everything is saved; the same call goes on.
+    stopping.Interrupted: everything is saved; the same call goes on.
   """
   names = [trial.name for trial in trials]
   if len(set(names)) < len(names):
@@ -100,9 +100,7 @@ def run_trials(
         {**_fixed(study, trial, summaries[trial.name]), **each} for each in found
       ]
     columns = {key: [line[key] for line in lines] for key in lines[0]}
-    # Replaced at once: whoever looks at a study in progress never sees half of it.
-    written = prediction_files.write_csv(workdir / "study.csv.partial", columns)
-    written.replace(workdir / "study.csv")
+    prediction_files.write_csv(workdir / "study.csv", columns)
   return summaries
 
 

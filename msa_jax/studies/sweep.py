@@ -133,7 +133,7 @@ def study(
 
   Raises:
     UserError: bad input, no validation split, or every setting diverged.
-    loop.Interrupted: everything is saved; the same call goes on.
+    stopping.Interrupted: everything is saved; the same call goes on.
   """
   chosen = settings(config, sweeps)
   workdir = pathlib.Path(workdir).expanduser()

@@ -93,6 +93,7 @@ _KEYS = {
   "num_attention_heads": "n_heads",
   "intermediate_size": "inner",
 }
+_MOST_LAYERS = 1000
 
 
 def config_of(options: Mapping[str, Any]) -> EncoderConfig:
@@ -112,6 +113,11 @@ def config_of(options: Mapping[str, Any]) -> EncoderConfig:
   for theirs, ours in keys.items():
     if type(sizes[ours]) is not int or sizes[ours] < 1:
       raise UserError(f"config.json: {theirs}={sizes[ours]!r} must be positive")
+  if sizes["n_layers"] > _MOST_LAYERS:
+    raise UserError(
+      f"config.json: num_hidden_layers={sizes['n_layers']} must be {_MOST_LAYERS} at"
+      " most"
+    )
   if sizes["width"] % sizes["n_heads"]:
     raise UserError(
       f"config.json: hidden_size={sizes['width']} must be a multiple of"

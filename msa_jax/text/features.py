@@ -16,6 +16,8 @@ from absl import logging
 from jaxtyping import Float, Int
 
 from msa_jax.config.options import TextConfig
+from msa_jax.errors import UserError
+from msa_jax.safe_io import archives
 from msa_jax.safe_io.hashing import sha256
 from msa_jax.text import context, tokens, weights
 from msa_jax.text.bert import EncoderConfig, TextEncoder
@@ -207,10 +209,10 @@ def _cached(
     name.update(f"context {beside.shape}".encode() + beside.tobytes())
   path = folder / f"{name.hexdigest()}.npy"
   try:
-    found = np.load(path, allow_pickle=False)
+    found = archives.read_npy(path)
     if found.shape == (int(text.lengths.sum()), width) and found.dtype == np.float16:
       return found
-  except (OSError, ValueError, EOFError):
+  except UserError:
     pass  # Not there, or cut off: made again.
   made = make()
   # Another process may be writing the same: each its own file, the last one stays.

@@ -13,6 +13,7 @@ from absl import logging
 
 from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
+from msa_jax.safe_io import files
 from msa_jax.text import context, sentilare
 from msa_jax.text.bert import EncoderConfig
 from msa_jax.typing import Corpus, Sequences, Split, modality_order
@@ -100,15 +101,16 @@ def encode(tokenizer: Any, texts: Sequence[str] | np.ndarray) -> list[Row]:
   if not len(texts):
     return []
   texts = [str(text) for text in texts]
-  made = tokenizer(
-    texts,
-    truncation=False,
-    padding=False,
-    return_offsets_mapping=True,
-    return_special_tokens_mask=True,
-    return_attention_mask=False,
-    verbose=False,
-  )
+  with files.reading(getattr(tokenizer, "name_or_path", "") or "encoder", "tokenizer"):
+    made = tokenizer(
+      texts,
+      truncation=False,
+      padding=False,
+      return_offsets_mapping=True,
+      return_special_tokens_mask=True,
+      return_attention_mask=False,
+      verbose=False,
+    )
   rows = []
   for row, text in enumerate(texts):
     marks = made["special_tokens_mask"][row]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from msa_jax.errors import UserError
+from msa_jax.errors import UserError, plain
+from msa_jax.safe_io import files
 from msa_jax.safe_io.torch_pickles import load_torch
 from msa_jax.text.bert import EncoderConfig, config_of
 
@@ -103,12 +105,12 @@ def locate(name: str) -> Path:
       f"text encoder {name!r} needs the hub's client: pip install 'msa_jax[text]', or"
       " give the path of a folder with config.json and model.safetensors"
     ) from None
-  files = ["config.json", "*.txt", "tokenizer*", "*.bpe.model", "spm.model"]
-  files.append("vocab.json")
+  kept = ["config.json", "*.txt", "tokenizer*", "*.bpe.model", "vocab.json"]
+  kept.append("spm.model")
   weights = ["model.safetensors", "pytorch_model.bin"]
   try:
     found = huggingface_hub.snapshot_download(
-      name, allow_patterns=[*files, weights[0]], local_files_only=True
+      name, allow_patterns=[*kept, weights[0]], local_files_only=True
     )
     if not any((Path(found) / each).is_file() for each in weights):
       raise FileNotFoundError(name)
@@ -119,9 +121,7 @@ def locate(name: str) -> Path:
     siblings = huggingface_hub.model_info(name, timeout=5).siblings or ()
     listed = {file.rfilename for file in siblings}
     chosen = next(each for each in weights if each in listed)
-    return Path(
-      huggingface_hub.snapshot_download(name, allow_patterns=[*files, chosen])
-    )
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*kept, chosen]))
   except Exception as error:  # noqa: BLE001  Whatever the network says, one line.
     raise UserError(
       f"text encoder {name!r} is not cached and cannot be fetched"
@@ -150,15 +150,14 @@ def load(name: str) -> Checkpoint:
 def read_config(folder: Path) -> EncoderConfig:
   """Reads a folder's `config.json`; UserError if there is none or it does not fit."""
   try:
-    options = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = files.regular(folder / "config.json").read_text(encoding="utf-8")
+    options = json.loads(text)
     if not isinstance(options, dict):
       raise ValueError("no object")
-  except (OSError, ValueError) as error:
-    raise UserError(f"{folder}: no readable config.json ({error})") from None
-  try:
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(f"{folder}: no readable config.json ({plain(error)})") from None
+  with files.reading(folder, "config.json"):
     return config_of(options)
-  except UserError as error:
-    raise UserError(f"{folder}: {error}") from None
 
 
 def source(folder: Path) -> Path:
@@ -175,29 +174,48 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 _SAFE = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2", "I64": "<i8"}
+_LONGEST_HEADER = 100_000_000  # bytes; that of the format
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
   """An eight-byte length, a JSON header and raw bytes. Read here, because the
   library's NumPy reader knows no bfloat16."""
-  try:
-    content = np.memmap(path, np.uint8, "r")
+  with files.reading(path, "safetensors file"):
+    content = np.memmap(files.regular(path), np.uint8, "r")
     size = int(content[:8].view("<u8")[0])
+    if size > min(_LONGEST_HEADER, len(content) - 8):
+      raise UserError(
+        f"not a readable safetensors file (its header of {size} bytes is longer than"
+        " it)"
+      )
     header = json.loads(content[8 : 8 + size].tobytes())
     header.pop("__metadata__", None)
+    places = {name: _place(name, entry) for name, entry in header.items()}
+    end = 0
+    for name, (start, stop) in sorted(places.items(), key=lambda item: item[1]):
+      if start < end or stop > len(content) - 8 - size:
+        raise UserError(f"tensor {name[:60]!r} overlaps another or ends outside")
+      end = stop
     tensors = {}
-    for name, entry in header.items():
-      start, end = (8 + size + offset for offset in entry["data_offsets"])
-      if entry["dtype"] not in _SAFE or not 0 <= start <= end <= len(content):
-        raise ValueError(f"{name}: {entry['dtype']} at {start} to {end}")
-      flat = np.frombuffer(content[start:end].tobytes(), _SAFE[entry["dtype"]])
-      if entry["dtype"] == "BF16":
+    for name, (start, stop) in places.items():
+      raw = content[8 + size + start : 8 + size + stop].tobytes()
+      flat = np.frombuffer(raw, _SAFE[header[name]["dtype"]])
+      if header[name]["dtype"] == "BF16":
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
-      tensors[name] = flat.reshape(entry["shape"])
-  except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-    reason = " ".join(str(error).split())[:80]
-    raise UserError(f"{path}: not a readable safetensors file ({reason})") from None
-  return tensors
+      tensors[name] = flat.reshape(header[name]["shape"])
+    return tensors
+
+
+def _place(name: str, entry: Any) -> tuple[int, int]:
+  """First byte of a tensor after the header and one past the last, checked."""
+  start, stop = entry["data_offsets"]
+  kind, shape = entry["dtype"], entry["shape"]
+  whole = [start, stop, *shape]
+  if kind not in _SAFE or any(type(n) is not int or n < 0 for n in whole):
+    raise UserError(f"tensor {name[:60]!r} is of type {str(kind)[:20]} at {start}")
+  if stop - start != math.prod(shape) * np.dtype(_SAFE[kind]).itemsize:
+    raise UserError(f"tensor {name[:60]!r} has another size than its shape says")
+  return start, stop
 
 
 def _without_prefix(name: str) -> str:

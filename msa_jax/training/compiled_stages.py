@@ -149,6 +149,7 @@ class CompiledStages:
     first: int,
     seeds: Sequence[int],
     active: Sequence[bool],
+    most: int | None = None,
   ) -> tuple[TrainState, list[Mapping[str, np.ndarray]]]:
     """Runs the next steps of an epoch, as many as one call takes.
 
@@ -160,12 +161,13 @@ class CompiledStages:
       first: first step to run.
       seeds: what initialisation, shuffling and dropout derive from.
       active: per seed, whether it is still in training.
+      most: steps of this call; None = `config.train.steps_per_call`.
 
     Returns:
       The new state, and per seed the metrics with one entry per step.
     """
     del active  # a single seed that has stopped is not called
-    state, figures = self.steps[index](state, feed, orders[0], first, seeds[0])
+    state, figures = self.steps[index](state, feed, orders[0], first, seeds[0], most)
     return state, [figures]
 
   def end_epoch(

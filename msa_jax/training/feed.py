@@ -15,7 +15,8 @@ from msa_jax.data.batching import batches
 from msa_jax.data.batching import buckets as buckets_lib
 from msa_jax.data.transforms import dialogues
 from msa_jax.devices import compilation, sharding
-from msa_jax.step.recipe import Recipe, has_content
+from msa_jax.layers.masking import has_content
+from msa_jax.step.recipe import Recipe
 from msa_jax.typing import (
   Batch,
   Collections,
@@ -160,7 +161,13 @@ class Steps:
     self._loop = jit(run, static_argnames="lengths")
 
   def __call__(
-    self, state: TrainState, feed: Feed, order: np.ndarray, first: int, seed: Any
+    self,
+    state: TrainState,
+    feed: Feed,
+    order: np.ndarray,
+    first: int,
+    seed: Any,
+    most: int | None = None,
   ) -> tuple[TrainState, Mapping[str, np.ndarray]]:
     """Runs up to `capacity` steps, starting at step `first` of the epoch.
 
@@ -170,11 +177,13 @@ class Steps:
       order: [steps b] rows of each batch of the epoch, or what else `take` takes.
       first: first step to run.
       seed: the run's seed, or what else the recipe's step takes in its place.
+      most: steps of this call, if fewer than `capacity`; compiles nothing anew.
 
     Returns:
       The new state, and metrics with one entry per step that was run.
     """
-    last = min(first + self.capacity, len(order))
+    count = self.capacity if most is None else min(most, self.capacity)
+    last = min(first + count, len(order))
     levels, lengths = feed.levels(order), feed.lengths
     if feed.resident is not None and self.looped:
       state, metrics = self._loop(

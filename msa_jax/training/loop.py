@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from msa_jax.config.experiment import Experiment
 from msa_jax.data.transforms import joint
 from msa_jax.devices import processes
+from msa_jax.devices.stopping import Interrupted, Pace, StopRequest
 from msa_jax.errors import UserError
 from msa_jax.metrics.routing import routing_metrics
 from msa_jax.models.outputs import output_specs
@@ -21,9 +23,7 @@ from msa_jax.training.progress import TrainingProgress
 from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Collections, Params, TrainState
 
-
-class Interrupted(Exception):
-  """Training stopped on request after saving; the message says how to go on."""
+_WORTH_SECONDS = 5.0  # of training that are saved before a program is compiled
 
 
 class Diverged(UserError):
@@ -132,7 +132,7 @@ def fit(
   labels: Mapping[str, Any],
   replicas: Sequence[Replica],
   saver: ResumePoint,
-  stop_requested: Callable[[], bool] = lambda: False,
+  stop: StopRequest | None = None,
 ) -> list[TrainResult]:
   """Trains seeds to their end, or resumes them.
 
@@ -143,20 +143,22 @@ def fit(
     labels: task name -> validation labels, as `scoring.score` takes them.
     replicas: the seeds; initialisation, shuffling and dropout derive from them.
     saver: the checkpoint to resume from; closed at the end.
-    stop_requested: asked after every call of the step program.
+    stop: read after every call of the step program; None = never asks.
 
   Raises:
-    Interrupted: on request, after saving.
+    stopping.Interrupted: on request, after saving.
     Diverged: the loss is not finite.
   """
-  session = _TrainLoop(config, programs, feeds, labels, replicas, saver)
+  stop = StopRequest() if stop is None else stop
+  session = _TrainLoop(config, programs, feeds, labels, replicas, saver, stop)
   try:
     state, best, position = session.start()
     for replica, course in zip(replicas, position.courses, strict=True):
       replica.run.rewind_metrics(replica.seed, course.epoch)
-    state, best = session.train(state, best, position, stop_requested)
+    state, best = session.train(state, best, position)
   finally:
     saver.close()
+  stop.hold(False)
   chosen = programs.selected(best, state)
   track = next(iter(programs.stages[-1].tracks))
   return [
@@ -190,6 +192,7 @@ class _TrainLoop:
   labels: Mapping[str, Any]
   replicas: Sequence[Replica]
   saver: ResumePoint
+  stop: StopRequest
 
   def __post_init__(self):
     self.seeds = [replica.seed for replica in self.replicas]
@@ -206,51 +209,80 @@ class _TrainLoop:
     few = self.replicas[:3]
     more = [f"{len(self.replicas) - 3} more"] if len(self.replicas) > 3 else []
     self.title = "; ".join([*map(str, few), *more])
+    self.pace = Pace(self.config.train.steps_per_call)
+    self.warm: set[tuple[str, int]] = set()  # programs that have been compiled
 
   def start(self) -> tuple[TrainState, Snapshots, LoopState]:
     """The beginning, or where the last checkpoint was made."""
 
-    def shapes(position):
-      state, best = self.programs.shapes(position["stage"], self.seeds)
-      return {"state": state, "best": best}
+    def read(saved):
+      position = LoopState.read(saved)
+      state, best = self.programs.shapes(position.stage, self.seeds)
+      return position, {"state": state, "best": best}
 
-    saved = self.saver.restore(shapes)
+    saved = self.saver.restore(read)
     if saved is None:
       position = LoopState([SeedProgress() for _ in self.seeds])
       return *self.programs.begin(self.seeds), position
     tree, position = saved
-    return tree["state"], tree["best"], LoopState.read(position)
+    return tree["state"], tree["best"], position
 
-  def train(self, state, best, position, stop_requested):
+  def train(self, state, best, position):
     """Runs epochs until the last one or until validation stops improving."""
     total = self.per_epoch * sum(stage.epochs for stage in self.programs.stages)
-    done = position.epoch * self.per_epoch + position.step
     started, saved_at = time.monotonic() - position.seconds, time.monotonic()
     figures: dict[str, float] = {}
-    with TrainingProgress(self.title, total, done) as progress:
+    with TrainingProgress(self.title, total, self._done(position)) as progress:
       while not position.finished:
-        state = self._advance(state, position)
+        if position.step < self.per_epoch:
+          state = self._advance(state, position)
         position.seconds = time.monotonic() - started
         figures["loss"] = self._shown_loss(position)
-        done += position.step - done % self.per_epoch
-        if position.step == self.per_epoch:
-          state, best = self._close_epoch(state, best, position, figures)
-        progress.update(done, figures)
+        closing = position.step == self.per_epoch
         waited = time.monotonic() - saved_at
         due = waited > self.config.train.checkpoint_every_seconds
-        # A signal reaches one process, and each has a clock of its own.
-        stop, due = processes.any_of(stop_requested(), due)
-        stop = stop and not position.finished
-        if stop or due or position.finished:
+        if closing and ("close", position.stage) not in self.warm:
+          due = due or waited > _WORTH_SECONDS  # whoever stops a compiler loses nothing
+        stop, due = self._agreed(due)
+        if stop or due:
           saved_at = time.monotonic()
-          tree = {"state": state, "best": best}
-          self.saver.save(done, tree, dataclasses.asdict(position))
+          self._save(state, best, position)
         if stop:
           raise Interrupted(
-            f"stopped after step {done} of {total} of {self.title}; the same command"
-            " goes on from there."
+            f"stopped after step {self._done(position)} of {total} of {self.title};"
+            " the same command goes on from there."
           )
+        if closing:
+          with self._compiled("close", position.stage):
+            state, best = self._close_epoch(state, best, position, figures)
+        progress.update(self._done(position), figures)
+    self._save(state, best, position)
     return state, best
+
+  def _done(self, position) -> int:
+    return position.epoch * self.per_epoch + position.step
+
+  def _agreed(self, due: bool) -> tuple[bool, bool]:
+    """Whether to stop and to save; also settles how many steps come next. A signal
+    reaches one process, and each has a clock of its own."""
+    mine = (self.stop.requested(), due, -self.pace.steps)
+    asked, overdue, fewest = processes.highest(*mine)
+    self.pace.steps = -fewest
+    return bool(asked), bool(overdue)
+
+  def _save(self, state, best, position) -> None:
+    for run in {replica.run.path: replica.run for replica in self.replicas}.values():
+      run.sync_metrics()
+    tree = {"state": state, "best": best}
+    self.saver.save(self._done(position), tree, dataclasses.asdict(position))
+
+  @contextmanager
+  def _compiled(self, program: str, stage: int) -> Iterator[None]:
+    """Runs a program, which compiles at its first call: a stop need not wait then."""
+    self.stop.hold((program, stage) in self.warm)
+    yield
+    self.warm.add((program, stage))
+    self.stop.hold(True)
 
   def _shown_loss(self, position) -> float:
     losses = [c.sums["loss"] for c in position.courses if not c.over]
@@ -264,15 +296,21 @@ class _TrainLoop:
       for seed, course in zip(self.seeds, position.courses, strict=True)
     ]
     active = [not course.over for course in position.courses]
-    state, figures = self.programs.advance(
-      position.stage,
-      state,
-      feed,
-      orders,
-      position.step,
-      self.seeds,
-      active,
-    )
+    if ("steps", position.stage) not in self.warm:
+      self.pace.restart()
+    began = time.monotonic()
+    with self._compiled("steps", position.stage):
+      state, figures = self.programs.advance(
+        position.stage,
+        state,
+        feed,
+        orders,
+        position.step,
+        self.seeds,
+        active,
+        self.pace.steps,
+      )
+    self.pace.measured(len(figures[0]["loss"]), time.monotonic() - began)
     for replica, course, measured in zip(
       self.replicas, position.courses, figures, strict=True
     ):
@@ -366,5 +404,6 @@ def _add(sums: dict[str, float], figures: Mapping[str, np.ndarray]) -> None:
   """Adds the metrics of some steps to running sums, over scalars only."""
   for name, values in figures.items():
     if values.ndim == 1:
-      previous = sums.get(name, 0.0)
-      sums[name] = previous + float(values.sum(dtype=np.float64))
+      terms = np.append(sums.get(name, 0.0), values).astype(np.float64)
+      # One after the other: the sum does not depend on where a call has ended.
+      sums[name] = float(np.add.accumulate(terms)[-1])

@@ -12,16 +12,19 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
 import jax
+from absl import logging
 
 from msa_jax import models
 from msa_jax.config.experiment import Experiment, differences, from_json, to_json
 from msa_jax.devices import processes
-from msa_jax.errors import UserError
+from msa_jax.errors import UserError, of_system
+from msa_jax.safe_io import durable, locking
 
 _PACKAGES = ("msa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -36,12 +39,35 @@ class RunDirectory:
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path).expanduser()
 
-  def create(self, config: Experiment, data: dict[str, Any]) -> bool:
+  @contextmanager
+  def locked(self) -> Iterator[None]:
+    """Makes the folder if need be and keeps other trainings out of it.
+
+    Raises:
+      UserError: another process trains there, or it is not a directory.
+    """
+    self._check_folder()
+    if not processes.is_primary():
+      yield
+      return
+    self.path.mkdir(parents=True, exist_ok=True)
+    with locking.locked(self.path):
+      yield
+
+  def _check_folder(self) -> None:
+    if self.path.exists() and not self.path.is_dir():
+      raise UserError(f"--workdir={self.path} is a file; it must be a folder.")
+
+  def create(
+    self, config: Experiment, data: dict[str, Any], finished: bool = False
+  ) -> bool:
     """Starts the directory, or checks that it holds the same run.
 
     Args:
       config: resolved.
       data: contents of data.json.
+      finished: the run needs no more training: what it says of itself stays, but
+        where its data are.
 
     Returns:
       True if the directory held this run already (training resumes).
@@ -49,12 +75,16 @@ class RunDirectory:
     Raises:
       UserError: it holds another run, or is not a directory.
     """
-    if self.path.exists() and not self.path.is_dir():
-      raise UserError(f"--workdir={self.path} is a file; it must be a folder.")
+    self._check_folder()
     exists = self.config_path.exists()
     if exists:
-      # More seeds may be added to a run; everything else is fixed.
+      # More seeds may be added to a run, and what changes no number may be another.
       ignore = (
+        "train.checkpoint_every_seconds",
+        "train.steps_per_call",
+        "train.eval_batch_size",
+        "data.device_budget_mib",
+        "text.cache",
         "replicas.seeds",
         "replicas.mode",
         "replicas.most_at_once",
@@ -71,9 +101,13 @@ class RunDirectory:
           f"--workdir={self.path} holds a run with other settings"
           f" ({'; '.join(lines[:5])}). Choose another folder."
         )
+    if finished and not differences(config, self.experiment(), ()):
+      return exists
     self.path.mkdir(parents=True, exist_ok=True)
     text = to_json(config, models.provider(config.system))
     self.write_text("config.json", text + "\n")
+    if finished:
+      return exists
     self.write_json("data.json", data)
     self.write_json("environment.json", environment())
     return exists
@@ -81,6 +115,10 @@ class RunDirectory:
   @property
   def config_path(self) -> pathlib.Path:
     return self.path / "config.json"
+
+  @property
+  def metrics_path(self) -> pathlib.Path:
+    return self.path / "metrics.jsonl"
 
   def experiment(self) -> Experiment:
     """Reads the resolved options.
@@ -106,13 +144,9 @@ class RunDirectory:
 
   def write_text(self, name: str, text: str) -> None:
     """Replaces a file atomically: a reader never sees half of it."""
-    if not processes.is_primary():
-      return
-    target = self.path / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(text)
-    partial.replace(target)
+    if processes.is_primary():
+      with durable.replacing(self.path / name) as partial:
+        partial.write_text(text)
 
   def write_json(self, name: str, value: Any) -> None:
     self.write_text(name, json.dumps(_plain(value), indent=2, sort_keys=True) + "\n")
@@ -129,22 +163,34 @@ class RunDirectory:
       raise UserError(f"{self.path / name} cannot be read: {error}.") from error
 
   def metrics(self) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; a torn last line is dropped."""
-    path = self.path / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    """Records of metrics.jsonl.
+
+    A damaged line is left out, with a warning; the last one, without one where its end
+    is missing: it was being written when the process was killed.
+    """
+    path = self.metrics_path
+    # What is no UTF-8 is no JSON either, and harms its own line only.
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    *lines, last = text.split("\n")
     records = []
-    for line in lines:
-      try:
-        records.append(json.loads(line))
-      except ValueError:
-        break
+    for number, line in enumerate([*lines, last] if last else lines, 1):
+      record = _record(line)
+      if record is not None:
+        records.append(record)
+      elif number <= len(lines):
+        logging.warning("line %d of %s is damaged and left out", number, path)
     return records
 
   def append_metrics(self, record: dict[str, Any]) -> None:
     if not processes.is_primary():
       return
-    with (self.path / "metrics.jsonl").open("a") as file:
+    with self.metrics_path.open("a") as file:
       file.write(json.dumps(_plain(record)) + "\n")
+
+  def sync_metrics(self) -> None:
+    """Puts metrics.jsonl on the disk: no checkpoint may know of epochs it lacks."""
+    if processes.is_primary() and self.metrics_path.exists():
+      durable.sync(self.metrics_path)
 
   def rewind_metrics(self, seed: int, epoch: int) -> None:
     """Forgets epochs of `seed` after `epoch`: they are about to be trained again."""
@@ -152,6 +198,28 @@ class RunDirectory:
     kept = [r for r in records if r["seed"] != seed or r["epoch"] <= epoch]
     lines = "".join(json.dumps(record) + "\n" for record in kept)
     self.write_text("metrics.jsonl", lines)
+
+
+@contextmanager
+def only_warn(what: str) -> Iterator[None]:
+  """A part of the program that writes what was shown already: where the folder cannot
+  be written, the line is a warning."""
+  try:
+    yield
+  except UserError as error:
+    logging.warning("%s: %s", what, error)
+  except OSError as error:
+    logging.warning("%s: %s", what, of_system(error))
+
+
+def _record(line: str) -> dict[str, Any] | None:
+  """What a line of metrics.jsonl says of an epoch; None = it is damaged."""
+  try:
+    record = json.loads(line)
+    whole = isinstance(record["seed"], int) and isinstance(record["epoch"], int)
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return None
+  return record if whole else None
 
 
 def _plain(value: Any) -> Any:

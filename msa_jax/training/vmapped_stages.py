@@ -120,11 +120,12 @@ class VmappedStages(CompiledStages):
     first: int,
     seeds: Sequence[int],
     active: Sequence[bool],
+    most: int | None = None,
   ) -> tuple[TrainState, list[Mapping[str, np.ndarray]]]:
     lane = ReplicaInputs(np.asarray(seeds), np.asarray(active))
     feed = feed._replace(stream=functools.partial(_stacked, feed.stream))
     order = np.stack(orders, axis=1)  # [steps replicas b]
-    state, figures = self.steps[index](state, feed, order, first, lane)
+    state, figures = self.steps[index](state, feed, order, first, lane, most)
     return state, [
       {name: values[:, i] for name, values in figures.items()}
       for i in range(len(orders))

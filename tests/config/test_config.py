@@ -2,17 +2,30 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import toy
 from changes import change, resolve
 
+import msa_jax
 from msa_jax import config as config_lib
 from msa_jax import models
 from msa_jax.config import validate
-from msa_jax.config.experiment import differences, from_json, from_tree, to_json
+from msa_jax.config.experiment import (
+  differences,
+  experiment,
+  flatten,
+  from_json,
+  from_tree,
+  to_json,
+  to_tree,
+  with_options,
+)
+from msa_jax.config.options import BalanceConfig
 from msa_jax.data.transforms.splits import check_trainable
 from msa_jax.errors import UserError
+from msa_jax.step import compose
 
 
 @pytest.fixture(autouse=True)
@@ -110,11 +123,127 @@ def test_resolve_reads_shapes_and_tasks_off_the_corpus():
     ({"replicas": {"seeds": ()}}, "config.replicas.seeds"),
     ({"replicas": {"seeds": (1, 1)}}, "distinct"),
     ({"replicas": {"seeds": (-1,)}}, "non-negative"),
+    ({"replicas": {"seeds": (2**31,)}}, "must be below 2"),
+    ({"missing": {"seed": 2**31}}, r"config.missing.seed=2147483648 must be in \[0, 2"),
+    ({"optim": {"learning_rate": -1e-3}}, "config.optim.learning_rate=-0.001 must be"),
+    ({"optim": {"learning_rate": math.inf}}, "learning_rate=inf must be 0 or more"),
+    ({"optim": {"learning_rates": {"old": -1.0}}}, "learning_rates.old=-1.0 must be 0"),
+    ({"optim": {"weight_decay": -0.1}}, "config.optim.weight_decay=-0.1 must be 0 or"),
+    ({"optim": {"momentum": 1.0}}, r"config.optim.momentum=1.0 must be in \[0, 1\)"),
+    ({"data": {"train_fraction": 0.0}}, r"train_fraction=0.0 must be in \(0, 1\]"),
+    ({"train": {"checkpoint_every_seconds": math.inf}}, "positive and finite"),
+    ({"data": {"format": "mmsa"}}, "config.data.format has no effect without config.d"),
+    (
+      {"data": {"features": {"audio": "a.pkl"}}},
+      "config.data.features.audio has no effect without config.data.path",
+    ),
   ],
 )
 def test_bad_values_are_named_with_the_rule(sections, message):
   with pytest.raises(UserError, match=message):
     validate.validate(change(toy.config(), **sections))
+
+
+@pytest.mark.parametrize(
+  ("loss", "message"),
+  [
+    ({"size": -0.5}, "config.loss.size=-0.5 must be 0 or more"),
+    ({"size": math.nan}, "config.loss.size=nan must be"),
+    ({"size": (1.0, -1.0)}, "config.loss.size=.* must be 0 or more"),
+    ({"size": None}, "config.loss.size=None must be"),
+  ],
+)
+def test_weights_of_losses_are_not_negative(loss, message):
+  with pytest.raises(UserError, match=message):
+    validate.validate(toy.config().replace(loss={**toy.config().loss, **loss}))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      {"omega_clip": (2.0, 1.0)},
+      "config.balance.omega_clip=.* the least and a greater",
+    ),
+    ({"omega_init": 9.0}, "config.balance.omega_init=9.0 must be within"),
+    ({"r_max": 0.0}, "config.balance.r_max=0.0 must be positive"),
+    ({"g_ema": 1.0}, "config.balance.g_ema=1.0 must be in"),
+  ],
+)
+def test_options_of_balancing_have_ranges(changes, message):
+  config = toy.config().replace(balance=BalanceConfig(**changes))
+  with pytest.raises(UserError, match=message):
+    validate.validate(config)
+  validate.validate(toy.config().replace(balance=BalanceConfig(r_max=math.inf)))
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "expected"),
+  [
+    ("data.standardize", "audio,vision", ("audio", "vision")),
+    ("data.standardize", ("audio,vision",), ("audio", "vision")),
+    ("data.standardize", ["audio", "vision"], ("audio", "vision")),
+    ("data.standardize", "", ()),
+    ("replicas.seeds", 3, (3,)),
+    ("replicas.seeds", "0,1", (0, 1)),
+    ("data.synthetic.tasks", "sentiment,emotion", ("sentiment", "emotion")),
+    ("data.synthetic.frames_per_token", (4, 5), (4.0, 5.0)),
+  ],
+)
+def test_several_values_are_written_alike_everywhere(key, value, expected):
+  made = with_options(experiment(msa_jax.get_config("awf")), {key: value})
+  assert flatten(to_tree(made))[key] == list(expected)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("replicas.seeds", ("a",), "config.replicas.seeds='a' must be of type int"),
+    ("replicas.seeds", (0.5,), "config.replicas.seeds=0.5 must be of type int"),
+    ("balance.omega_clip", (1.0,), "omega_clip=.* must have 2 entries, not 1"),
+    ("data.standardize", (("a",),), "config.data.standardize=.* must be of type str"),
+    (
+      "optim.learning_rate",
+      math.nan,
+      "optim.learning_rate=nan must be a number",
+    ),
+    ("optim.epochs", True, "config.optim.epochs=True must be of type int"),
+    ("optim.learning_rates", {"old": "x"}, "learning_rates.old='x' must be of type fl"),
+    ("data.synthetic.sizes", (3, 4), "config.data.synthetic.sizes=.* must have 3 entr"),
+    ("data.synthetic.sizes", (3, 4, -1), "config.data.synthetic: synthetic sizes -1"),
+    ("data.synthetic.signal", (0.8, "x"), "data.synthetic.signal='x' must be of type"),
+    ("data.synthetic.annotator_noise", 0.0, "synthetic annotator_noise 0.0: must be"),
+  ],
+)
+def test_tuples_have_types_and_lengths_checked_once(key, value, message):
+  config = experiment(msa_jax.get_config("awf"))
+  with pytest.raises(UserError, match=message):
+    with_options(config, {key: value})
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("model.robust_expert.noise_std", -1.0, "noise_std=-1.0 must be 0 or more"),
+    ("model.robust_expert.slot_dropout", 1.5, r"slot_dropout=1.5 must be in \[0, 1\)"),
+    ("model.capacity_factor", -1.0, "model.capacity_factor=-1.0 must be above 0"),
+    ("model.route_temperature", 0.0, "model.route_temperature=0.0 must be above 0"),
+    ("model.polarity_experts.num_layers", 0, "num_layers=0 must be at least 1"),
+    ("model.text_expert.num_layers", 10**6, "num_layers=1000000 must be 1024 at most"),
+    ("model.token_dim", "x", "model.token_dim='x' must be of type int"),
+    ("model.dropout.head", "x", "model.dropout.head='x' must be of type float"),
+    (
+      "model.info_guided_fusion",
+      1,
+      "info_guided_fusion=1 must be of type bool",
+    ),
+    ("model.gates", 3, "model.gates=3 must be a mapping of options"),
+  ],
+)
+def test_options_of_models_have_types_and_ranges(key, value, message):
+  made = with_options(experiment(msa_jax.get_config("hgem")), {key: value})
+  with pytest.raises(UserError, match=message):
+    compose.build(resolve(made, toy.corpus()))
 
 
 def test_an_unknown_system_is_answered_with_the_known_ones():

@@ -32,7 +32,7 @@ def _free_port():
     return found.getsockname()[1]
 
 
-def _job(workdir, cache, feed="resident", signals=(None, None)):
+def _job(workdir, cache, feed="resident", signals=(None, None), **environment):
   """Runs the command in two processes; (exit code, stdout, stderr) of each."""
   known = {
     **os.environ,
@@ -46,18 +46,27 @@ def _job(workdir, cache, feed="resident", signals=(None, None)):
     command = [sys.executable, "-m", "msa_jax.main", f"--workdir={workdir}"]
     command += [f"--config={SUPPORT / 'toy_run.py'}:{feed}", "--process_count=2"]
     command += [f"--process_index={index}", f"--coordinator=localhost:{port}"]
-    environment = known | ({"TOY_SIGNAL": name} if name else {})
+    own = {**known, **environment} | ({"TOY_SIGNAL": name} if name else {})
     jobs.append(
       subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=own,
       )
     )
   try:
-    said = [job.communicate(timeout=SECONDS) for job in jobs]
+    # A frozen one is thawed by nobody: it is read once the others have ended.
+    order = sorted(
+      range(len(jobs)), key=lambda index: str(signals[index])[:4] == "STOP"
+    )
+    said = {}
+    for index in order:
+      if index != order[0] and "STOP" in str(signals[index]):
+        jobs[index].kill()
+      said[index] = jobs[index].communicate(timeout=SECONDS)
+    said = [said[index] for index in range(len(jobs))]
   finally:
     for job in jobs:
       job.kill()
@@ -117,8 +126,8 @@ def test_a_job_that_is_stopped_and_killed_ends_as_one_that_was_not(
 ):
   workdir = tmp_path / "run"
   stopped = _job(workdir, cache, "streamed", (None, "TERM@3"))
-  assert [code for code, *_ in stopped] == [0, 0], stopped
-  said = [errors.count("stopped after step 5 of 15") for _, _, errors in stopped]
+  assert [code for code, *_ in stopped] == [75, 75], stopped
+  said = [errors.count("stopped after step 4 of 15") for _, _, errors in stopped]
   assert said == [1, 0]
   started = time.monotonic()
   killed = _job(workdir, cache, "streamed", (None, "KILL@3"))
@@ -126,13 +135,34 @@ def test_a_job_that_is_stopped_and_killed_ends_as_one_that_was_not(
   assert time.monotonic() - started < 55
   assert killed[1][0] == -signal.SIGKILL and killed[0][0] not in (0, 2)
   assert len(RunDirectory(workdir).metrics()) < 3
-  saved = [int(each.name) for each in RunDirectory(workdir).last(0).glob("[0-9]*")]
-  assert 5 <= max(saved) < 15
+  _is_one_line(killed[0], "process 1 of 2 is lost")
+  names = [each.name for each in RunDirectory(workdir).last(0).iterdir()]
+  saved = [int(name) for name in names if name.isdecimal()]
+  assert 4 <= max(saved) < 15
   resumed = _job(workdir, cache, "streamed")
   assert [code for code, *_ in resumed] == [0, 0], resumed
   for _, _, errors in resumed:  # of batches of eight, each reads its half
     assert set(re.findall(r"rows (\d+)", errors)) == {"4"}
   _check(workdir, single)
+
+
+def _is_one_line(process, message):
+  code, _, errors = process
+  assert code == 1, errors
+  lines = [line for line in errors.splitlines() if not line.startswith("rows ")]
+  assert len(lines) == 1 and lines[0].startswith(f"error: {message}"), errors
+
+
+def test_a_frozen_process_is_named_by_the_others(tmp_path, cache):
+  first, _ = _job(tmp_path / "run", cache, signals=(None, "STOP@3"), TOY_LOST="6")
+  _is_one_line(first, "process 1 of 2 is lost: nothing was heard of it for")
+
+
+def test_the_coordinator_is_named_where_it_is_killed(tmp_path, cache):
+  _, second = _job(tmp_path / "run", cache, signals=("KILL@3", None))
+  code, _, errors = second
+  assert code not in (0, 2, 75)
+  assert errors.count("\n") == 1 and "process 0 of 2, the coordinator, is" in errors
 
 
 def test_the_values_of_a_job_are_checked():

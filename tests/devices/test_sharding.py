@@ -96,12 +96,12 @@ def test_a_checkpoint_of_several_devices_is_read_back_onto_them(tmp_path):
   saver.save(1, {"state": state, "best": best}, {"stage": 0})
   saver.close()
 
-  def shapes(position):
+  def read(position):
     state, best = programs.shapes(position["stage"], (0,))
-    return {"state": state, "best": best}
+    return position, {"state": state, "best": best}
 
   reader = ResumePoint(tmp_path / "last")
-  tree, _ = reader.restore(shapes)
+  tree, _ = reader.restore(read)
   reader.close()
   _close(jax.device_get(tree["state"]), jax.device_get(state))
   kernel = tree["state"].params["MixtureOfExperts_0"]["bank"]["experts"]["kernel"]

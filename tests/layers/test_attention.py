@@ -11,6 +11,7 @@ from msa_jax.layers.attention import (
   MultiHeadAttention,
   TransformerBlock,
   attention_weights,
+  share_of,
 )
 
 
@@ -247,3 +248,28 @@ def test_attention_in_bfloat16_stays_close_to_float32(getkey):
   )
   assert rough.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.float32(rough), exact, atol=0.05)
+
+
+@pytest.mark.parametrize("fraction", [0.14, 0.28, 0.5, 1.0])
+def test_a_share_of_the_valid_keys_is_kept_and_never_one_too_many(fraction, getkey):
+  logits = jax.random.normal(getkey(), (4, 2, 3, 50))
+  valid = np.array([50, 25, 3, 0])
+  mask = jnp.arange(50)[None] < valid[:, None]
+  weights = attention_weights(logits, mask, top_fraction=fraction)
+  # In hundredths, so that nothing is rounded.
+  kept = -(-round(100 * fraction) * valid // 100)
+  assert np.array_equal(
+    np.count_nonzero(weights, axis=-1), np.broadcast_to(kept[:, None, None], (4, 2, 3))
+  )
+  whole = attention_weights(logits, mask)
+  for row, number in enumerate(kept):
+    if number:
+      least = np.sort(whole[row], axis=-1)[..., -number]
+      chosen = np.where(whole[row] >= least[..., None], whole[row], 0.0)
+      np.testing.assert_allclose(weights[row], chosen, atol=1e-7)
+
+
+def test_a_share_counts_as_the_decimal_that_it_is_written_as():
+  for hundredths in range(1, 101):
+    for number in range(151):
+      assert share_of(hundredths / 100, number) == -(-hundredths * number // 100)

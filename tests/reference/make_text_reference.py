@@ -75,7 +75,7 @@ def main():
   tensors = {
     "whole": base.reshape(3, 4),
     "turned": base.reshape(3, 4).T,
-    "part": base[5:8],
+    "part": base.clone()[5:8],  # views that overlap are refused
     "half": (base / 3).half(),
     "brain": (base / 4).bfloat16(),
     "counts": torch.arange(3),

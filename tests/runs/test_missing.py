@@ -16,6 +16,7 @@ from msa_jax.data.batching import batches
 from msa_jax.data.transforms.modalities import select_modalities
 from msa_jax.data.transforms.transform import OTHER
 from msa_jax.errors import UserError
+from msa_jax.layers.masking import has_content
 from msa_jax.models.system import Stage
 from msa_jax.runs import prepare, run
 from msa_jax.step import compose, recipe
@@ -80,6 +81,11 @@ def test_training_batches_lose_by_their_place_in_the_epoch():
   )
   counts = [_kept("batches:0.3", batch, s, n_batches=10).sum(1) for s in range(12)]
   assert all((c == c[0]).all() for c in counts)
+  # One draw for a batch: all its rows lose the same modalities, others another time.
+  kept = [_kept("batches:0.3", batch, step, n_batches=10) for step in range(3)]
+  assert all((rows == rows[0]).all() for rows in kept)
+  draws = [_kept("batches:0.3", batch, 0, seed=s, n_batches=10)[0] for s in range(8)]
+  assert len({tuple(row) for row in draws}) > 1
   assert [c[0] for c in counts] == [1] * 3 + [2] * 3 + [3] * 4 + [1] * 2
 
 
@@ -116,7 +122,7 @@ def test_lost_steps_of_training_are_drawn_once_before_the_preprocessing():
     ({"train": "fog:0.3"}, r"config.missing.train: missing pattern 'fog:0.3' must be"),
     ({"eval": "vision"}, "the corpus has text, audio"),
     ({"eval": "batches:0.1"}, "three modalities"),
-    ({"seed": -1}, r"config.missing.seed=-1 must be 0"),
+    ({"seed": -1}, r"config.missing.seed=-1 must be in"),
   ],
 )
 def test_bad_options_are_refused_before_training(options, message):
@@ -151,7 +157,7 @@ def test_losing_every_step_counts_as_having_no_content():
     for name, m in batch.modalities.items()
   }
   batch = batch.replace(modalities=lost)
-  content = np.asarray(recipe.has_content(batch))
+  content = np.asarray(has_content(batch))
   assert content.sum() == 35 and not content[:2].any()
   predictions = train_state.predict(config, state, batch).predictions["sentiment"]
   np.testing.assert_allclose(

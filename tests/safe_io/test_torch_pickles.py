@@ -97,3 +97,32 @@ def test_archives_that_pytorch_does_not_write_are_refused(tmp_path):
     pass
   with pytest.raises(UserError, match="must have one data.pkl"):
     load_torch(tmp_path / "e.bin")
+
+
+def two(first, second):
+  """Two tensors of (offset, shape, strides) in one storage of four numbers."""
+  entries = b""
+  for name, place in ((b"v", first), (b"w", second)):
+    rest = b"".join(pickle.dumps(value, 2)[2:-1] for value in place)
+    entries += b"X\x01\x00\x00\x00" + name + TENSOR + b"(" + STORAGE + rest + b"\x89NtR"
+  return b"\x80\x02}(" + entries + b"u."
+
+
+def test_tensors_may_lie_side_by_side_or_be_the_same_but_not_overlap(tmp_path):
+  values = np.arange(4, dtype=np.float32)
+  apart = two((0, (2,), (1,)), (2, (2,), (1,)))
+  found = load_torch(write(tmp_path / "w.bin", apart, values.tobytes()))
+  assert (found["v"].tolist(), found["w"].tolist()) == ([0, 1], [2, 3])
+  tied = two((0, (4,), (1,)), (0, (4,), (1,)))
+  found = load_torch(write(tmp_path / "w.bin", tied, values.tobytes()))
+  assert found["v"] is found["w"]
+  turned = two((0, (2, 2), (2, 1)), (0, (2, 2), (1, 2)))
+  found = load_torch(write(tmp_path / "w.bin", turned, values.tobytes()))
+  np.testing.assert_array_equal(found["v"], found["w"].T)
+  for second in ((1, (3,), (1,)), (1, (2,), (1,))):
+    overlapping = two((0, (2,), (1,)), second)
+    with pytest.raises(UserError, match="tensors that overlap in"):
+      load_torch(write(tmp_path / "w.bin", overlapping, values.tobytes()))
+  for shape, strides in (((2, 2), (0, 1)), ((2, 2), (1, 1)), ((2,), (0,))):
+    with pytest.raises(UserError, match="overlaps itself"):
+      load_torch(write(tmp_path / "w.bin", tensor(0, shape, strides)))

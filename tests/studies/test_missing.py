@@ -168,11 +168,13 @@ def test_the_table_shows_patterns_figures_bounds_and_priors(trained):
   text = io.StringIO()
   print_grids(report, Console(file=text, width=200))
   lines = text.getvalue().splitlines()
-  (line,) = (x for x in lines if "audio+vision" in x and "text" not in x)
+  line, beside = (x for x in lines if "audio+vision" in x and "text" not in x)
   row = report["grids"]["conditions"][5]
   assert f"{row['figures']['sentiment']['mae']['mean']:.3f} ±" in line
   assert f"{row['bayes']['sentiment']['mae']:.3f}" in line
   assert f" {row['without_content']} " in line
+  for reference in ("constant", "linear_text", "linear_all"):
+    assert f" {row['references']['sentiment'][reference]['mae']:.3f} " in beside
   assert "24 samples of test, masks of seed 0" in text.getvalue()
 
 

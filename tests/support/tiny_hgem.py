@@ -138,3 +138,20 @@ def edit(batch_, name, **fields):
   """The batch with fields of one modality replaced."""
   modality = batch_.modalities[name].replace(**fields)
   return batch_.replace(modalities={**batch_.modalities, name: modality})
+
+
+def forced(params, gate, choice, strength):
+  """The parameters with a gate whose scores are `strength` for one candidate, else 0.
+
+  Not so strong that the others' weights vanish: a scale of exactly zero is the one
+  that no norm erases.
+  """
+  scores = params[gate]["units"]["experts"]["scores"]
+  bias = jnp.zeros_like(scores["bias"])  # [units e]; of Gate 3 [e 1]
+  at = (choice,) if gate == "gate3" else (slice(None), choice)
+  scores = {
+    "kernel": jnp.zeros_like(scores["kernel"]),
+    "bias": bias.at[at].set(strength),
+  }
+  units = {"experts": {**params[gate]["units"]["experts"], "scores": scores}}
+  return {**params, gate: {"units": units}}

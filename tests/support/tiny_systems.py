@@ -34,6 +34,34 @@ LITTLE = {
   "momke": {"num_layers": 1, "level": "frame"},
 }
 
+_HIDDEN = {"hidden_dims.text": 8, "hidden_dims.audio": 8, "hidden_dims.vision": 8}
+# Tiny: compiled in a second or two.
+TINY = {
+  # All experts count, so that each one's dropout is seen.
+  "hgem": {
+    "gates.fusion_top_k": 3,
+    "gates.polarity_top_k": 3,
+    "robust_expert.noise_std": 0.0,
+    "robust_expert.slot_dropout": 0.0,
+  },
+  "derl": {"hidden_dim": 8, "num_heads": 2, "ffn_multiplier": 1},
+  "momke": {"hidden_dim": 8, "stage2_mask": "condition"},
+  "mmolre": {
+    "hidden_dim": 8,
+    "shared_ranks": (1, 2),
+    "task_rank": 3,
+    "num_heads": 2,
+    "ffn_dim": 4,
+    "head_hidden_dim": 4,
+    "num_blocks": 1,
+  },
+  "awf": {"feature_dim": 4, "post_dim": 6},
+  "lf_lstm": {**_HIDDEN, "feature_dim": 4, "post_dim": 6},
+  "lf_dnn": {**_HIDDEN, "text_dim": 5, "post_dim": 6},
+  "tfn": {**_HIDDEN, "text_dim": 3, "post_dim": 6},
+  "text_only": {},
+}
+
 
 def config(name):
   """The resolved default config."""

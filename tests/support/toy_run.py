@@ -1,19 +1,21 @@
 """A config file for tests that start the real command: `toy` with statistics, routing
 and experts. `TOY_SIGNAL=TERM@3` sends the process that signal after three calls of the
-step program."""
+step program. `TOY_LOST=6` takes a process for lost after that many seconds."""
 
-import contextlib
 import os
 import signal
 import sys
+import time
 
 import toy
 
 from msa_jax import config as config_lib
 from msa_jax import models
 from msa_jax.data.batching import batches
+from msa_jax.devices import neighbours
+from msa_jax.devices.stopping import StopRequest
 from msa_jax.models.system import System
-from msa_jax.runs import prepare, run
+from msa_jax.runs import prepare
 
 
 def get_config(feed="resident"):
@@ -22,7 +24,8 @@ def get_config(feed="resident"):
   prepare.load = lambda config, **_: toy.corpus()
   if "TOY_SIGNAL" in os.environ:
     name, calls = os.environ["TOY_SIGNAL"].split("@")
-    run._stop_signal = _interrupted(run._stop_signal, name, int(calls))
+    StopRequest.requested = _interrupted(StopRequest.requested, name, int(calls))
+  neighbours.LOST_SECONDS = float(os.environ.get("TOY_LOST", neighbours.LOST_SECONDS))
   if feed == "streamed":
     batches._rows = _told(batches._rows)
   made = config_lib.base({"name": "toy"})
@@ -45,19 +48,14 @@ def _told(rows):
   return replaced
 
 
-def _interrupted(stop_signal, name, calls):
-  """`run._stop_signal`, with a signal that comes by itself."""
+def _interrupted(requested, name, calls):
+  """`StopRequest.requested`, with a signal that comes by itself when the loop asks."""
+  left = iter(range(calls - 1))
 
-  @contextlib.contextmanager
-  def replaced():
-    left = iter(range(calls - 1))
-    with stop_signal() as stop_requested:
-
-      def ask():
-        if next(left, None) is None:
-          os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
-        return stop_requested()
-
-      yield ask
+  def replaced(self):
+    if sys._getframe(1).f_code.co_name == "_agreed" and next(left, None) is None:
+      os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+      time.sleep(0.2)  # a thread hears of it
+    return requested(self)
 
   return replaced

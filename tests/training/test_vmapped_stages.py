@@ -11,6 +11,7 @@ import toy
 import toy_stages
 from changes import change, resolve
 from small_spec import with_spec
+from stops import StopAt
 
 from msa_jax import models
 from msa_jax.config import validate
@@ -123,10 +124,8 @@ def test_every_replica_equals_the_run_of_its_seed(tmp_path, monkeypatch, name):
 
 def _stop_at(monkeypatch, calls):
   """Makes `loop.fit` stop at the given call of the step program."""
-  original, counter = loop.fit, iter(range(1, 10**6))
-  monkeypatch.setattr(
-    loop, "fit", lambda *a: original(*a[:-1], lambda: next(counter) == calls)
-  )
+  original, stop = loop.fit, StopAt(calls)
+  monkeypatch.setattr(loop, "fit", lambda *a: original(*a[:-1], stop))
 
 
 @pytest.mark.parametrize("calls", [2, 12])

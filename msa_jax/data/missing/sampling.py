@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from msa_jax.data.batching.batches import availability
 from msa_jax.data.missing import rules
 from msa_jax.data.missing.patterns import Pattern
+from msa_jax.safe_io import durable
 from msa_jax.typing import Corpus, Split, modality_order
 
 
@@ -220,5 +221,5 @@ def save(
     for name, values in parts.items()
   }
   order = np.asarray(modality_order(split.modalities))
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  np.savez_compressed(path, ids=split.ids, modalities=order, **flat)
+  with durable.replacing(pathlib.Path(path)) as partial:
+    np.savez_compressed(partial, ids=split.ids, modalities=order, **flat)

@@ -17,7 +17,7 @@ from msa_jax.data.readers import (
 )
 from msa_jax.data.readers.cleaning import check_unique_ids, clean
 from msa_jax.errors import UserError
-from msa_jax.safe_io import hashing
+from msa_jax.safe_io import files, hashing
 from msa_jax.safe_io.pickles import load_pickle
 from msa_jax.typing import Corpus
 
@@ -65,12 +65,22 @@ def read_lenient(
   """Like `read`, but leaves repeated ids to the caller (who wants to list them)."""
   if format not in FORMATS:
     raise UserError(f"format {format!r}; the formats are {', '.join(FORMATS)}")
+  with files.reading(path, "data file"):
+    return _read(path, format, features, bare_text)
+
+
+def _read(
+  path: str | os.PathLike,
+  format: str,
+  features: Mapping[str, str | os.PathLike] | None,
+  bare_text: bool,
+) -> Corpus:
   if format == "stored" or (format == "auto" and array_record.is_stored(path)):
     if features:
       raise UserError("separate feature files go with MMSA pickles only, not folders")
     corpus = array_record.load(path)
     return _with_file(corpus, array_record.columns_file(path), Path(path).name)
-  path = existing(path)
+  path = files.regular(path)
   archive = zipfile.is_zipfile(path) or _starts_like_zip(path)
   if format == "auto":
     # By its name too: a csv file without a transcript is told what it lacks.
@@ -94,10 +104,7 @@ def read_lenient(
       )
   else:
     corpus, exact = _from_pickle(load_pickle(path), path, format, features), False
-  try:
-    corpus = corpus if exact else clean(corpus)
-  except UserError as error:
-    raise UserError(f"{path}: {error}") from None
+  corpus = corpus if exact else clean(corpus)
   return _with_file(corpus, path, path.name)
 
 
@@ -113,23 +120,10 @@ def _with_file(corpus: Corpus, path: Path, name: str) -> Corpus:
   return dataclasses.replace(corpus, notes=notes)
 
 
-def existing(path: str | os.PathLike) -> Path:
-  """The absolute path of a file; UserError naming the path tried if there is none."""
-  absolute = Path(path).expanduser().absolute()
-  if absolute.is_dir():
-    raise UserError(f"{absolute} is a folder, not a data file")
-  if not absolute.exists():
-    raise UserError(f"no such file: {absolute}")
-  return absolute
-
-
 def _starts_like_zip(path: Path) -> bool:
   # A truncated archive has lost the directory at its end, but not its first bytes.
-  try:
-    with path.open("rb") as stream:
-      return stream.read(4) == b"PK\x03\x04"
-  except OSError as error:
-    raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+  with path.open("rb") as stream:
+    return stream.read(4) == b"PK\x03\x04"
 
 
 def _from_pickle(
@@ -140,17 +134,11 @@ def _from_pickle(
     format = "gcnet" if dialogues else "mult" if _is_mult(data) else "mmsa"
   if features and format == "mult":
     raise UserError("separate feature files go with MMSA pickles only, not with MulT's")
-  try:
-    if format == "gcnet":
-      return gcnet.from_pickle(data, path.stem, features or {})
-    if format == "mult":
-      return mult.from_pickle(data, path.stem)
-    return mmsa.from_pickle(data, path.stem, features)
-  except UserError as error:
-    message = str(error)
-    raise UserError(
-      message if message.startswith(str(path)) else f"{path}: {message}"
-    ) from None
+  if format == "gcnet":
+    return gcnet.from_pickle(data, path.stem, features or {})
+  if format == "mult":
+    return mult.from_pickle(data, path.stem)
+  return mmsa.from_pickle(data, path.stem, features)
 
 
 def _is_mult(data: Any) -> bool:

@@ -264,7 +264,9 @@ def _unlabelled(corpus: Corpus) -> list[str]:
         continue
       known = np.isfinite(value) & (value != -1 if value.dtype.kind == "i" else True)
       absent = len(value) - int(known.reshape(len(value), -1).any(1).sum())
-      if absent:
+      if absent == len(value) and name == "train":
+        lines.append(f"train has no label of {task}: it cannot be trained on")
+      elif absent:
         lines.append(f"{absent} samples of {name} have no label of {task}")
   return lines
 

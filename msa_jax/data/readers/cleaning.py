@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from msa_jax import arrays
+from msa_jax import arrays, memory
 from msa_jax.data.readers import fields
 from msa_jax.errors import UserError
 from msa_jax.typing import Corpus, Sequences, Split, modality_order
@@ -117,8 +117,8 @@ def check_labels(corpus: Corpus) -> None:
           f"{where} has {value.shape[1]} columns for {len(meaning.classes)} classes"
         )
       top = 2 if meaning.kind == "binary" else len(meaning.classes)
-      if meaning.kind != "regression" and (value.max(initial=-1) >= top):
-        raise UserError(f"{where} holds {value.max()}; labels are below {top}")
+      if meaning.kind != "regression":
+        arrays.check_classes(value, where, top, split.ids)
 
 
 def check_lengths(sequences: Sequences, where: str, ids: np.ndarray) -> None:
@@ -199,6 +199,7 @@ def _cut_padding(
   notes["padding_cut"] = {}
   for modality in modality_order(next(iter(splits.values()))):
     parts = {name: split[modality] for name, split in splits.items()}
+    _check_steps(modality, parts)
     longest = max(1, *(int(part.lengths.max()) for part in parts.values()))
     before = max(part.features.shape[1] for part in parts.values())
     if longest < before:
@@ -206,6 +207,21 @@ def _cut_padding(
     for name, part in parts.items():
       if part.features.shape[1] != longest:
         splits[name][modality] = _resized(part, longest)
+
+
+def _check_steps(modality: str, parts: Mapping[str, Sequences]) -> None:
+  """Every split becomes as long as the longest sample of all."""
+  most = max(parts, key=lambda name: int(parts[name].lengths.max(initial=0)))
+  row = int(parts[most].lengths.argmax())
+  steps = int(parts[most].lengths[row])
+  for name, part in parts.items():
+    n, _, width = part.features.shape
+    memory.check(
+      f"{modality} of split {name}",
+      n * steps * width * part.features.dtype.itemsize,
+      part.features.nbytes,
+      f"row {row} of split {most} has {steps} steps",
+    )
 
 
 def _resized(sequences: Sequences, steps: int) -> Sequences:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer
 
+from msa_jax import arrays
 from msa_jax.arrays import blocks, features, lengths, numbered, occupied
 from msa_jax.errors import UserError
 from msa_jax.typing import MODALITIES
@@ -49,7 +50,7 @@ def strings(value: Any, n: int, where: str) -> np.ndarray:
   rows = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
   if len(rows) != n:
     raise UserError(f"{where}: {len(rows)} entries for {n} samples")
-  return np.array([text(row) for row in rows], dtype=np.str_).reshape(n)
+  return arrays.strings([text(row) for row in rows], where)
 
 
 def text(value: Any) -> str:
@@ -67,14 +68,16 @@ def videos(ids: np.ndarray) -> np.ndarray | None:
   if not any(matches):
     return None
   pairs = zip(matches, ids.tolist(), strict=True)
-  return np.array([match["video"] if match else name for match, name in pairs])
+  names = [match["video"] if match else name for match, name in pairs]
+  return arrays.strings(names, "videos")
 
 
 def regression(value: Any, n: int, where: str) -> Float[np.ndarray, " n"]:
   """[n] float32 labels; anything not finite becomes NaN (= no label)."""
   try:
-    array = np.asarray(value, dtype=np.float32).reshape(-1)
-  except (ValueError, TypeError):
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, so no label
+      array = np.asarray(value, dtype=np.float32).reshape(-1)
+  except (ValueError, TypeError, OverflowError):
     raise UserError(f"{where}: labels are not numbers") from None
   if len(array) != n:
     raise UserError(f"{where}: {len(array)} labels for {n} samples")

@@ -15,10 +15,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from msa_jax import arrays as arrays_lib
 from msa_jax.data.readers import fields
 from msa_jax.data.readers.mmsa import sentiment_tasks
 from msa_jax.data.transforms.folds import SESSION, WHOLE
 from msa_jax.errors import UserError
+from msa_jax.safe_io import archives
 from msa_jax.typing import MODALITIES, Corpus, Sequences, Split, Task
 
 _KEYS = {"id", "dialog", SESSION}
@@ -87,12 +89,13 @@ def _class_labels(
   numbers = sorted(int(m[1]) for m in map(_LABEL.fullmatch, arrays) if m)
   for number in numbers:
     values = arrays[f"label{number}"]
-    if values.shape != (n,) or values.dtype.kind not in "iu" or values.max() >= number:
+    if values.shape != (n,) or values.dtype.kind not in "iu":
       raise UserError(
         f"label{number} should be [{n}] class numbers below {number}, or -1"
       )
+    arrays_lib.check_classes(values, f"label{number}", number, arrays["id"])
     task = "emotion" if number == numbers[0] else f"emotion{number}"
-    labels[task] = np.maximum(values.astype(np.int32), -1)
+    labels[task] = values.astype(np.int32)
     classes = _class_names(labels[task], arrays.get("emotion"), number)
     tasks[task] = Task("classes", classes=classes, protocol="classes")
   return labels, tasks
@@ -207,17 +210,19 @@ def _split(
       for modality in MODALITIES
       if modality in folders
     },
-    labels=_labels(labels, n, where),
+    labels=_labels(labels, ids, where),
     raw_text=fields.strings(sentences, n, where),
-    groups=np.array(groups, dtype=np.str_),
+    groups=arrays_lib.strings(groups, f"{where}, videos"),
     extras=extras,
   )
 
 
-def _labels(labels: list, n: int, where: str) -> dict[str, np.ndarray]:
+def _labels(labels: list, ids: np.ndarray, where: str) -> dict[str, np.ndarray]:
+  n = len(ids)
   values = np.asarray(labels)
   if values.dtype.kind in "iu" and values.shape == (n,):
-    return {"emotion": np.maximum(values.astype(np.int32), -1)}
+    arrays_lib.check_classes(values, f"{where}, labels", ids=ids)
+    return {"emotion": values.astype(np.int32)}
   return {"sentiment": fields.regression(labels, n, where)}
 
 
@@ -258,13 +263,7 @@ def _one(folder: Path, name: str) -> np.ndarray:
   if Path(name).name != name:
     raise UserError(f"utterance {name!r} cannot name a file in {folder}")
   path = folder / f"{name}.npy"
-  try:
-    array = np.load(path, allow_pickle=False)
-  except FileNotFoundError:
-    raise UserError(f"no such feature file: {path}") from None
-  except (ValueError, OSError, EOFError) as error:
-    reason = " ".join(str(error).split())[:80]
-    raise UserError(f"{path}: not a plain .npy of numbers ({reason})") from None
+  array = archives.read_npy(path)
   if array.dtype.kind not in "fiu":
     raise UserError(f"{path}: holds {array.dtype}, not numbers")
   if not array.size:

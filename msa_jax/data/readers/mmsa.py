@@ -92,10 +92,13 @@ def _replace(splits: dict[str, dict], modality: str, path: Path) -> None:
 def samples(split: Mapping[str, Any], name: str) -> int:
   """Number of samples of a split as found in the file."""
   for modality in MODALITIES:
-    if modality in split:
-      if not np.shape(split[modality]) and not isinstance(split[modality], list):
+    if split.get(modality) is not None:
+      value = split[modality]
+      if not isinstance(value, list | tuple) and not np.shape(value):
         raise UserError(f"split {name}: {modality} holds no samples")
-      return len(split[modality])
+      if not len(value):
+        raise UserError(f"split {name} is empty; remove it or fill it")
+      return len(value)
   raise UserError(f"split {name} has no modality; one at least is needed")
 
 
@@ -103,12 +106,14 @@ def _split(data: dict, name: str) -> Split:
   if isinstance(data.get("raw_text"), str) or isinstance(data.get("id"), str):
     data = _one_sample(data)
   n = samples(data, name)
+  # Before the ids: an array without cells may say that it has any number of rows.
+  text_bert = _text_bert(data, n, name)
+  modalities = _modalities(data, n, name, text_bert)
   ids = (
     fields.strings(data["id"], n, f"{name}, id")
     if data.get("id") is not None
     else fields.numbered(n, name)
   )
-  text_bert = _text_bert(data, n, name)
   labels = {
     task: fields.regression(data[key], n, f"{name}, {key}")
     for key, task in _LABELS.items()
@@ -117,7 +122,7 @@ def _split(data: dict, name: str) -> Split:
   raw_text = data.get("raw_text")
   return Split(
     ids=ids,
-    modalities=_modalities(data, n, name, text_bert),
+    modalities=modalities,
     labels=labels,
     raw_text=None if raw_text is None else fields.strings(raw_text, n, f"{name}, text"),
     groups=fields.videos(ids),

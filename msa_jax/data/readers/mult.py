@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from msa_jax import arrays as arrays_lib
 from msa_jax.data.readers import fields
 from msa_jax.data.readers.mmsa import samples, sentiment_tasks
 from msa_jax.errors import UserError
@@ -71,7 +72,6 @@ def _tasks(splits: dict[str, Split], name: str) -> dict[str, Task]:
 
 def _split(data: dict, name: str) -> tuple[Split, dict[str, int]]:
   n = samples(data, name)
-  ids, groups = _ids(data.get("id"), n, name)
   arrays = {}
   for modality in MODALITIES:
     if data.get(modality) is None:
@@ -89,6 +89,8 @@ def _split(data: dict, name: str) -> tuple[Split, dict[str, int]]:
     modality: Sequences(arrays[modality], (last - first).astype(np.int32))
     for modality, (first, last) in spans.items()
   }
+  # After the features: an array without cells may say that it has any number of rows.
+  ids, groups = _ids(data.get("id"), n, name)
   labels = _labels(data.get("labels"), n, name)
   return Split(ids, modalities, labels, groups=groups), moved
 
@@ -155,5 +157,6 @@ def _unique(splits: dict[str, Split]) -> tuple[dict[str, Split], int]:
     for sample in split.ids.tolist():
       seen[sample] = seen.get(sample, 0) + 1
       names.append(sample if seen[sample] == 1 else f"{sample}#{seen[sample]}")
-    unique[name] = dataclasses.replace(split, ids=np.array(names))
+    ids = arrays_lib.strings(names, f"{name}, id")
+    unique[name] = dataclasses.replace(split, ids=ids)
   return unique, sum(count - 1 for count in seen.values())

@@ -25,11 +25,11 @@ Files written by `save` hold the key `format` and come back exactly as they were
 Files without it are cleaned like every other format.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from msa_jax import arrays as arrays_lib
+from msa_jax.corpus import tasks_of
 from msa_jax.data.readers import fields, gcnet
 from msa_jax.data.readers.cleaning import (
   check_labels,
@@ -44,7 +45,8 @@ from msa_jax.data.readers.cleaning import (
   check_structure,
   check_unique_ids,
 )
-from msa_jax.errors import UserError
+from msa_jax.errors import UserError, of_system
+from msa_jax.safe_io import archives
 from msa_jax.safe_io.pickles import characters_exist
 from msa_jax.typing import Corpus, Sequences, Split, Task
 
@@ -87,11 +89,17 @@ def save(corpus: Corpus, path: str | os.PathLike) -> None:
     for key, value in _split_arrays(split).items():
       arrays[f"{name}/{key}"] = value
   path = Path(path).expanduser()
+  # Beside and renamed: what cannot be written whole leaves what was there.
+  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
   try:
-    with path.open("wb") as stream:  # An open file keeps NumPy from adding ".npz".
+    with partial.open("wb") as stream:  # An open file keeps NumPy from adding ".npz".
       np.savez(stream, **arrays)
+    partial.replace(path)
   except OSError as error:
-    raise UserError(f"cannot write {path.absolute()}: {error.strerror}") from None
+    raise of_system(error, f"cannot write {path.absolute()}") from None
+  finally:
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
 
 
 def _split_arrays(split: Split) -> dict[str, np.ndarray]:
@@ -125,12 +133,7 @@ def load(path: Path) -> tuple[Corpus, bool]:
     UserError: damaged, holds pickled objects, or its keys are others than those of
       this module's docstring.
   """
-  try:
-    with np.load(path, allow_pickle=False) as archive:
-      arrays = {key: archive[key] for key in archive.files}
-  except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-    reason = " ".join(str(error).split())[:100]
-    raise UserError(f"{path}: not a readable .npz without pickles ({reason})") from None
+  arrays = archives.read_npz(path)
   for key, array in arrays.items():
     if not characters_exist(array):
       raise UserError(f"{path}: {key!a} has characters that do not exist")
@@ -213,11 +216,15 @@ def _modalities(
   for modality in stems:
     where = f"{name}/{modality}"
     array = arrays.pop(modality)
+    if array.ndim and not len(array):
+      raise UserError(f"split {name} is empty; remove it or fill it")
     if array.dtype.kind not in "fiub":
       raise UserError(f"unknown key {where} ({array.dtype}); {_HINT}")
     if not exact:
       array, _ = fields.features(array, where)
     length = arrays.get(f"{modality}_lengths")
+    if length is None and exact:
+      raise UserError(f"{where} has no lengths, which this library's own files have")
     if length is None:
       length = fields.occupied(array)[1]
     elif not exact:
@@ -234,11 +241,7 @@ def _modalities(
 
 def inferred_tasks(splits: Mapping[str, Split]) -> dict[str, Task]:
   """What labels mean when the file does not say (rules in the module's docstring)."""
-  labels: dict[str, list[np.ndarray]] = {}
-  for split in splits.values():
-    for task, value in split.labels.items():
-      labels.setdefault(task, []).append(value)
-  return {task: Task.from_labels(values) for task, values in labels.items()}
+  return tasks_of(splits)
 
 
 def _labels(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -16,9 +16,11 @@ from typing import cast
 
 import numpy as np
 
+from msa_jax import arrays as arrays_lib
 from msa_jax.data.readers import fields
 from msa_jax.data.readers.mmsa import sentiment_tasks
 from msa_jax.errors import UserError
+from msa_jax.safe_io import archives
 from msa_jax.typing import MODALITIES, Corpus, Sequences, Split, Task
 
 _TEXT = ("text", "transcript", "sentence")
@@ -94,21 +96,26 @@ def load(path: Path) -> Corpus:
   for split in dict.fromkeys(split_of):
     chosen = [i for i, name in enumerate(split_of) if name == split]
     members = [rows[i] for i in chosen]
-    ids = np.array([names[i] for i in chosen], np.str_)
-    speakers = np.array([row.get("speaker", "") for row in members], np.str_)
+    ids = arrays_lib.strings([names[i] for i in chosen], f"{split}, id")
+    speakers = [row.get("speaker", "") for row in members]
+    speakers = arrays_lib.strings(speakers, f"{split}, speaker")
+    texts = arrays_lib.strings([row[text] for row in members], f"{split}, {text}")
+    videos = fields.videos(ids)
+    if groups:
+      videos = arrays_lib.strings([groups[i] for i in chosen], f"{split}, {group}")
     splits[split] = Split(
       ids=ids,
       modalities=_features(path, columns, members),
       labels={name: values[chosen] for name, values in labels.items()},
-      raw_text=np.array([row[text] for row in members], np.str_),
-      groups=np.array(groups)[chosen] if groups else fields.videos(ids),
+      raw_text=texts,
+      groups=videos,
       extras={"speaker": speakers} if "speaker" in columns else {},
     )
   if any(values.dtype.kind == "f" for values in labels.values()):
     regression = {
       name: values for name, values in labels.items() if values.dtype.kind == "f"
     }
-    whole = Split(np.array(names), {}, regression)
+    whole = Split(np.arange(len(names)), {}, regression)
     tasks |= sentiment_tasks({"all": whole})
   return Corpus(path.stem, splits, tasks, {"format": "csv"})
 
@@ -177,10 +184,18 @@ def _labels(
     if task != "emotion" and not named:
       labels[task] = fields.regression(numbers, len(rows), f"{path}, {column}")
       continue
+    # Of numbers, -1 is none as everywhere; names may be any.
     words = [
-      row[column].strip() if n == n else ""
+      row[column].strip() if n == n and (named or n != -1) else ""
       for row, n in zip(rows, numbers, strict=True)
     ]
+    below = [n is not None and n < -1 for n in numbers]
+    if not named and any(below):
+      raise UserError(
+        f"{path}: row {below.index(True) + 2} of {column} is"
+        f" {numbers[below.index(True)]:g}: numbers of classes are not negative, -1 is"
+        " none; a sentiment belongs in a column 'sentiment'"
+      )
     mixed = [n is not None and bool(w) for n, w in zip(numbers, words, strict=True)]
     if named and any(mixed):
       raise UserError(
@@ -211,11 +226,7 @@ def _array(path: Path, name: str) -> np.ndarray:
   place = (folder / name.strip()).resolve()
   if not name.strip() or not place.is_relative_to(folder) or place.suffix != ".npy":
     raise UserError(f"{path}: {name[:60]!r} must be an .npy file below {folder}")
-  try:
-    array = np.load(place, allow_pickle=False)
-  except (OSError, ValueError) as error:
-    reason = " ".join(str(error).split())[:80]
-    raise UserError(f"{place}: not a readable array ({reason})") from None
+  array = archives.read_npy(place)
   if array.ndim == 1:
     array = array[None]
   if array.ndim != 2 or 0 in array.shape:

@@ -19,6 +19,7 @@ from msa_jax.data.synthetic.generator import (
   SyntheticOptions,
   World,
   build_world,
+  check_size,
   read_options,
 )
 from msa_jax.data.synthetic.posterior import (
@@ -265,10 +266,12 @@ def synthetic(
     modalities visible.
 
   Raises:
-    UserError: an unknown option or a value out of its range.
+    UserError: an unknown option, a value out of its range, or more samples than this
+      machine has memory for.
   """
   if not isinstance(options, SyntheticOptions):
     options = read_options(() if options is None else options.items())
+  check_size(options)
   splits, best, conditions = {}, {}, {}
   for number, name in enumerate(SPLITS):
     split = draw(

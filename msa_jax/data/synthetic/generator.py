@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from msa_jax import memory
 from msa_jax.errors import UserError
 from msa_jax.typing import MODALITIES
 
@@ -100,14 +101,27 @@ class SyntheticOptions:
     _require("autocorrelation", self.autocorrelation, 0.0, 0.99)
     for name in ("noise", "signal", "tell"):
       _require(name, getattr(self, name), 1e-3, 100.0)
-    _require("widths", self.widths, 1, math.inf)
-    _require("steps", self.steps, 1, math.inf)
+    _require("widths", self.widths, 1, 2**20)
+    _require("steps", self.steps, 1, 2**20)
     _require("text steps", self.steps[:1], 4, math.inf)
+    _require("seed", (self.seed,), 0, 2**31 - 1)
+    _require("text_length", (self.text_length,), 1.0, 1e4)
+    _require("frames_per_token", self.frames_per_token, 1e-3, 1e3)
+    _require("word_valence", (self.word_valence,), 0.0, 100.0)
+    _require("embedding_noise", (self.embedding_noise,), 0.0, 100.0)
+    _require("annotator_noise", (self.annotator_noise,), 1e-3, 100.0)
     _require("vocabulary", (self.vocabulary,), 2, 5000)
     _require("annotators", (self.annotators,), 1, 100)
-    _require("sizes", self.sizes, 1, math.inf)
+    _require("sizes", self.sizes, 1, 2**31)
     for size, videos in zip(self.sizes, self.videos, strict=True):
       _require("videos", (videos,), 1, size)
+
+
+def check_size(options: SyntheticOptions) -> None:
+  """Raises UserError unless this machine has the memory for the samples."""
+  pairs = zip(options.widths, options.steps, strict=True)
+  size = 4 * sum(options.sizes) * sum(width * steps for width, steps in pairs)
+  memory.check("the synthetic corpus of these sizes, steps and widths", size, size)
 
 
 def _require(

@@ -5,11 +5,13 @@ single utterances count: scores, predictions, routing.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from msa_jax import memory
 from msa_jax.data.batching.batches import availability
 from msa_jax.data.readers import fields
 from msa_jax.data.sequences import visible_steps
@@ -52,12 +54,31 @@ def group(corpus: Corpus) -> Corpus:
   rows = {name: _rows(name, split) for name, split in corpus.splits.items()}
   longest = max(len(members) for _, each in rows.values() for members in each)
   steps = -(-longest // _MULTIPLE) * _MULTIPLE
+  _check_size(corpus, rows, steps)
   splits = {
     name: _grouped(split, *rows[name], steps) for name, split in corpus.splits.items()
   }
   notes = dict(corpus.notes)
   notes["dialogues"] = {name: len(split) for name, split in splits.items()}
   return dataclasses.replace(corpus, splits=splits, notes=notes)
+
+
+def _check_size(corpus: Corpus, rows: Mapping[str, tuple], steps: int) -> None:
+  """Every dialogue becomes as long as the longest of all."""
+  sizes = {
+    f"{place}, {dialogue}": len(members)
+    for place, (names, each) in rows.items()
+    for dialogue, members in zip(names, each, strict=True)
+  }
+  longest = max(sizes, key=lambda name: sizes[name])
+  for name, split in corpus.splits.items():
+    width = sum(one.features.shape[-1] for one in split.modalities.values())
+    memory.check(
+      f"dialogues of split {name}",
+      4 * width * steps * len(rows[name][0]),
+      4 * width * len(split),
+      f"dialogue {longest[:80]!r} has {sizes[longest]} utterances",
+    )
 
 
 def is_grouped(split: Split) -> bool:

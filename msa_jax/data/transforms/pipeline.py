@@ -9,7 +9,7 @@ A further step is one `Transform` and one entry in `runs.transforms.pipeline_of`
 import dataclasses
 import json
 import os
-import zipfile
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,9 +18,10 @@ import numpy as np
 from msa_jax.data.transforms.relabel import tasks_state
 from msa_jax.data.transforms.transform import FIRST, State, Transform
 from msa_jax.errors import UserError
+from msa_jax.safe_io import archives, durable
 from msa_jax.typing import Corpus, Task
 
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _LISTED = "transforms"  # entry of the file that lists the transforms, as JSON
 _OLD = "settings"  # entry that only files of version 0.1 have
 
@@ -107,7 +108,9 @@ def save(pipeline: Pipeline, path: str | os.PathLike) -> None:
     if not each.redrawn
     for key, value in pipeline.states[each.name].items()
   }
-  np.savez(path, **{_LISTED: np.asarray(json.dumps(pipeline.describe()))}, **arrays)
+  listed = {_LISTED: np.asarray(json.dumps(pipeline.describe()))}
+  with durable.replacing(pathlib.Path(path)) as partial:
+    np.savez(partial, **listed, **arrays)
 
 
 def load(
@@ -127,9 +130,7 @@ def load(
     UserError: not there, damaged, or fitted for transforms that are not there.
   """
   try:
-    # NumPy leaves a file open that it finds damaged.
-    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-      arrays = dict(file)
+    arrays = archives.read_npz(pathlib.Path(path))
     if _OLD in arrays:
       return Pipeline(tuple(transforms), _old_states(arrays, tasks))
     listed = [each["name"] for each in json.loads(str(arrays.pop(_LISTED)))]

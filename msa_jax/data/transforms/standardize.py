@@ -10,7 +10,8 @@ from msa_jax.data.lazy import map_rows
 from msa_jax.data.readers.fields import blocks
 from msa_jax.data.sequences import visible_steps
 from msa_jax.data.transforms.transform import State, Transform
-from msa_jax.typing import Corpus, Sequences, Split, modality_order
+from msa_jax.errors import UserError
+from msa_jax.typing import MODALITIES, Corpus, Sequences, Split, modality_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,18 @@ class Standardize(Transform):
   modalities: tuple[str, ...]
 
   def fit(self, corpus: Corpus) -> State:
+    """Means and scales of the training split.
+
+    Raises:
+      UserError: a name that is no modality, which would change nothing.
+    """
     modalities = corpus.splits["train"].modalities
+    unknown = set(self.modalities) - set(modalities) - set(MODALITIES)
+    if unknown:
+      raise UserError(
+        f"config.data.standardize={self.modalities}: the corpus has no"
+        f" {', '.join(sorted(unknown))} (it has {', '.join(sorted(modalities))})."
+      )
     state = {}
     for name in modality_order(modalities):
       if name in self.modalities:

@@ -65,7 +65,7 @@ def _cut_ties(
 
 
 def keep_largest(
-  scores: Float[Array, "*n s"], k: int, mask: Bool[Array, "*n s"]
+  scores: Float[Array, "*n s"], k: int | Int[Array, "*n"], mask: Bool[Array, "*n s"]
 ) -> Bool[Array, "*n s"]:
   """Marks the `k` largest valid scores of every row, exactly.
 
@@ -78,7 +78,7 @@ def keep_largest(
 
   Args:
     scores: any finite values; compared as float32. No gradient flows.
-    k: how many to keep, at least 1.
+    k: how many to keep, at least 1; one number, or one per row.
     mask: True = candidate.
 
   Returns:
@@ -100,10 +100,10 @@ def keep_largest(
 
 
 def keep_largest_plain(
-  scores: Float[Array, "*n s"], k: int, mask: Bool[Array, "*n s"]
+  scores: Float[Array, "*n s"], k: int | Int[Array, "*n"], mask: Bool[Array, "*n s"]
 ) -> Bool[Array, "*n s"]:
   """The plain twin of `keep_largest`: a stable sort of every row."""
   candidates = jnp.where(mask, lax.stop_gradient(scores), -jnp.inf)
   order = jnp.argsort(candidates, axis=-1, stable=True, descending=True)
   rank = jnp.argsort(order, axis=-1)
-  return mask & (rank < k)
+  return mask & (rank < (k if isinstance(k, int) else k[..., None]))

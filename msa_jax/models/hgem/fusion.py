@@ -4,7 +4,6 @@ Their parameters have flat names (`L2_sparse_0`, `L2_den_1`, ...), for they shar
 scope of the network, where reports group parameters by prefix.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from msa_jax.layers.attention import TransformerBlock
+from msa_jax.layers.attention import LAYER_NORM_EPSILON, TransformerBlock, share_of
 from msa_jax.layers.dropout import Dropout, happens, normal, stream_words
 from msa_jax.layers.kernels.gelu import exact_gelu
 from msa_jax.layers.masking import masked_mean
@@ -35,12 +34,8 @@ class RobustOutput(NamedTuple):
 
 
 def sparse_top_k(keep_fraction: float, max_steps: int, num_modalities: int) -> int:
-  """Keys each query keeps (Eq. 4).
-
-  The nominal length counts, not that of a batch, so that shorter buckets select the
-  same keys.
-  """
-  return math.ceil(keep_fraction * max_steps * num_modalities)
+  """Keys each query keeps by the nominal length (Eq. 4), whatever that of a batch."""
+  return share_of(keep_fraction, max_steps * num_modalities)
 
 
 class SparseExpert(nn.Module):
@@ -48,9 +43,11 @@ class SparseExpert(nn.Module):
 
   Attributes:
     output_dim: width of the result.
-    max_steps: nominal length, from which the number of kept keys follows.
+    max_steps: nominal length.
     num_heads, ffn_dim, num_layers: sizes of the transformer blocks.
-    keep_fraction: share of the nominal number of tokens that each query keeps.
+    keep_fraction: share of the tokens that each query keeps.
+    keep_share_of: of the sample's `valid` tokens, or of the `nominal` number.
+    norm_summaries: whether the tokens behind `summaries` are normalised.
     attention_dropout, ffn_dropout, deterministic: of the blocks.
     dtype: compute type.
   """
@@ -61,6 +58,8 @@ class SparseExpert(nn.Module):
   ffn_dim: int = 256
   num_layers: int = 1
   keep_fraction: float = 0.25
+  keep_share_of: str = "valid"
+  norm_summaries: bool = True
   attention_dropout: float = 0.0
   ffn_dropout: float = 0.0
   deterministic: bool = True
@@ -72,6 +71,7 @@ class SparseExpert(nn.Module):
   ) -> SparseOutput:
     n_batch, n_steps, n_modalities, width = tokens.shape
     states = tokens.reshape(n_batch, n_steps * n_modalities, width)
+    nominal = self.keep_share_of == "nominal"
     for layer in range(self.num_layers):
       states = TransformerBlock(
         self.ffn_dim,
@@ -79,19 +79,31 @@ class SparseExpert(nn.Module):
         self.attention_dropout,
         self.ffn_dropout,
         self.deterministic,
-        sparse_top_k(self.keep_fraction, self.max_steps, n_modalities),
+        sparse_top_k(self.keep_fraction, self.max_steps, n_modalities)
+        if nominal
+        else None,
         dtype=self.dtype,
+        top_fraction=None if nominal else self.keep_fraction,
         name=f"L2_sparse_{layer}",
       )(states, mask.reshape(n_batch, -1))
     states = states.reshape(tokens.shape)
+    output = nn.Dense(self.output_dim, dtype=self.dtype, name="L2_sparse_out")
+    if self.norm_summaries:
+      projected, real = output(states), mask[..., None]
+      norm = nn.LayerNorm(
+        epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="L2_sparse_norm"
+      )
+      return SparseOutput(
+        pooled=masked_mean(projected, real, axis=(1, 2)),
+        summaries=masked_mean(norm(projected), real, axis=1),
+      )
     # The mean commutes with the linear output layer, which then acts on few rows.
     per_modality = masked_mean(states, mask[..., None], axis=1)  # [b m d]
     everything = masked_mean(states, mask[..., None], axis=(1, 2))[:, None]  # [b 1 d]
     means = jnp.concatenate([per_modality, everything], axis=1)
     valid = jnp.any(mask, axis=1)  # [b m]
     valid = jnp.concatenate([valid, jnp.any(valid, axis=1, keepdims=True)], axis=1)
-    means = nn.Dense(self.output_dim, dtype=self.dtype, name="L2_sparse_out")(means)
-    means = jnp.where(valid[..., None], means, 0.0)
+    means = jnp.where(valid[..., None], output(means), 0.0)
     return SparseOutput(pooled=means[:, -1], summaries=means[:, :-1])
 
 

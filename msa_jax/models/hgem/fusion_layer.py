@@ -45,11 +45,13 @@ class FusionLayer(nn.Module):
     modalities: names, in order.
     width: of the tokens.
     output_dim: of the result.
-    max_steps: nominal length, from which the sparse expert counts its keys.
+    max_steps: nominal length, from which the sparse expert may count its keys.
     num_heads: attention heads.
     sparse, dense, robust: sizes of the experts.
+    norm_summaries: whether the sparse expert's summaries are of normalised states.
     disabled: names of experts left out.
     gate_dim: hidden width of Gate 1's units.
+    routes_tokens: Gate 1 reads the adapted tokens; False = what comes before them.
     top_k: experts that Gate 1 keeps per sample.
     rates: dropout rates.
     first_dropout: number of the first dropout module; its name seeds it.
@@ -65,8 +67,10 @@ class FusionLayer(nn.Module):
   sparse: SparseExpertConfig = SparseExpertConfig()
   dense: DenseExpertConfig = DenseExpertConfig()
   robust: RobustExpertConfig = RobustExpertConfig()
+  norm_summaries: bool = True
   disabled: tuple[str, ...] = ()
   gate_dim: int = 32
+  routes_tokens: bool = True
   top_k: int = 2
   rates: DropoutRates = DropoutRates()
   first_dropout: int = 0
@@ -75,10 +79,26 @@ class FusionLayer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, hidden: Sequence[Float[Array, "b t d"]], mask: Bool[Array, "b t m"]
+    self,
+    hidden: Sequence[Float[Array, "b t d"]],
+    mask: Bool[Array, "b t m"],
+    scale: Float[Array, "b m"] | None = None,
   ) -> FusionLayerOutput:
-    routing = self._route(hidden, mask)
+    """Fuses the modalities.
+
+    Args:
+      hidden: tokens of each modality.
+      mask: True = real step.
+      scale: factor of each modality, after the norms, where nothing erases it; also of
+        Gate 1's views.
+    """
     tokens = self._adapt(hidden, mask)
+    views = hidden
+    if self.routes_tokens:
+      views = [tokens[:, :, slot] for slot in range(len(self.modalities))]
+    routing = self._route(views, mask, scale)
+    if scale is not None:
+      tokens = tokens * scale[:, None, :, None]
     results, summaries, denoising = {}, None, jnp.zeros(())
     number = self.first_dropout
     if "sparse" not in self.disabled:
@@ -97,7 +117,7 @@ class FusionLayer(nn.Module):
     return FusionLayerOutput(fused, summaries, routing, denoising)
 
   @nn.nowrap
-  def _route(self, hidden, mask) -> Routing:
+  def _route(self, views, mask, scale) -> Routing:
     """Gate 1."""
     gate = Gate(
       self.gate_dim,
@@ -110,7 +130,7 @@ class FusionLayer(nn.Module):
     )
     used = jnp.array([name not in self.disabled for name in FUSION_EXPERTS])
     available = jnp.broadcast_to(used[None], (len(mask), len(used)))
-    return gate(pool(hidden, mask), jnp.any(mask, axis=1), available)
+    return gate(pool(views, mask), jnp.any(mask, axis=1), available, scale)
 
   @nn.nowrap
   def _adapt(self, hidden, mask) -> Float[Array, "b t m d"]:
@@ -133,6 +153,8 @@ class FusionLayer(nn.Module):
       self.sparse.ffn_dim,
       self.sparse.num_layers,
       self.sparse.keep_fraction,
+      self.sparse.keep_share_of,
+      self.norm_summaries,
       self.rates.attention,
       self.rates.ffn,
       self.deterministic,

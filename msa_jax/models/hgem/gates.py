@@ -33,9 +33,14 @@ class GateUnit(nn.Module):
   deterministic: bool = True
 
   @nn.compact
-  def __call__(self, view: Float[Array, "b d"]) -> Float[Array, "b e"]:
+  def __call__(
+    self, view: Float[Array, "b d"], scale: Float[Array, " b"] | None = None
+  ) -> Float[Array, "b e"]:
+    """Scores a view; the norm would erase a scale that came before it."""
     view = view.astype(jnp.float32)
     hidden = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name="norm")(view)
+    if scale is not None:
+      hidden = hidden * scale[:, None]
     hidden = nn.Dense(self.hidden_dim, precision=_PRECISION, name="hidden")(hidden)
     hidden = Dropout(self.dropout, self.deterministic)(nn.relu(hidden))
     return nn.Dense(
@@ -72,6 +77,7 @@ class Gate(nn.Module):
     views: Float[Array, "b m d"] | Float[Array, "b d"],
     view_mask: Bool[Array, "b m"] | None,
     available: Bool[Array, "b e"],
+    view_scale: Float[Array, "b m"] | None = None,
   ) -> Routing:
     """Decides for every sample.
 
@@ -79,6 +85,7 @@ class Gate(nn.Module):
       views: what each unit sees, or one view that all share.
       view_mask: False = this unit has nothing to see; None = all see.
       available: which candidates exist.
+      view_scale: factor of each unit's view after its norm; None = 1.
     """
     unit = GateUnit(
       self.hidden_dim,
@@ -91,7 +98,8 @@ class Gate(nn.Module):
     if views.ndim == 2:
       scores = bank(views)  # [m b e]
     else:
-      scores = bank(views.transpose(1, 0, 2), in_axes=0)
+      scales = () if view_scale is None else (view_scale.T,)
+      scores = bank(views.transpose(1, 0, 2), *scales, in_axes=0)
     seen = jnp.ones((*scores.shape[:2], 1), bool)
     if view_mask is not None:
       seen = view_mask.T[..., None]

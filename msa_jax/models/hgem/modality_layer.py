@@ -1,4 +1,4 @@
-"""H-GEM's first layer: an expert per modality, whose outputs Gate 0 rescales."""
+"""H-GEM's first layer: an expert per modality, and Gate 0, which weighs them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,17 +22,16 @@ from msa_jax.typing import Routing
 
 
 class ModalityLayerOutput(NamedTuple):
-  """Attributes: hidden, per modality [b t d]; routing, of Gate 0."""
+  """Attributes: hidden, per modality [b t d]; routing, of Gate 0; scale [b m], its
+  weights in units of the even share, so that an undecided gate changes nothing."""
 
   hidden: Sequence[jax.Array]
   routing: Routing
+  scale: jax.Array
 
 
 class ModalityLayer(nn.Module):
-  """Experts of the modalities, then Gate 0's weights on their outputs.
-
-  A weight counts in units of the even share, so that an undecided gate changes
-  nothing.
+  """Experts of the modalities, and Gate 0's weights of them.
 
   Attributes:
     modalities: names, in order.
@@ -41,6 +40,8 @@ class ModalityLayer(nn.Module):
     num_heads: attention heads.
     text, vision, audio: sizes of the experts; `vision` also of other modalities.
     gate_dim: hidden width of Gate 0's units.
+    scales_outputs: whether the weights are applied here, on the experts' outputs,
+      where the next layer's norms erase them.
     rates: dropout rates.
     deterministic: True = evaluation.
     dtype: compute type.
@@ -54,6 +55,7 @@ class ModalityLayer(nn.Module):
   vision: VisionExpertConfig = VisionExpertConfig()
   audio: AudioExpertConfig = AudioExpertConfig()
   gate_dim: int = 32
+  scales_outputs: bool = False
   rates: DropoutRates = DropoutRates()
   deterministic: bool = True
   dtype: Any = jnp.float32
@@ -73,7 +75,7 @@ class ModalityLayer(nn.Module):
     )
     routing = gate(pool(embedded, mask), seen, seen)
     count = jnp.sum(seen, axis=1, keepdims=True).astype(jnp.float32)
-    scale = (count * routing.combine).astype(self.dtype)[..., None, None]  # [b m 1 1]
+    scale = (count * routing.combine).astype(self.dtype)  # [b m]
     hidden = []
     for slot, name in enumerate(self.modalities):
       short = short_name(name)
@@ -82,9 +84,11 @@ class ModalityLayer(nn.Module):
         epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=f"ln_out_{short}"
       )
       values = self._expert(name)(embedded[slot], mask[..., slot])
-      values = norm(project(values)) * scale[:, slot]
+      values = norm(project(values))
+      if self.scales_outputs:
+        values = values * scale[:, slot, None, None]
       hidden.append(jnp.where(mask[..., slot, None], values, 0.0))
-    return ModalityLayerOutput(hidden, routing)
+    return ModalityLayerOutput(hidden, routing, scale)
 
   @nn.nowrap
   def _expert(self, modality: str) -> nn.Module:

@@ -69,7 +69,7 @@ class HGEM(nn.Module):
     modalities: names, in order; () = those of the batch.
     token_dim: width D of the tokens of all modalities.
     fused_dim: width d after fusion.
-    max_steps: greatest number of steps; the sparse attention counts its keys from it.
+    max_steps: greatest number of steps.
     num_heads: attention heads; divides `token_dim`.
     num_codes: cluster codes of audio and vision frames, used where a batch has them.
     text_expert, vision_expert, audio_expert: the experts of layer 1.
@@ -77,6 +77,8 @@ class HGEM(nn.Module):
     polarity_experts: the experts of layer 3.
     gates: the four gates.
     info_guided_fusion: whether Gate 3 adds the sparse expert's states (Eq. 12).
+    info_guided_norm: whether those states are normalised; else they start 3 to 20
+      times as large as what they are added to.
     head_dim: hidden width of the head.
     dropout: rates by site.
     route_temperature: tau of the routes' information loss (Eq. 11), above 0.
@@ -113,6 +115,7 @@ class HGEM(nn.Module):
   polarity_experts: PolarityExpertConfig = PolarityExpertConfig()
   gates: GateConfig = GateConfig()
   info_guided_fusion: bool = True
+  info_guided_norm: bool = True
   head_dim: int = 32
   dropout: DropoutRates = DropoutRates()
   route_temperature: float = 0.12
@@ -124,7 +127,8 @@ class HGEM(nn.Module):
   dtype: str = "float32"
 
   def __post_init__(self):
-    check(self, choices=_CHOICES, positive=_SIZES)
+    above_zero = ("route_temperature", "capacity_factor")
+    check(self, choices=_CHOICES, positive=_SIZES, above_zero=above_zero)
     if self.token_dim % self.num_heads:
       raise UserError(
         f"model.num_heads={self.num_heads} must divide model.token_dim={self.token_dim}"
@@ -176,11 +180,13 @@ class HGEM(nn.Module):
       fused, routing["gate0"] = share_scope(self, constant)(pooled, seen)
       features["z_fused"] = fused.astype(jnp.float32)
     else:
+      scale = None
       if self.fusion == "multi":
-        first = self._modality_layer(names, common)
-        tokens, routing["gate0"] = first(tokens, mask)
+        first = self._modality_layer(names, common)(tokens, mask)
+        tokens, routing["gate0"] = first.hidden, first.routing
+        scale = first.scale if self.gates.modality_scale == "tokens" else None
       pooled = pool(tokens, mask)
-      second = self._fusion_layer(names, common)(tokens, mask)
+      second = self._fusion_layer(names, common)(tokens, mask, scale)
       routing["gate1"], losses["denoising"] = second.routing, second.denoising
       features["z_fused"] = fused = second.fused
       if self.fusion == "multi":
@@ -227,6 +233,7 @@ class HGEM(nn.Module):
       self.vision_expert,
       self.audio_expert,
       self.gates.hidden_dims[0],
+      self.gates.modality_scale == "outputs",
       self.dropout,
       **common,
     )
@@ -243,8 +250,10 @@ class HGEM(nn.Module):
       self.sparse_expert,
       self.dense_expert,
       self.robust_expert,
+      self.info_guided_fusion and self.info_guided_norm and self.fusion == "multi",
       self.disabled_experts,
       self.gates.hidden_dims[1],
+      self.gates.modality_scale == "tokens",
       self.gates.fusion_top_k,
       self.dropout,
       first_dropout=len(names),

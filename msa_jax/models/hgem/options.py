@@ -85,16 +85,21 @@ class GateConfig:
       per polarity expert.
     fusion_top_k: fusion experts that Gate 1 keeps per sample.
     polarity_top_k: polarity experts that Gate 2 keeps per sample.
+    modality_scale: where Gate 0's weights act: on the `tokens` that layer 2 reads,
+      after their norm, and on the views of Gate 1; or on the `outputs` of the modality
+      experts, as in versions before 0.2, where those norms erase them.
   """
 
   hidden_dims: tuple[int, ...] = (32, 32, 32, 32)
   num_units: int = 3
   fusion_top_k: int = 2
   polarity_top_k: int = 2
+  modality_scale: str = "tokens"
 
   def __post_init__(self):
     sizes = ("num_units", "fusion_top_k", "polarity_top_k")
-    check(self, "model.gates", positive=sizes)
+    choices = {"modality_scale": ("tokens", "outputs")}
+    check(self, "model.gates", choices=choices, positive=sizes)
     if len(self.hidden_dims) != 4 or min(self.hidden_dims) < 1:
       raise UserError(
         f"model.gates.hidden_dims={self.hidden_dims} must be four widths, of gates 0"
@@ -109,16 +114,23 @@ class SparseExpertConfig:
   Attributes:
     num_layers: number of transformer blocks.
     ffn_dim: hidden width of their feed-forward parts.
-    keep_fraction: share r of the nominal number of tokens that a query keeps (Eq. 4),
-      in (0, 1].
+    keep_fraction: share r of the tokens that a query keeps (Eq. 4), in (0, 1].
+    keep_share_of: what r is a share of: the `valid` tokens of the sample, or the
+      `nominal` number of modalities * max_steps, of which a short sample keeps all.
   """
 
   num_layers: int = 1
   ffn_dim: int = 256
   keep_fraction: float = 0.25
+  keep_share_of: str = "valid"
 
   def __post_init__(self):
-    check(self, "model.sparse_expert", positive=("num_layers", "ffn_dim"))
+    check(
+      self,
+      "model.sparse_expert",
+      choices={"keep_share_of": ("valid", "nominal")},
+      positive=("num_layers", "ffn_dim"),
+    )
     if not 0.0 < self.keep_fraction <= 1.0:
       raise UserError(
         f"model.sparse_expert.keep_fraction={self.keep_fraction} must be in (0, 1]"

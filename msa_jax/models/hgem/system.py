@@ -2,6 +2,19 @@
 
 Source: H-GEM: hierarchical gated expert mixture for multimodal sentiment analysis,
 Computer Systems & Applications 2026, 35(3):59-68.
+
+Every gate moves predictions. Mean change of a prediction in [-3, 3] where a gate gives
+one candidate e^3 times the weight of another, for each candidate in order (default
+configuration on the synthetic corpus, test split; after two epochs the error is .64):
+
+  gate     candidates                     at the start     after two epochs
+  Gate 0   text, audio, vision            .38  .26  .43    .33  .29  .34
+  Gate 1   sparse, dense, robust          .13  .13  .18    .13  .14  .16
+  Gate 2   negative, neutral, positive    .18  .15  .23    .23  .24  .17
+  Gate 3   negative, neutral, positive    .14  .14  .04    .08  .20  .10
+
+With `gates.modality_scale="outputs"`, as in versions before 0.2, Gate 0 moves them by
+less than .01: the norms of the next layer erase what it does.
 """
 
 from collections.abc import Mapping
@@ -12,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from msa_jax.errors import UserError
+from msa_jax.layers.masking import has_content
 from msa_jax.losses.routing import discriminative, info_nce, load_balance
 from msa_jax.models.hgem.embedding import check_length
 from msa_jax.models.hgem.network import HGEM
@@ -22,7 +36,7 @@ from msa_jax.typing import Batch, ModelOutput, Spec
 
 PRESETS = ("small", "paper")
 
-# Dimensions and parameter budget of the paper.
+# Dimensions and parameter budget of the paper, and Eqs. 4 and 12 to the letter.
 _PAPER: Options = {
   "token_dim": 768,
   "fused_dim": 256,
@@ -30,11 +44,12 @@ _PAPER: Options = {
   "text_expert": {"ffn_dim": 3072},
   "vision_expert": {"ffn_dim": 1024},
   "audio_expert": {"lstm_dim": 256},
-  "sparse_expert": {"num_layers": 2, "ffn_dim": 3072},
+  "sparse_expert": {"num_layers": 2, "ffn_dim": 3072, "keep_share_of": "nominal"},
   "dense_expert": {"hidden_dim": 2048},
   "robust_expert": {"hidden_dim": 1024, "denoiser_dim": 1024, "slot_dropout": 0.0},
   "polarity_experts": {"hidden_dim": 1024},
   "gates": {"hidden_dims": (2048, 2048, 480, 480)},
+  "info_guided_norm": False,
   "head_dim": 64,
 }
 
@@ -78,13 +93,13 @@ def build(options: Options, spec: Spec) -> HGEM:
 def route_classes(
   output: OutputSpec, batch: Batch
 ) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
-  """Class of every sample for the route losses, and which samples have one.
+  """Class of every sample with content for the route losses, and which have one.
 
   Of a real-valued label its polarity (y < 0, = 0, > 0); of several yes/no questions
   the first answered with yes; else the label itself.
   """
   label = batch.labels[output.name]
-  real = label.mask & batch.sample_mask
+  real = label.mask & batch.sample_mask & has_content(batch)
   if output.kind == "classes":
     return label.value.astype(jnp.int32), real
   if output.kind == "binary":
@@ -100,7 +115,7 @@ def auxiliary(
   batch: Batch,
   progress: Float[Array, ""],
 ) -> Mapping[str, jax.Array]:
-  """Raw auxiliary losses, each a scalar over the batch's real samples.
+  """Raw auxiliary losses, each a scalar over the batch's samples with content.
 
   Args:
     model: the network.
@@ -126,7 +141,9 @@ def auxiliary(
     "route_discrimination": discrimination,
     "route_mi": information,
     "denoising": output.losses["denoising"],
-    "load_balance": load_balance(output.routing["gate1"], batch.sample_mask),
+    "load_balance": load_balance(
+      output.routing["gate1"], batch.sample_mask & has_content(batch)
+    ),
   }
 
 

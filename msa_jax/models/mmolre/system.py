@@ -113,7 +113,8 @@ def terms(loss: Options, spec: Spec) -> Mapping[str, TaskTerm]:
   `emotion_weight`; any other task of the corpus has its default loss."""
   found = {name: TaskTerm() for name in spec.tasks}
   found["sentiment"] = TaskTerm(loss["sentiment"])
-  positive = tuple(loss["emotion_positive_weight"])
+  positive = loss["emotion_positive_weight"]
+  positive = tuple(positive) if isinstance(positive, list | tuple) else (positive,)
   found["emotion"] = TaskTerm(loss["emotion"], loss["emotion_weight"], positive)
   return found
 

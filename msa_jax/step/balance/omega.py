@@ -54,6 +54,11 @@ def check_options(options: BalanceConfig) -> None:
         f"config.balance.{key}={getattr(options, key)!r}: choose one of {allowed}"
       )
   low, high = options.omega_clip
+  if options.omega_norm == "sum3" and not low <= 1.0 <= high:
+    raise UserError(
+      f"config.balance.omega_clip={options.omega_clip}: omega_norm='sum3' keeps the"
+      " mean weight 1, which must lie between low and high."
+    )
   if not 0.0 < low <= options.omega_init <= high:
     raise UserError(
       f"config.balance.omega_clip={options.omega_clip}: must be 0 < low <= omega_init"
@@ -185,16 +190,25 @@ def constrain(
   omega: Float[Array, " m"],
   seen: Bool[Array, " m"],
 ) -> Float[Array, " m"]:
-  """Clips the new weights; `sum3` then rescales those seen so that all weights add up
-  to m, as in GradNorm. Weights of modalities not seen stay."""
+  """Clips the new weights; `sum3` then scales those seen so that all weights add up to
+  m, as in GradNorm, none of them beyond the clip. Weights of modalities not seen stay.
+
+  If those not seen leave too much or too little to share, the others are at the clip.
+  """
   low, high = options.omega_clip
-  proposed = jnp.where(seen, jnp.clip(proposed, low, high), omega)
+  proposed = jnp.clip(proposed, low, high)
   if options.omega_norm == "sum3":
     rest = len(omega) - jnp.sum(jnp.where(seen, 0.0, omega))
-    total = jnp.sum(jnp.where(seen, proposed, 0.0))
-    factor = rest / jnp.maximum(total, 1e-12)
-    proposed = jnp.where(seen, proposed * factor, omega)
-  return proposed
+
+    def scaled(factor: Array) -> Array:
+      return jnp.clip(proposed * factor, low, high)
+
+    # The sum grows with the factor, in straight pieces between those factors at which
+    # a weight reaches a bound.
+    ends = jnp.sort(jnp.concatenate([low / proposed, high / proposed]))  # [2m]
+    sums = jnp.sum(jnp.where(seen[None], jax.vmap(scaled)(ends), 0.0), axis=1)
+    proposed = scaled(jnp.interp(rest, sums, ends))
+  return jnp.where(seen, proposed, omega)
 
 
 def initial_memory(options: BalanceConfig, size: int) -> Collections:

@@ -68,7 +68,7 @@ def test_a_converted_file_is_the_same_corpus(tmp_path, capsys):
   ("changes", "message"),
   [
     ({"text": None, "audio": None}, "no features: none of text, audio, vision"),
-    ({"label4": np.full(8, 4)}, "label4 should be .* class numbers below 4"),
+    ({"label4": np.full(8, 4)}, "label4 holds 4 .id Ses01F_0.; labels are below 4"),
     ({"speaker": np.array(["F"])}, "speaker: 1 entries for 8 samples"),
     ({"session": np.full(8, 1.5)}, "session: length 1.5 in row 0 is not a whole"),
   ],
@@ -169,13 +169,13 @@ def test_gcnet_files_at_fault_are_named(tmp_path):
   refused("no such folder", {"text": tmp_path / "nowhere"})
   target = folders["text"] / "a1.npy"
   np.save(target, np.array([{}], object))
-  refused("a1.npy: not a plain .npy of numbers")
+  refused("a1.npy: it holds Python objects")
   np.save(target, np.array(["x"]))
   refused("a1.npy: holds <U1, not numbers")
   np.save(target, np.zeros((2, 2, 3)))
   refused("a1.npy: has shape")
   target.unlink()
-  refused("no such feature file: .*a1.npy")
+  refused("no such file: .*a1.npy")
   np.save(target, np.zeros(5))
   refused("differ in feature width")
   other = tmp_path / "other.pkl"

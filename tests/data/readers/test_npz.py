@@ -259,11 +259,11 @@ TEXT = {"train__text": np.ones((2, 3, 1))}
         "tasks": '{"x": {"kind": "classes", "classes": ["a"]}}',
         "train__labels__x": [0, 1],
       },
-      "train/labels/x holds 1; labels are below 1",
+      "train/labels/x holds 1 .id train-1.; labels are below 1",
     ),
     (
       {"train__labels__x": [[0, 3], [1, 1]]},
-      "train/labels/x holds 3; labels are below 2",
+      "labels of x holds 3 .id train-0.; labels are below 2",
     ),
     ({"train__objects": np.array([{}], object)}, "without pickles"),
     (

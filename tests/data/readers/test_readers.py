@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from msa_jax.data import FORMATS, read, save
-from msa_jax.data.readers import existing, read_lenient
+from msa_jax.data.readers import read_lenient
 from msa_jax.errors import UserError
+from msa_jax.safe_io.files import regular
 
 TEXT = np.arange(1.0, 7.0).reshape(3, 2, 1)
 
@@ -70,7 +71,7 @@ def test_a_missing_file_names_the_absolute_path(tmp_path, monkeypatch):
 def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   write(tmp_path / "a.pkl", {"text": TEXT})
-  assert existing("~/a.pkl") == tmp_path / "a.pkl"
+  assert regular("~/a.pkl") == tmp_path / "a.pkl"
   assert len(read("~/a.pkl").splits["train"]) == 3
 
 
@@ -78,7 +79,7 @@ def test_a_file_that_does_not_open_gives_the_reason(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)  # The address of a socket is a short path.
   with socket.socket(socket.AF_UNIX) as listener:
     listener.bind("odd.pkl")
-    with pytest.raises(UserError, match=f"{tmp_path}/odd.pkl: cannot be read"):
+    with pytest.raises(UserError, match=f"{tmp_path}/odd.pkl is no regular file"):
       read("odd.pkl")
 
 

@@ -51,6 +51,25 @@ def test_rows_keep_exactly_the_smaller_of_k_and_their_candidates():
   assert not np.any(np.asarray(result) & ~mask)
 
 
+def test_every_row_may_keep_a_number_of_its_own():
+  rng = np.random.default_rng(3)
+  scores = rng.choice([0.0, 1.0, 2.0, 3.0], (4, 3, 9)).astype(np.float32)
+  mask = rng.random(scores.shape) < 0.7
+  numbers = rng.integers(1, 10, (4, 3))
+  expected = np.stack(
+    [
+      [
+        sorted_selection(scores[i, j][None], numbers[i, j], mask[i, j][None])[0]
+        for j in range(3)
+      ]
+      for i in range(4)
+    ]
+  )
+  for form in (keep_largest, keep_largest_plain):
+    result = form(jnp.asarray(scores), jnp.asarray(numbers), jnp.asarray(mask))
+    assert np.array_equal(result, expected)
+
+
 def test_equal_scores_go_to_the_lower_index():
   scores = jnp.array([[1.0, 5.0, 1.0, 1.0, 5.0, 1.0]])
   result = keep_largest(scores, 4, jnp.ones(scores.shape, bool))

@@ -51,6 +51,31 @@ def test_route_losses_equal_loops_over_the_labelled_rows():
   np.testing.assert_allclose(losses["load_balance"], 1.0, atol=1e-6)
 
 
+def test_rows_without_content_and_fillers_count_in_no_route_loss():
+  random = np.random.default_rng(1)
+  routes, other = (random.dirichlet([1.0, 1.0, 1.0], 6) for _ in range(2))
+  skewed = np.eye(3)[[0, 0, 1, 2, 2, 2]]
+  batch, model = tiny.batch(), tiny.model()
+  # Row 0 has nothing, row 2 has lost all its steps, row 5 is filler.
+  available = batch.available.at[0].set(False)
+  batch = batch.replace(available=available)
+  for name in batch.order:
+    lost = batch.modalities[name].lost.at[2].set(True)
+    batch = tiny.edit(batch, name, lost=lost)
+  gone = np.array([True, False, True, False, False, True])
+
+  def losses(rows):
+    gate = Routing(*[jnp.asarray(skewed * (1 - rows) + other * rows, jnp.float32)] * 3)
+    mixed = jnp.asarray(routes * (1 - rows) + other * rows, jnp.float32)
+    return hgem.auxiliary(model, output_with(mixed, gate), batch, jnp.zeros(()))
+
+  ours, theirs = losses(np.zeros((6, 1))), losses(gone[:, None])
+  for name in ("route_discrimination", "route_mi", "load_balance"):
+    np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6)
+  # Rows 1, 3, 4: experts 0, 2, 2 for sure, so 3 * (1/3 * 1/3 + 2/3 * 2/3).
+  np.testing.assert_allclose(ours["load_balance"], 3 * 5 / 9, rtol=1e-6)
+
+
 def test_route_losses_vanish_without_labels_and_without_gate_two():
   routes = np.full((6, 3), 1.0 / 3.0)
   unlabelled = tiny.batch().replace(labels={})

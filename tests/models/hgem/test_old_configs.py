@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny_hgem as tiny
 
-from msa_jax.config.experiment import from_json
+from msa_jax.config.experiment import from_json, to_json
 from msa_jax.errors import UserError
 from msa_jax.models.hgem import system as hgem
 from msa_jax.models.hgem.options import (
@@ -92,8 +92,9 @@ def test_an_old_config_gives_the_same_network():
   assert (text.num_layers, text.ffn_dim, dense.hidden_dim) == (2, 21, 26)
   assert model.vision_expert == VisionExpertConfig(5, 3, 22)
   assert model.audio_expert == AudioExpertConfig(23, 7)
-  assert model.gates == GateConfig((11, 12, 13, 14), 4, 1, 3)
-  assert model.sparse_expert == SparseExpertConfig(4, 25, 0.5)
+  assert model.gates == GateConfig((11, 12, 13, 14), 4, 1, 3, "outputs")
+  assert model.sparse_expert == SparseExpertConfig(4, 25, 0.5, "nominal")
+  assert not model.info_guided_norm
   assert model.robust_expert == RobustExpertConfig(27, 28, 0.3, 0.4)
   assert model.polarity_experts == PolarityExpertConfig(5, 29, 1)
   assert model.dropout == DropoutRates(0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
@@ -115,6 +116,22 @@ def test_the_old_name_of_an_ablation_stays_readable():
     read({**old_model(), "fusion": name}).model["fusion"] for name in ("fixed", "multi")
   ]
   assert fusions == ["fixed", "multi"]
+
+
+def test_runs_of_the_second_format_keep_their_reading_and_new_ones_theirs():
+  options = {"name": "hgem", **tiny.options()}
+  for key in ("modality_scale", "keep_share_of"):
+    options["gates"].pop(key, None)
+    options["sparse_expert"].pop(key, None)
+  options.pop("info_guided_norm")
+  old = from_json(json.dumps({"format": 2, "model": options, "loss": {}}))
+  model = hgem.build(old.model, tiny.spec())
+  assert model.gates.modality_scale == "outputs"
+  assert model.sparse_expert.keep_share_of == "nominal"
+  assert not model.info_guided_norm
+  assert from_json(to_json(old)) == old
+  new = from_json(json.dumps({"format": 3, "model": options, "loss": {}}))
+  assert hgem.build(new.model, tiny.spec()) == tiny.model()
 
 
 def test_a_reading_that_is_gone_is_refused():

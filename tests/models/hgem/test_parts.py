@@ -148,6 +148,27 @@ def test_the_robust_expert_is_noisy_in_training_only():
   )
 
 
+def test_noise_reaches_the_content_and_slot_drops_the_denoiser_alone():
+  """T_concat is the noisy input, whole; the denoiser sees it with slots dropped."""
+  variables, evaluate, _ = robust_case(train=False)
+  params = variables["params"]
+  sure = {"params": {**params, "L2_C": jnp.full((2, 3), 60.0)}}  # content alone
+  _, noisy, _ = robust_case(train=True, noise_std=0.5, slot_dropout=0.0)
+  _, dropping, _ = robust_case(train=True, noise_std=0.0, slot_dropout=1 - 1e-9)
+  # The second sample's other slot is absent, and so always the denoiser's.
+  full = evaluate(sure).pooled[0]
+  assert np.abs(noisy(sure, 0).pooled[0] - full).max() > 0.05
+  assert np.abs(noisy(sure, 0).pooled[0] - noisy(sure, 1).pooled[0]).max() > 0.05
+  np.testing.assert_allclose(dropping(sure).pooled[0], full, atol=1e-6)
+  blind = {"params": {**params, "L2_den_1": {**params["L2_den_1"]}}}
+  kernel = jnp.zeros_like(params["L2_den_1"]["kernel"])
+  blind["params"]["L2_den_1"]["kernel"] = kernel
+  ours, theirs = dropping(variables), evaluate(blind)
+  np.testing.assert_allclose(ours.pooled, theirs.pooled, atol=1e-6)
+  np.testing.assert_allclose(ours.denoising, theirs.denoising, rtol=1e-6)
+  assert not np.allclose(ours.pooled, evaluate(variables).pooled, atol=1e-3)
+
+
 def test_an_absent_slot_ignores_its_confidence():
   variables, evaluate, _ = robust_case(train=False)
   params = variables["params"]
@@ -217,7 +238,8 @@ def test_the_dense_expert_equals_a_loop_over_real_steps():
 def test_the_sparse_expert_s_summaries_average_to_its_result():
   """Equally long modalities weigh the same; one that is absent is zero."""
   tokens, mask = fusion_inputs()
-  expert = SparseExpert(4, max_steps=2, num_heads=1, ffn_dim=8, keep_fraction=0.5)
+  sizes = {"max_steps": 2, "num_heads": 1, "ffn_dim": 8, "keep_fraction": 0.5}
+  expert = SparseExpert(4, **sizes, keep_share_of="nominal", norm_summaries=False)
   variables = tiny.random_variables(
     lambda: expert.init(jax.random.key(0), tokens, mask)
   )
@@ -225,6 +247,33 @@ def test_the_sparse_expert_s_summaries_average_to_its_result():
   np.testing.assert_allclose(pooled[0], summaries[0].mean(axis=0), atol=1e-5)
   np.testing.assert_allclose(pooled[1], summaries[1, 0], atol=1e-6)
   assert np.all(np.asarray(summaries[1, 1]) == 0.0)
+
+
+def test_normalised_summaries_are_means_of_normalised_tokens():
+  tokens, mask = fusion_inputs()
+  sizes = {"max_steps": 2, "num_heads": 1, "ffn_dim": 8}
+  plain, normed = (
+    SparseExpert(4, **sizes, norm_summaries=norm) for norm in (False, True)
+  )
+  variables = tiny.random_variables(
+    lambda: normed.init(jax.random.key(0), tokens, mask)
+  )
+  params = variables["params"]
+  _, state = plain.apply(variables, tokens, mask, capture_intermediates=True)
+  (states,) = state["intermediates"]["L2_sparse_0"]["__call__"]
+  kernel, bias = (np.float64(params["L2_sparse_out"][k]) for k in ("kernel", "bias"))
+  projected = np.float64(states).reshape(2, 2, 2, 3) @ kernel + bias  # [b t m c]
+  centred = projected - projected.mean(axis=-1, keepdims=True)
+  scaled = centred / np.sqrt(projected.var(axis=-1, keepdims=True) + 1e-5)
+  norm = jax.tree.map(np.float64, params["L2_sparse_norm"])
+  scaled = scaled * norm["scale"] + norm["bias"]
+  found = normed.apply(variables, tokens, mask)
+  np.testing.assert_allclose(found.summaries[0], scaled[0].mean(axis=0), atol=1e-5)
+  np.testing.assert_allclose(found.summaries[1, 0], scaled[1, :, 0].mean(0), atol=1e-5)
+  assert np.all(np.asarray(found.summaries[1, 1]) == 0.0)
+  # What the fusion itself takes is not normalised.
+  pooled = plain.apply(variables, tokens, mask).pooled
+  np.testing.assert_allclose(found.pooled, pooled, atol=1e-5)
 
 
 def test_the_bank_of_polarity_experts_equals_a_loop_over_experts(getkey):
@@ -300,6 +349,8 @@ def test_unknown_choices_are_rejected_with_the_known_ones(path):
     ({"polarity_experts.num_experts": 0}, "polarity_experts.num_experts=0 must be"),
     ({"gates.fusion_top_k": 0}, "model.gates.fusion_top_k=0 must be at least 1"),
     ({"gates.hidden_dims": (4, 4, 4)}, "must be four widths"),
+    ({"gates.modality_scale": "inputs"}, "must be one of .*'tokens', 'outputs'"),
+    ({"sparse_expert.keep_share_of": "half"}, "must be one of .*'valid', 'nominal'"),
     ({"num_heads": 3}, "model.num_heads=3 must divide model.token_dim=8"),
     ({"sparse_expert.keep_fraction": 0.0}, r"keep_fraction=0.0 must be in \(0, 1\]"),
     ({"route_temperature": 0.0}, "route_temperature=0.0 must be above 0"),

@@ -53,6 +53,8 @@ def test_stages_share_the_epochs_and_either_may_be_left_out():
     ("mixing", 3, {"stage": 2}),
   ]
   assert dict(both[0].tracks)["audio"] == "sentiment@audio/auto"
+  assert not both[1].carry_opt_state
+  assert _stages(carry_opt_state=True)[1].carry_opt_state
   (only,) = _stages(first=0)
   assert (only.name, only.epochs, only.carry_opt_state) == ("mixing", 5, False)
   (only,) = _stages(first=5)

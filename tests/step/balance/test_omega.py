@@ -218,11 +218,42 @@ def test_sum3_keeps_the_sum_and_weights_not_seen():
   made = options(omega_norm="sum3")
   omega = jnp.array([1.0, 1.5, 0.5])
   new = omega_lib.constrain(made, jnp.array([0.5, 2.0, 0.5]), omega, ALL)
-  np.testing.assert_allclose(new, [0.5, 2.0, 0.5])
+  np.testing.assert_allclose(new, [0.5, 2.0, 0.5], rtol=1e-6)
   seen = jnp.array([True, False, True])
   new = omega_lib.constrain(made, jnp.array([0.9, 7.0, 0.9]), omega, seen)
   # 3 - 1.5 = 1.5 shared in equal parts.
-  np.testing.assert_allclose(new, [0.75, 1.5, 0.75])
+  np.testing.assert_allclose(new, [0.75, 1.5, 0.75], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("proposed", "expected"),
+  [
+    ([-1.0, 5.0, 5.0], [0.05, 1.475, 1.475]),  # the small one waits at its bound
+    ([0.1, 0.1, 40.0], [0.3 / 5.2, 0.3 / 5.2, 15.0 / 5.2]),  # 40 counts as 5
+    ([5.0, 5.0, 5.0], [1.0, 1.0, 1.0]),
+    ([0.05, 0.05, 0.05], [1.0, 1.0, 1.0]),
+  ],
+)
+def test_sum3_stays_within_the_clip(proposed, expected):
+  made = options(omega_norm="sum3")
+  new = omega_lib.constrain(made, jnp.array(proposed), jnp.ones(3), ALL)
+  np.testing.assert_allclose(new, expected, rtol=1e-5)
+
+
+def test_sum3_shares_what_weights_not_seen_leave():
+  made = options(omega_norm="sum3", omega_clip=(0.5, 1.5))
+  seen = jnp.array([True, False, True])
+  for waiting, shared in ((1.4, [0.6, 1.0]), (0.5, [1.0, 1.5]), (3.0, [0.5, 0.5])):
+    omega = jnp.array([1.0, waiting, 1.0])
+    new = omega_lib.constrain(made, jnp.array([0.6, 9.0, 1.0]), omega, seen)
+    np.testing.assert_allclose(new, [shared[0], waiting, shared[1]], rtol=1e-5)
+
+
+def test_sum3_needs_a_clip_around_the_mean_weight():
+  with pytest.raises(UserError, match="omega_clip=.*keeps the mean weight 1"):
+    omega_lib.check_options(
+      options(omega_norm="sum3", omega_clip=(2.0, 5.0), omega_init=2.0)
+    )
 
 
 def test_running_mean_forgets_its_start_and_waits_for_modalities_not_seen():

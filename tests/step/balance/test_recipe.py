@@ -247,6 +247,27 @@ def test_smoothed_gradients_are_remembered_in_the_state():
   )
 
 
+def test_smoothed_gradients_decide_the_weights_loss_and_their_step():
+  balance = {"g_ema": 0.9, "omega_lr": "0.1", "omega_grad": "proportional"}
+  config = tiny_fusion.config("lf_lstm", balance=balance)
+  _, step = step_of(config)
+  state, first = step(start(config), tiny_fusion.batch(seed=0), 0)
+  before = np.float64(state.collections["balance"]["omega"])
+  state, second = step(state, tiny_fusion.batch(seed=1), 0)
+  g = [np.float64(metrics["g"]) for metrics in (first, second)]
+  smooth = (0.09 * g[0] + 0.1 * g[1]) / 0.19
+  losses = []
+  for sizes in (smooth, g[1]):
+    target = sizes.mean() * np.minimum(sizes.max() / sizes, 10.0)
+    losses.append(np.abs(sizes - target).sum())
+  np.testing.assert_allclose(second["L_omega"], losses[0], rtol=1e-4)
+  assert abs(losses[1] / losses[0] - 1) > 0.01  # those of the batch alone would not do
+  target = smooth.mean() * np.minimum(smooth.max() / smooth, 10.0)
+  slope = np.sign(smooth - target) * g[1] / before / smooth.mean()
+  expected = np.clip(before - 0.1 * slope, 0.05, 5.0)
+  np.testing.assert_allclose(state.collections["balance"]["omega"], expected, rtol=1e-4)
+
+
 def test_prediction_uses_the_weights_that_were_learned():
   config = tiny_fusion.config("lf_lstm")
   made = compose.build(config)
