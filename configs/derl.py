@@ -6,9 +6,10 @@ Computer Systems & Applications 2024, 33(4).
   python -m msa_jax.main --config=configs/derl.py:mosi,tuned --config.data.path=mosi.pkl
 
 Variants: `mosi`, `mosei`, `sims`, `iemocap` (the paper's settings per data set; give
-its path), `tuned` (learning rate for features of a frozen text encoder),
-`paper_min` (only what the paper states: no dropout but the enhancement unit's, no
-warm-up, no clipping). They combine: `configs/derl.py:mosei,tuned`.
+its path), `own` (data of your own: MOSI's settings with the rate of `tuned`), `tuned`
+(learning rate for features of a frozen text encoder), `paper_min` (only what the paper
+states: no dropout but the enhancement unit's, no warm-up, no clipping). They combine:
+`configs/derl.py:mosei,tuned`.
 
 The paper's ablations are values of `config.model`: `variant` (Table 4: ie_t, ie_a,
 ie_v, ie_tav, cie_tav, cie_atv, cie_vta, cie_all), `use_enhancement`, `use_filter` and
@@ -80,6 +81,11 @@ def _iemocap(config):
   config.loss.task = "default"  # cross-entropy
 
 
+def _own(config):
+  config.data.max_steps = 50
+  _tuned(config)
+
+
 def _tuned(config):
   config.optim.learning_rate = 1e-3
 
@@ -94,7 +100,8 @@ VARIANTS = {
   "mosei": _mosei,
   "sims": _sims,
   "iemocap": _iemocap,
+  "own": _own,
   "tuned": _tuned,
   "paper_min": _paper_min,
 }
-DATA_SETS = ("mosi", "mosei", "sims", "iemocap")
+DATA_SETS = ("mosi", "mosei", "sims", "iemocap", "own")

@@ -4,8 +4,9 @@
   python -m msa_jax.main --config=configs/hgem.py:mosi --config.data.path=mosi.pkl
 
 Variants: `mosi`, `mosei`, `sims`, `simsv2`, `iemocap` (settings per data set; the path
-is yours to give), `paper` (the paper's sizes and optimizer, made for an accelerator: it
-counts 61.88 M parameters without its text encoder, ours has 61.89 M). They combine:
+is yours to give), `own` (data of your own: as `mosi`, without lost modalities), `paper`
+(the paper's sizes and optimizer, made for an accelerator: it counts 61.88 M parameters
+without its text encoder, ours has 61.89 M). They combine:
 `configs/hgem.py:mosei,paper`.
 
 The default trains the `small` preset on the synthetic corpus, which needs no file and
@@ -87,6 +88,11 @@ def _sims(config):
     _regularize(config)
 
 
+def _own(config):
+  _mosi(config)
+  config.missing.train = "none"
+
+
 def _iemocap(config):
   config.data.max_steps = 20
   config.model.max_steps = 20
@@ -100,6 +106,7 @@ VARIANTS = {
   "sims": _sims,
   "simsv2": _sims,
   "iemocap": _iemocap,
+  "own": _own,
   "paper": _paper,
 }
-DATA_SETS = ("mosi", "mosei", "sims", "simsv2", "iemocap")
+DATA_SETS = ("mosi", "mosei", "sims", "simsv2", "iemocap", "own")

@@ -6,7 +6,8 @@
     --config.data.extra_train_paths=mosei.npz
 
 Variants: `mosei`, `mosi`, `iemocap`, `meld`, `sims` (settings per data set; the paths
-are yours to give) and `paper` (width 768, 12.9 M parameters; made for an accelerator).
+are yours to give), `own` (data of your own: the epochs of `paper` at the default's
+width) and `paper` (width 768, 12.9 M parameters; made for an accelerator).
 They combine: `configs/mmolre.py:mosei,paper`. MOSI has no emotion labels: with
 `data.extra_train_paths=mosei.npz` batches draw from both corpora equally and the
 emotion head learns from MOSEI; without, sentiment is learned alone.
@@ -94,6 +95,11 @@ def _meld(config):
   config.data.max_steps = 50
 
 
+def _own(config):
+  config.data.max_steps = 50
+  config.optim.epochs = 30
+
+
 def _sims(config):
   config.data.max_steps = 50  # 39 tokens; sentiment only, labels in [-1, 1]
   config.loss.sentiment = "l1"
@@ -105,6 +111,7 @@ VARIANTS = {
   "iemocap": _iemocap,
   "meld": _meld,
   "sims": _sims,
+  "own": _own,
   "paper": _paper,
 }
-DATA_SETS = ("mosei", "mosi", "iemocap", "meld", "sims")
+DATA_SETS = ("mosei", "mosi", "iemocap", "meld", "sims", "own")

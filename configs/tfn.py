@@ -4,10 +4,10 @@
   python -m msa_jax.main --config=configs/tfn.py:mosi --config.data.path=mosi.pkl
   python -m msa_jax.main --config=configs/tfn.py --config.balance.enabled=True
 
-Variants: `mosi`, `mosei`, `sims` (MMSA's settings), `iemocap`, `paper` (MMSA's way of
-reading padding and its optimizer), `sgd`, `one_strong` (a synthetic corpus whose text
-says nearly everything), `one_fast` (one whose text is learned first). Published (AWF):
-MOSI Acc-2 .753; text alone .777.
+Variants: `mosi`, `mosei`, `sims` (MMSA's settings), `own` (data of your own: as
+`mosi`), `iemocap`, `paper` (MMSA's way of reading padding and its optimizer), `sgd`,
+`one_strong` (a synthetic corpus whose text says nearly everything), `one_fast` (one
+whose text is learned first). Published (AWF): MOSI Acc-2 .753; text alone .777.
 """
 
 import ml_collections
@@ -42,5 +42,5 @@ def _sims(config):
   config.optim.update({"batch_size": 32, "learning_rate": 5e-4})
 
 
-VARIANTS = {"mosi": _mosi, "mosei": _mosei, "sims": _sims, **presets.MMSA}
-DATA_SETS = ("mosi", "mosei", "sims", "iemocap")
+VARIANTS = {"mosi": _mosi, "mosei": _mosei, "sims": _sims, "own": _mosi, **presets.MMSA}
+DATA_SETS = ("mosi", "mosei", "sims", "iemocap", "own")

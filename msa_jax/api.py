@@ -29,7 +29,8 @@ def train(
 
   Args:
     config: `hgem`, `hgem:mosi`, the name of a registered system, the path of a config
-      file, or what `get_config` returns.
+      file, or what `get_config` returns. A name without a data set's variant gets the
+      variant `own` where there are data (`corpus`, or option `data.path`).
     corpus: in memory; None = the file that `config.data.path` names, else the synthetic
       corpus.
     workdir: folder of the run; None = a new one under `runs/`.
@@ -41,8 +42,13 @@ def train(
   Raises:
     UserError: bad input, another run in the folder, a diverging loss.
   """
-  made = files.get_config(config) if isinstance(config, str) else config
-  chosen = with_options(experiment(_told(made, options or {})), options or {})
+  options = options or {}
+  if isinstance(config, str):
+    own = corpus is not None or options.get("data.path")
+    made = files.get_config(files.for_own_data(config) if own else config)
+  else:
+    made = config
+  chosen = with_options(experiment(_told(made, options)), options)
   folder = run.default_workdir(chosen, corpus) if workdir is None else workdir
   folder = pathlib.Path(folder)
   return {**run.train(chosen, folder, corpus), "workdir": str(folder)}

@@ -91,25 +91,36 @@ def refuse_strays(arguments: Sequence[str]) -> None:
 
 
 def _with_files(arguments: Sequence[str]) -> list[str]:
-  """Arguments in which the config is named by its file, as absl reads it."""
+  """Arguments in which the config is named by its file, as absl reads it, with the
+  recipe for data of one's own where some are given."""
   arguments = list(arguments)
+  own = any(_value_of(arguments, name) for name in ("config.data.path", "data"))
+
+  def flag(text: str) -> str:
+    return files.locate(files.for_own_data(text) if own else text).flag
+
   for place, argument in enumerate(arguments):
     if argument == "--":
       break
     for dashes in ("--", "-"):
       if argument.startswith(f"{dashes}config="):
-        arguments[place] = f"--config={files.locate(argument.split('=', 1)[1]).flag}"
+        arguments[place] = f"--config={flag(argument.split('=', 1)[1])}"
         break
       if argument == f"{dashes}config" and place + 1 < len(arguments):
-        arguments[place + 1] = files.locate(arguments[place + 1]).flag
+        arguments[place + 1] = flag(arguments[place + 1])
   return arguments
 
 
 def _named_config(arguments: Sequence[str]) -> str:
   """Value of `--config` among the arguments, or ""."""
+  return _value_of(arguments, "config")
+
+
+def _value_of(arguments: Sequence[str], flag: str) -> str:
+  """Value of a flag among the arguments, or ""."""
   for place, argument in enumerate(arguments):
     name, equals, value = argument.lstrip("-").partition("=")
-    if argument.startswith("-") and name == "config":
+    if argument.startswith("-") and name == flag:
       return value if equals else "".join(arguments[place + 1 : place + 2])
   return ""
 

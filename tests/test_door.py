@@ -43,6 +43,22 @@ def test_help_is_real_and_ends_with_0(arguments, said, tmp_path):
   assert said in done.stdout and not done.stderr
 
 
+@pytest.mark.parametrize(
+  ("arguments", "variants"),
+  [
+    (("--config=derl", "--config.data.path=x.pkl"), ":own"),
+    (("--config", "derl:tuned", "--config.data.path", "x.pkl"), ":tuned,own"),
+    (("--config=derl", "--data=x.pkl"), ":own"),
+    (("--config=derl:mosi", "--config.data.path=x.pkl"), ":mosi"),
+    (("--config=derl", "--config.data.path="), ""),
+    (("--config=derl",), ""),
+  ],
+)
+def test_data_of_one_s_own_have_a_recipe_of_their_own(arguments, variants):
+  made = " ".join(command._with_files(["program", *arguments]))
+  assert f"{ROOT / 'configs' / 'derl.py'}{variants} " in f"{made} "
+
+
 def test_the_version_is_told(monkeypatch, capsys):
   monkeypatch.setattr(door.msa_jax, "__version__", "1.2", raising=False)
   with pytest.raises(SystemExit) as ended:

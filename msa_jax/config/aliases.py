@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from msa_jax.errors import UserError
 
-# Of config.json; 1 (not written) was that of version 0.1, 2 lacks what `EARLIER` has.
+# Of config.json; 1 (not written) was that of version 0.1, 2 lacks what `EARLIER` has
+# and ways of losing steps in the names of patterns.
 FORMAT = 3
 
 
@@ -227,6 +228,21 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
       tree = _moved(tree, old, new)
   for key, value in EARLIER.get(system, {}).items():
     tree = _with(tree, key.split("."), value)
+  return _with_old_patterns(tree)
+
+
+def _with_old_patterns(tree: dict[str, Any]) -> dict[str, Any]:
+  """Names what `tokens:R` and `frames:R` meant in formats 1 and 2: rows of features
+  that are lost, wherever no encoder was trained along."""
+  text = tree.get("text", {})
+  finetune = str(text.get("finetune", "none")).lower()
+  if text.get("input") == "encoder" and finetune not in ("none", "false"):
+    return tree
+  for key in ("train", "eval"):
+    name, _, rate = str(tree.get("missing", {}).get(key, "")).strip().partition(":")
+    now = {"tokens": f"features:{rate}:ends", "frames": f"frames:{rate}:ends"}
+    if name in now:
+      tree = _with(tree, ["missing", key], now[name])
   return tree
 
 

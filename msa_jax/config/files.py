@@ -10,6 +10,7 @@ import runpy
 from typing import Any, NamedTuple
 
 from msa_jax.errors import UserError
+from msa_jax.names import split_names
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 # Installed, the configs are a package of the library; a checkout has them beside it.
@@ -63,6 +64,27 @@ def locate(text: str) -> Located:
   return Located(_REGISTERED, name)
 
 
+OWN = "own"  # variant of configs that have a recipe for data of one's own
+
+
+def for_own_data(text: str) -> str:
+  """A config's name for data of one's own: its variant `own` where none is of a data
+  set, as the recipe of the synthetic corpus is for that corpus alone.
+
+  Args:
+    text: `<name or path>[:variants]`.
+
+  Raises:
+    UserError: no such config, or a file that cannot be run.
+  """
+  located = locate(text)
+  found = _run(located, text)
+  sets, chosen = found.get("DATA_SETS", ()), set(split_names((located.variants,)))
+  if OWN not in sets or chosen & set(sets):
+    return text
+  return f"{text.partition(':')[0]}:{','.join(filter(None, (located.variants, OWN)))}"
+
+
 def get_config(text: str) -> Any:
   """The config of `<name or path>[:variants]`, as `--config` reads it.
 
@@ -75,15 +97,19 @@ def get_config(text: str) -> Any:
     UserError: no such config, a file that cannot be run, or an unknown variant.
   """
   located = locate(text)
-  try:
-    found = runpy.run_path(str(located.path))
-  except Exception as error:  # noqa: BLE001  Whatever a file of the user's raises.
-    raise UserError(
-      f"--config={text}: {located.path} cannot be run ({type(error).__name__}:"
-      f" {error})."
-    ) from error
+  found = _run(located, text)
   if "get_config" not in found:
     raise UserError(
       f"--config={text}: {located.path} has no get_config; give a config file."
     )
   return found["get_config"](*([located.variants] if located.variants else []))
+
+
+def _run(located: Located, text: str) -> dict[str, Any]:
+  try:
+    return runpy.run_path(str(located.path))
+  except Exception as error:  # noqa: BLE001  Whatever a file of the user's raises.
+    raise UserError(
+      f"--config={text}: {located.path} cannot be run ({type(error).__name__}:"
+      f" {error})."
+    ) from error

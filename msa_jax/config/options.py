@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from msa_jax.data.synthetic.generator import SyntheticOptions
+from msa_jax.errors import UserError
 
 MEMORY = "memory"  # format of a corpus that is no file
 
@@ -282,7 +283,10 @@ class DataConfig:
       or GCNet's folder of one .npy per utterance.
     valence: ratings of valence in 1..5 become sentiment in [-3, 3].
     sample_unit: `utterance`, or `dialogue`: its utterances are the steps.
-    fold: session to test on, of corpora split by session; 0 = the last.
+    fold: number of the session or fold to test on; 0 = the last session, or the
+      corpus's own splits; `all` = each in turn, one run for each.
+    num_folds: folds of whole videos or dialogues, into which the corpus is cut, its own
+      splits pooled; 0 = its sessions, or its own splits.
     train_fraction: of the training split, stratified.
     iemocap_val: `holdout10`: a tenth of the training dialogues selects; or `none`.
     task: `regression`, or classes made from a sentiment label: `cls2`, `cls7`.
@@ -304,7 +308,8 @@ class DataConfig:
   features: Mapping[str, str] = _mapping(text="", audio="", vision="")
   valence: bool = False
   sample_unit: str = "utterance"
-  fold: int = 0
+  fold: str = "0"
+  num_folds: int = 0
   train_fraction: float = 1.0
   iemocap_val: str = "holdout10"
   task: str = "regression"
@@ -315,3 +320,22 @@ class DataConfig:
   synthetic: SyntheticOptions = dataclasses.field(default_factory=SyntheticOptions)
   buckets: int = 0
   device_budget_mib: int = 4096
+
+  @property
+  def is_cross_validated(self) -> bool:
+    """Whether every fold is tested on in turn."""
+    return self.fold == "all"
+
+  @property
+  def fold_number(self) -> int:
+    """The one fold to test on.
+
+    Raises:
+      UserError: all of them are.
+    """
+    if self.is_cross_validated:
+      raise UserError(
+        "config.data.fold='all' makes one run for each fold, which training does; give"
+        " the number of one fold here."
+      )
+    return int(self.fold)

@@ -53,7 +53,7 @@ _RANGES = {
   "data.buckets": _NOT_NEGATIVE,
   "missing.seed": _SEED,
   "data.synthetic.seed": _SEED,
-  "data.fold": _NOT_NEGATIVE,
+  "data.num_folds": _NOT_NEGATIVE,
   "replicas.most_at_once": _NOT_NEGATIVE,
   "optim.warmup_fraction": _SHARE,
   "loss.aux_warmup_fraction": _SHARE,
@@ -74,6 +74,11 @@ def validate(config: Experiment) -> None:
   """
   system = models.get(config.system)
   _check_unit(config.system, config.data, system.units)
+  if not (str(config.data.fold).isdecimal() or config.data.is_cross_validated):
+    raise UserError(
+      f"config.data.fold={config.data.fold!r} must be the number of a session or fold,"
+      " 0, or all."
+    )
   text_options.check(config.text)
   _check_types({**_TASKS, **system.options}, config.model, "model")
   _check_types({**_LOSSES, **system.losses}, config.loss, "loss")

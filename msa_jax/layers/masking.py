@@ -2,6 +2,7 @@
 valid entry gives zeros, never NaN, in the value and in the gradient."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -98,9 +99,15 @@ def hide_unavailable(batch: Batch, keep_lost: bool = False) -> Batch:
   return batch.replace(modalities=modalities)
 
 
-def has_content(batch: Batch) -> Bool[Array, "b *t"]:
-  """Which samples, or utterances of dialogues, have any visible step at all."""
-  visible = [m.mask for m in hide_unavailable(batch).modalities.values()]
+def has_content(batch: Batch, reads: Sequence[str] = ()) -> Bool[Array, "b *t"]:
+  """Which samples, or utterances of dialogues, have any visible step at all.
+
+  Args:
+    batch: any batch.
+    reads: modalities that count; () = all.
+  """
+  hidden = hide_unavailable(batch).modalities
+  visible = [hidden[name].mask for name in reads or batch.order]
   if batch.available.ndim == 3:
     return functools.reduce(jnp.logical_or, visible)
   return functools.reduce(jnp.logical_or, [jnp.any(mask, axis=1) for mask in visible])

@@ -142,6 +142,12 @@ def nothing_shared(path: tuple[str, ...]) -> str:
   return ""
 
 
+def every_modality(options: Options, spec: Spec) -> tuple[str, ...]:
+  """All modalities of the corpus are read."""
+  del options
+  return spec.modalities
+
+
 def no_attention(options: Options) -> str:
   """No attention selects its keys."""
   del options
@@ -168,6 +174,8 @@ class System(NamedTuple):
     shared: parameter path -> name of a group of parameters that the tasks share, for
       `config.train.task_cosine`; "" = none.
     units: what one sample may be, of `utterance` and `dialogue` (`data.sample_unit`).
+    reads: (options, spec) -> modalities that the network reads; a sample that has none
+      of them is predicted by the training prior.
     sees_dropped: whether the network reads steps whose content was lost; other systems
       get batches in which such steps are hidden.
     ablations: table -> its runs, for the study `ablation`.
@@ -191,6 +199,7 @@ class System(NamedTuple):
   terms: Callable[[Options, Spec], Mapping[str, TaskTerm]] = one_loss
   shared: Callable[[tuple[str, ...]], str] = nothing_shared
   units: tuple[str, ...] = ("utterance",)
+  reads: Callable[[Options, Spec], tuple[str, ...]] = every_modality
   sees_dropped: bool = False
   ablations: Mapping[str, Variants] = MappingProxyType({})
   router_variants: Variants = MappingProxyType({})

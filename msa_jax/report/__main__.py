@@ -21,14 +21,18 @@ _SAMPLE = flags.DEFINE_string(
   "",
   "Id of the sample whose attention is shown; the longest if none is given.",
 )
+_UNEQUAL = flags.DEFINE_bool(
+  "unequal", False, "With compare: test also runs of which only one sees the dialogue."
+)
 
 
-def compare(runs, console: Console) -> None:
+def compare(runs, console: Console, unequal: bool = False) -> None:
   """Prints the result tables of runs, published rows and significance.
 
   Args:
     runs: from `reading.read`; the first is compared with each of the others.
     console: where to.
+    unequal: see `results.significance`.
   """
   from msa_jax.report import results
 
@@ -38,15 +42,16 @@ def compare(runs, console: Console) -> None:
     # The literature's rows may state only figures of unstated protocol.
     names += [n for n in results.columns(others) if n in results.UNSTATED]
     console.print(_table(f"{task}, mean ± std over seeds", names, (own, others)))
-    _print_verdicts(runs, task, console)
+    _print_verdicts(runs, task, console, unequal)
 
 
-def compare_study(folder: str, console: Console) -> None:
+def compare_study(folder: str, console: Console, unequal: bool = False) -> None:
   """Prints the tables of a study, published rows, significance and what is damaged.
 
   Args:
     folder: of the study.
     console: where to.
+    unequal: see `results.significance`.
   """
   from msa_jax.report import results
   from msa_jax.report import studies as studies_lib
@@ -63,10 +68,10 @@ def compare_study(folder: str, console: Console) -> None:
       blocks = [rows for _, rows in table.blocks]
       console.print(_table(table.title, table.names, blocks))
   if board:  # in full, beside all that is published of the corpora
-    compare(runs, console)
+    compare(runs, console, unequal)
   elif not sweep:
     for task in results.tasks(runs):
-      _print_verdicts(runs, task, console)
+      _print_verdicts(runs, task, console, unequal)
   _print_gaps(gaps, console)
 
 
@@ -87,11 +92,11 @@ def _table(title: str, names, blocks) -> Table:
   return table
 
 
-def _print_verdicts(runs, task: str, console: Console) -> None:
+def _print_verdicts(runs, task: str, console: Console, unequal: bool) -> None:
   from msa_jax.report import results
 
   for run in runs[1:]:
-    if said := results.verdict(runs[0], run, task):
+    if said := results.verdict(runs[0], run, task, unequal):
       console.print(said, highlight=False, markup=False)
 
 
@@ -113,17 +118,17 @@ def main(arguments: list[str]) -> None:
       console = Console()
       if not console.is_terminal:
         console.width = 240  # files and pipes have no edge to fold at
-      compare(runs, console)
+      compare(runs, console, _UNEQUAL.value)
       _print_gaps([f"{run.name}: {g}" for run in runs for g in run.gaps], console)
       for study in studies:
-        compare_study(study, console)
+        compare_study(study, console, _UNEQUAL.value)
       return
     print(f"report: {page.write(runs, _OUTPUT.value, studies, _SAMPLE.value)}")
 
 
 def run_main(arguments: Sequence[str] | None = None) -> NoReturn:
   """`python -m msa_jax.report` and `msa-jax report`."""
-  program = command.Program(main, __doc__ or "", (_OUTPUT, _SAMPLE))
+  program = command.Program(main, __doc__ or "", (_OUTPUT, _SAMPLE, _UNEQUAL))
   command.run(program, arguments)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from msa_jax.names import FOLDS
 from msa_jax.report.terminal import SHOWN, figure
 
 _COLUMNS = 6  # metrics that fit on a line; the files have all of them
@@ -26,9 +27,12 @@ def print_grids(report: Mapping[str, Any], console: Console | None = None) -> No
       console.print(_table(report, entry, rows, task))
       if rows[0].get("references", {}).get(task):
         console.print(_references(entry, rows, task))
+  spread = "mean ± std over training seeds"
+  if folds := report.get(FOLDS):
+    spread = f"mean over {folds} folds and seeds, ± std over folds; seeds"
   lines = (
     f"{report['samples']} samples of {report['split']}, masks of seed"
-    f" {report['seed']}; mean ± std over training seeds {report['seeds']}"
+    f" {report['seed']}; {spread} {report['seeds']}"
   )
   console.print(lines, highlight=False)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from msa_jax.errors import UserError
-from msa_jax.names import held_out_split
+from msa_jax.names import FOLDS, fold_folder, held_out_split
 from msa_jax.safe_io import cells
 
 
@@ -57,6 +57,14 @@ class Run:
     """The split that figures speak of: test, or validation where there is no test."""
     return held_out_split(self.predictions)
 
+  @property
+  def unit(self) -> str:
+    """What a sample is, and hence how much around an utterance a prediction sees."""
+    data = at(self.config, "data")
+    # Runs of version 0.1 call it `unit`.
+    unit = data.get("sample_unit", data.get("unit", "utterance"))
+    return "utterance in its dialogue" if unit == "dialogue" else "utterance alone"
+
   def tasks(self) -> Mapping[str, Any]:
     """Task name -> kind, range, classes."""
     tasks = at(self.config, "spec", "tasks")
@@ -85,14 +93,21 @@ def read(folder: str | pathlib.Path) -> Run:
   gaps: list[str] = []
   summary = _json(path / "summary.json", gaps)
   summary = _whole_summary(summary, gaps) if summary else {}
-  _checkpoints(path, summary, gaps)
+  config = _json(path / "config.json", gaps)
+  if folds := summary.get(FOLDS):
+    # What the corpus is, and what else there is of a run, each fold's run knows.
+    first = _json(path / fold_folder(folds[0]) / "config.json", gaps)
+    config, splits = {**config, "spec": at(first, "spec")}, ("test",)
+  else:
+    splits = ("valid", "test")
+    _checkpoints(path, summary, gaps)
   run = Run(
     path=path.resolve(),
-    config=_json(path / "config.json", gaps),
+    config=config,
     data=_json(path / "data.json", gaps),
     summary=summary,
-    epochs=_lines(path / "metrics.jsonl", gaps),
-    predictions={s: c for s in ("valid", "test") if (c := _csv(path, s, gaps))},
+    epochs=[] if folds else _lines(path / "metrics.jsonl", gaps),
+    predictions={s: c for s in splits if (c := _csv(path, s, gaps))},
     routing={s: a for s in ("valid", "test") if (a := _npz(path, s, gaps))},
     grids={
       file.stem: grid
@@ -186,6 +201,8 @@ def _whole_summary(summary: dict[str, Any], gaps: list[str]) -> dict[str, Any]:
     torn |= not isinstance(tasks, dict)
   seeds = summary.get("seeds", [])
   torn |= not isinstance(seeds, list)
+  folds = summary.get(FOLDS)
+  torn |= not isinstance(folds, list | None)
   if torn:
     gaps.append("summary.json is damaged (figures that are no figures)")
   bayes = summary.get("bayes")
@@ -193,6 +210,7 @@ def _whole_summary(summary: dict[str, Any], gaps: list[str]) -> dict[str, Any]:
     **summary,
     "splits": kept,
     "seeds": seeds if isinstance(seeds, list) else [],
+    FOLDS: folds if isinstance(folds, list) else [],
     "bayes": bayes if isinstance(bayes, dict) else None,
   }
 

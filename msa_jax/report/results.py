@@ -1,6 +1,7 @@
 """Result tables: runs, published rows beside them, and how surely runs differ."""
 
 import csv
+import dataclasses
 import importlib.resources
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 
 from msa_jax.metrics import METRICS
 from msa_jax.metrics.bootstrap import Comparison, paired
+from msa_jax.names import FOLDS
 from msa_jax.report.errors import class_pair, regression_pair
 from msa_jax.report.reading import Run, at
 from msa_jax.report.terminal import SHOWN, figure, reference
@@ -122,7 +124,9 @@ def local_rows(runs: Sequence[Run], task: str) -> list[Row]:
       and not isinstance(figures[name]["mean"], list)
     }
     seeds = len(run.summary.get("seeds", ()))
-    remark = f"{run.model}, {seeds} seeds, {run.split}"
+    remark = f"{run.model}, {seeds} seeds, {run.split}, {run.unit}"
+    if folds := run.summary.get(FOLDS):
+      remark += f", {len(folds)} folds (deviation over them)"
     if at(run.config, "data").get("path") == "":
       remark += ", synthetic corpus"
     if cells:
@@ -147,6 +151,8 @@ def reference_rows(run: Run, task: str) -> list[Row]:
     }
     found = at(compared, name)
     remark = f"{run.name}: {verdict_on(name, found)}" if found else "the best constant"
+    if run.summary.get(FOLDS):
+      remark = f"{run.name}: mean over folds"
     rows.append(Row(reference(name), cells, remark))
   found = at(compared, "text_head")
   if found:
@@ -200,23 +206,34 @@ def tasks(runs: Sequence[Run]) -> list[str]:
   return list(names)
 
 
-def significance(first: Run, second: Run, task: str) -> tuple[str, Comparison] | None:
+def significance(
+  first: Run, second: Run, task: str, unequal: bool = False
+) -> tuple[str, Comparison] | None:
   """Paired bootstrap over the samples that both runs predicted.
 
   The mean predictions over seeds are compared: by absolute error for regression, by
   accuracy for classes.
 
+  Args:
+    first, second: the runs.
+    task: what they predict.
+    unequal: compare also runs of which only one sees the dialogue around an utterance.
+
   Returns:
     Name of the metric and the comparison, first minus second; None where the runs
-    do not have the same labelled samples.
+    do not have the same labelled samples, or do not see as much of them.
   """
   if not all(task in run.tasks() for run in (first, second)):
+    return None
+  if first.unit != second.unit and not unequal:
     return None
   ids = [
     list(run.predictions.get(run.split, {}).get("id", ())) for run in (first, second)
   ]
-  if not ids[0] or ids[0] != ids[1]:
+  if not ids[0] or sorted(ids[0]) != sorted(ids[1]):
     return None
+  # Utterances of dialogues stand in another order than those of the file.
+  second = _ordered(second, ids[0])
   kind = first.tasks()[task].get("kind")
   if kind == "regression":
     pairs = [regression_pair(run, task) for run in (first, second)]
@@ -233,6 +250,15 @@ def significance(first: Run, second: Run, task: str) -> tuple[str, Comparison] |
   return name, paired(metric, one, two, labels)
 
 
+def _ordered(run: Run, ids: Sequence[str]) -> Run:
+  """The run with its predictions in an order of ids."""
+  columns = run.predictions[run.split]
+  place = {name: row for row, name in enumerate(columns["id"])}
+  rows = [place[name] for name in ids]
+  moved = {name: [column[row] for row in rows] for name, column in columns.items()}
+  return dataclasses.replace(run, predictions={**run.predictions, run.split: moved})
+
+
 def _mae(values: np.ndarray, labels: np.ndarray) -> float:
   return float(np.mean(np.abs(values - labels)))
 
@@ -241,19 +267,28 @@ def _accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
   return float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
-def verdict(first: Run, second: Run, task: str) -> str | None:
-  """The comparison of two runs in a sentence; None where it cannot be made."""
+def verdict(first: Run, second: Run, task: str, unequal: bool = False) -> str | None:
+  """The comparison of two runs in a sentence; None where it cannot be made.
+
+  See `significance`; what is refused is said.
+  """
   try:
-    result = significance(first, second, task)
+    result = significance(first, second, task, unequal)
+    if result is None and significance(first, second, task, unequal=True):
+      return (
+        f"{task}: {first.name} ({first.unit}) and {second.name} ({second.unit}) do not"
+        " see the same; --unequal compares them all the same."
+      )
   except ValueError as error:  # a cell of predictions that is no number
     return f"{task}: {first.name} and {second.name} cannot be compared: {error}."
   if result is None:
     return None
   name, comparison = result
   difference = comparison.difference
+  unlike = "" if first.unit == second.unit else f" ({first.unit}; {second.unit})"
   return (
-    f"{task}: {first.name} minus {second.name}, {name} of the seeds' mean prediction:"
-    f" {difference.estimate:+.4f}, 95 % interval {difference.low:+.4f} to"
+    f"{task}: {first.name} minus {second.name}{unlike}, {name} of the seeds' mean"
+    f" prediction: {difference.estimate:+.4f}, 95 % interval {difference.low:+.4f} to"
     f" {difference.high:+.4f}, p = {comparison.p_value:.3f} (paired bootstrap over"
     " samples)"
   )

@@ -43,6 +43,16 @@ def evaluation(splits: Mapping[str, Any]) -> str:
 
 def training(summary: Mapping[str, Any], workdir: str | pathlib.Path) -> str:
   """What a finished training run says: figures, distance from optimal, where."""
+  if "folds" in summary:
+    return "\n".join(
+      [
+        f"{summary['model']}: {summary['parameters']:,} parameters, folds"
+        f" {summary['folds']}, seeds {summary['seeds']}; mean over both ± deviation"
+        " over folds",
+        evaluation(summary["splits"]),
+        f"run directories: {workdir}/fold_*",
+      ]
+    )
   epochs = ", ".join(
     f"{best} of {last}"
     for best, last in zip(summary["selected_epoch"], summary["epochs"], strict=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from msa_jax.config.experiment import Experiment
 from msa_jax.data.transforms import pipeline as pipeline_lib
 from msa_jax.data.transforms.pipeline import Pipeline
+from msa_jax.errors import UserError
 from msa_jax.runs.feeds import feeds_of
 from msa_jax.runs.transforms import pipeline_of
 from msa_jax.step import compose
@@ -14,7 +15,7 @@ from msa_jax.step.recipe import Recipe
 from msa_jax.training import feed as feed_lib
 from msa_jax.training.checkpoint import load_best
 from msa_jax.training.compiled_stages import CompiledStages
-from msa_jax.training.run_directory import RunDirectory
+from msa_jax.training.run_directory import RunDirectory, fold_folders
 from msa_jax.typing import Collections, Corpus, Params
 
 PREPROCESSING = "preprocessing.npz"
@@ -52,8 +53,14 @@ def open_run(workdir: str | os.PathLike) -> OpenRun:
   """Opens a finished run.
 
   Raises:
-    UserError: no such run, a seed that has not finished, or a damaged file.
+    UserError: no such run, a folder of folds, a seed that has not finished, or a
+      damaged file.
   """
+  if found := fold_folders(workdir):
+    raise UserError(
+      f"--workdir={workdir} holds a run for each fold; give one of them:"
+      f" {', '.join(map(str, found.values()))}."
+    )
   directory = RunDirectory(workdir)
   config = directory.experiment()
   pipeline = pipeline_lib.load(

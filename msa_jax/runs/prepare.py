@@ -55,25 +55,14 @@ def load(config: Experiment) -> Corpus:
     UserError: no such file, not readable, corpora that do not go together, or no
       such encoder.
   """
-  options = config.data
-  if options.format == MEMORY:
-    raise UserError(
-      "the run was trained on a corpus in memory, which is not stored: give it again"
-      " (msa_jax.evaluate(workdir, corpus)), or a labelled file (--input)."
-    )
-  encoded = config.text.is_encoded
-  if options.path:
-    features = {name: path for name, path in options.features.items() if path}
-    corpus = readers.read(options.path, options.format, features, bare_text=encoded)
-  else:
-    corpus = synthetic.synthetic(options.synthetic)
-  if options.valence:
-    corpus = ratings.valence_as_sentiment(corpus)
+  corpus = read_own(config)
+  options, encoded = config.data, config.text.is_encoded
   if not options.extra_train_paths:
     return _with_text(config, [corpus])[0]
   others = (readers.read(path, bare_text=encoded) for path in options.extra_train_paths)
+  how = (options.fold_number, options.iemocap_val, options.num_folds)
   corpora = [
-    folds.by_session(corpus, options.fold, options.iemocap_val),
+    folds.split(corpus, *how),
     *(folds.by_session(other, 0, options.iemocap_val) for other in others),
   ]
   for each in corpora:
@@ -81,6 +70,28 @@ def load(config: Experiment) -> Corpus:
   corpora = _with_text(config, corpora)
   chosen = [select_modalities(each, options.modalities) for each in corpora]
   return joint.join(chosen, options.extra_evaluation)
+
+
+def read_own(config: Experiment) -> Corpus:
+  """The corpus of `config.data.path`, or the synthetic one, as it is on disk.
+
+  Raises:
+    UserError: as `load`.
+  """
+  options = config.data
+  if options.format == MEMORY:
+    raise UserError(
+      "the run was trained on a corpus in memory, which is not stored: give it again"
+      " (msa_jax.evaluate(workdir, corpus)), or a labelled file (--input)."
+    )
+  if options.path:
+    features = {name: path for name, path in options.features.items() if path}
+    corpus = readers.read(
+      options.path, options.format, features, bare_text=config.text.is_encoded
+    )
+  else:
+    corpus = synthetic.synthetic(options.synthetic)
+  return ratings.valence_as_sentiment(corpus) if options.valence else corpus
 
 
 def _with_text(config: Experiment, corpora: list[Corpus]) -> list[Corpus]:

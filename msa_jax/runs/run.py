@@ -10,21 +10,28 @@ import jax
 import ml_collections
 import numpy as np
 
-from msa_jax.config.experiment import Experiment, to_json
+from msa_jax.config.experiment import Experiment, experiment, to_json
 from msa_jax.data import missing
 from msa_jax.data.transforms import dialogues
 from msa_jax.data.transforms import pipeline as pipeline_lib
 from msa_jax.devices import processes, sharding, stopping
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
-from msa_jax.runs import prediction_files, prepare, references, schedule, summary
+from msa_jax.runs import (
+  folds,
+  prediction_files,
+  prepare,
+  references,
+  schedule,
+  summary,
+)
 from msa_jax.runs.feeds import feeds_of, make_feeds
 from msa_jax.runs.open import PREPROCESSING, open_run, restore
 from msa_jax.step import compose
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import loop, scoring, selection
 from msa_jax.training.compiled_stages import mesh_of
-from msa_jax.training.run_directory import RunDirectory, only_warn
+from msa_jax.training.run_directory import RunDirectory, fold_folders, only_warn
 from msa_jax.typing import Corpus
 
 __all__ = [
@@ -55,6 +62,8 @@ def train(
 ) -> dict[str, Any]:
   """Trains every seed of `config.replicas.seeds`, or resumes; writes the run directory.
 
+  With `config.data.fold` = `all` a run for every fold, see `runs.folds`.
+
   Args:
     config: of a config file, not resolved.
     workdir: folder of the run; one that holds this run already is resumed.
@@ -68,6 +77,9 @@ def train(
       there, a diverging loss.
     stopping.Interrupted: SIGTERM or Ctrl-C came; everything is saved.
   """
+  config = experiment(config)
+  if config.data.is_cross_validated:
+    return folds.train(train, config, workdir, corpus)
   with stopping.listening() as stop:
     try:
       return _train(config, RunDirectory(workdir), corpus, stop)
@@ -197,6 +209,10 @@ def score(
   Raises:
     UserError: no such run, no such file, or a file without labels.
   """
+  if runs := fold_folders(workdir):
+    each = [score(folder, path, corpus) for folder in runs.values()]
+    together = folds.combine([one.splits for one in each])
+    return Evaluation(RunDirectory(workdir), each[0].file, together)
   opened = open_run(workdir)
   own = corpus is None or prepare.is_own(opened.directory, corpus)
   other = bool(path) or not own

@@ -17,6 +17,7 @@ from msa_jax.data.transforms.standardize import Standardize
 from msa_jax.data.transforms.subsample import Subsample
 from msa_jax.data.transforms.tasks import DeriveTask
 from msa_jax.data.transforms.transform import Transform
+from msa_jax.text.features import encoder_of
 from msa_jax.typing import Corpus
 
 
@@ -32,10 +33,11 @@ def pipeline_of(
   """
   data, lost = config.data, config.missing
   # Joined corpora have been split, each by its sessions.
-  fold = 0 if data.extra_train_paths else data.fold
+  joined = bool(data.extra_train_paths)
+  fold, num_folds = (0, 0) if joined else (data.fold_number, data.num_folds)
   dialogues = data.sample_unit == "dialogue"
   entries: tuple[Transform | None, ...] = (
-    Fold(fold, data.iemocap_val),
+    Fold(fold, data.iemocap_val, num_folds),
     SelectModalities(data.modalities),
     DeriveTask(data.task),
     CheckTrainable(),
@@ -44,7 +46,10 @@ def pipeline_of(
     Relabel(),
     SelectionSplit(config.train.selection_split),
     Group() if dialogues else None,
-    Degrade(lost.train, lost.eval, lost.seed, config.optim.batch_size),
+    Degrade(
+      *(lost.train, lost.eval, lost.seed, config.optim.batch_size),
+      encode=encoder_of(config.text),
+    ),
     MatchModalities(),
     Standardize(data.standardize),
     MaxSteps(data.max_steps) if data.max_steps else None,

@@ -139,7 +139,7 @@ def build(config: Experiment, stage: int = -1) -> Recipe:
   pattern = missing.parse(config.missing.train) if chosen.missing else missing.NONE
   made = with_missing(made, pattern, spec.steps_per_epoch(config.optim.batch_size))
   made = with_ema(made, config.optim.ema_decay)
-  return with_prior(made, spec.priors)
+  return with_prior(made, spec.priors, system.reads(config.model, spec))
 
 
 def _core(config: Experiment, system: System, stage: Stage) -> Recipe:

@@ -47,6 +47,7 @@ class Recipe(NamedTuple):
       fresh optimizer; how a stage starts from what the one before it left.
     end_epoch: state -> state, after the last step of an epoch: class centres, phases
       of several optimizers; None = nothing happens.
+    reads: modalities that predictions are made from; () = all of a batch.
   """
 
   init: Callable[[Seed], TrainState]
@@ -54,6 +55,7 @@ class Recipe(NamedTuple):
   predict: Callable[[Params, Collections, Batch], ModelOutput]
   start: Callable[[Params, Collections, Int[Array, ""]], TrainState]
   end_epoch: Callable[[TrainState], TrainState] | None = None
+  reads: tuple[str, ...] = ()
 
 
 def example_batch(spec: Spec, size: int = 2) -> Batch:
@@ -216,6 +218,7 @@ def with_missing(
   def step(state: TrainState, batch: Batch, seed: Seed) -> tuple[TrainState, Metrics]:
     key, of_batch = jax.random.split(rngs.stream(seed, "missing", state.step))
     shape = batch.available.shape
+    epoch = rngs.stream(seed, "missing batches", state.step // steps_per_epoch)
     keep = missing.keep(
       pattern,
       batch.order,
@@ -224,6 +227,7 @@ def with_missing(
       jnp.broadcast_to(jax.random.uniform(of_batch, shape[-1:]), shape),
       jnp.broadcast_to(state.step % steps_per_epoch, shape[:-1]),
       steps_per_epoch,
+      jax.random.uniform(epoch),
     )
     hidden = hide_unavailable(batch.replace(available=keep), keep_lost=True)
     return recipe.step(state, hidden, seed)
@@ -231,17 +235,22 @@ def with_missing(
   return recipe._replace(step=step)
 
 
-def with_prior(recipe: Recipe, priors: Mapping[str, tuple[float, ...]]) -> Recipe:
+def with_prior(
+  recipe: Recipe,
+  priors: Mapping[str, tuple[float, ...]],
+  reads: tuple[str, ...] = (),
+) -> Recipe:
   """Predicts the training prior where a sample has no content (of `has_content`).
 
   Args:
     recipe: the recipe to wrap.
     priors: task -> its best constant; tasks that are not there keep their prediction.
+    reads: modalities that the model reads; () = all.
   """
 
   def predict(params: Params, collections: Collections, batch: Batch) -> ModelOutput:
     output = recipe.predict(params, collections, batch)
-    content = has_content(batch)
+    content = has_content(batch, reads)
     predictions = dict(output.predictions)
     for name, value in predictions.items():
       if task_name(name) in priors:
@@ -252,4 +261,4 @@ def with_prior(recipe: Recipe, priors: Mapping[str, tuple[float, ...]]) -> Recip
         predictions[name] = jnp.where(shown, value, prior)
     return output.replace(predictions=predictions)
 
-  return recipe._replace(predict=predict)
+  return recipe._replace(predict=predict, reads=reads)

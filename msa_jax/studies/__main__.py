@@ -151,7 +151,9 @@ def _main(arguments: list[str]) -> None:
       raise UserError(f"choose a study: {', '.join(STUDIES)}; or list.")
     if _CONFIG.value is None or _WORKDIR.value is None:
       raise UserError("a study needs --config=NAME[:variants] and --workdir.")
-    found = [_CONFIG.value, *map(files.get_config, _ALSO.value)]
+    own = bool(_DATA.value or _CONFIG.value.data.path)
+    also = [files.for_own_data(name) if own else name for name in _ALSO.value]
+    found = [_CONFIG.value, *map(files.get_config, also)]
     configs = [experiment(config) for config in found]
     options: dict[str, Any] = {"table": _TABLE.value, "grids": _GRIDS.value}
     options["sweeps"] = _SWEEP.value

@@ -21,12 +21,15 @@ from msa_jax.data.synthetic import posterior
 from msa_jax.data.transforms.degrade import Degrade
 from msa_jax.errors import UserError
 from msa_jax.metrics.routing import routing_metrics
+from msa_jax.names import FOLDS
 from msa_jax.runs import prediction_files, prepare, references
+from msa_jax.runs.folds import averaged, combine
 from msa_jax.runs.open import OpenRun, open_run
 from msa_jax.runs.summary import over_seeds
+from msa_jax.text.features import encoder_of
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import scoring
-from msa_jax.training.run_directory import RunDirectory, only_warn
+from msa_jax.training.run_directory import RunDirectory, fold_folders, only_warn
 from msa_jax.typing import MODALITIES, Corpus, Split, modality_order, task_name
 
 # Figures of `bayes.optimum` by the task and metric that they bound.
@@ -46,12 +49,14 @@ class _Opened(NamedTuple):
     corpus: that one split, as the pipeline has it before anything is missing.
     name: of the split.
     occasion: whether the corpus is the run's own.
+    text: what makes the corpus's text, to lose words of it.
   """
 
   run: OpenRun
   corpus: Corpus
   name: str
   occasion: str
+  text: missing.Source
 
   def processed(self, split: Split) -> Corpus:
     """The split after the rest of the run's pipeline."""
@@ -89,7 +94,8 @@ def _open(workdir: str | pathlib.Path, path: str) -> _Opened:
   # False sorts first: test, else valid, else whatever else there is, train last.
   name = min(labelled, key=lambda n: (n != "test", n != "valid", n == "train"))
   corpus = dataclasses.replace(corpus, splits={name: corpus.splits[name]})
-  return _Opened(opened, corpus, name, occasion)
+  text = missing.source_of(corpus, encoder_of(opened.config.text))
+  return _Opened(opened, corpus, name, occasion, text)
 
 
 def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, Any]:
@@ -111,9 +117,13 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
     `references` (task -> constant or linear model of the run -> metric -> value) and
     `routing` (gate -> `mean_combine`, `router_entropy_dense_normalised`, likewise).
 
+    Of a folder of folds, the means over all of them.
+
   Raises:
     UserError: no such run or file, no labels, or an entry that does not fit.
   """
+  if runs := fold_folders(workdir):
+    return _over_folds(workdir, [grid(run, wanted, path) for run in runs.values()])
   opened = _open(workdir, path)
   split, config = opened.corpus.splits[opened.name], opened.run.config
   present = batches.availability(split)
@@ -121,6 +131,8 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
   order = modality_order(split.modalities)
   names = [name for name, some in zip(order, seen, strict=True) if some]
   grids = missing.grids(wanted, names)
+  for entry, patterns in grids.items():
+    missing.check(patterns[-1], opened.corpus, opened.text, f"--missing={entry}: ")
   optimal = _optimal(config, opened.name) if not path else lambda masks: {}
   report: dict[str, Any] = {
     "model": config.system,
@@ -139,21 +151,68 @@ def grid(workdir: str | pathlib.Path, wanted: str, path: str = "") -> dict[str, 
       row, arrays[str(pattern)] = _evaluate(opened, complete, pattern, optimal)
       rows.append(row)
     report["grids"][entry] = rows
-    stem = entry.replace(":", "_")
-    about = {key: value for key, value in report.items() if key != "grids"}
     with only_warn("the grid is not kept"):
-      missing.save(folder.path / f"{stem}.npz", split, arrays)
-      folder.write_json(f"{stem}.json", {**about, "rows": rows})
-      prediction_files.write_csv(folder.path / f"{stem}.csv", _tidy(report, rows))
+      missing.save(folder.path / f"{_stem(entry)}.npz", split, arrays)
+      _write(folder, report, entry)
   return {**report, "n_programs": opened.run.predictor.n_programs}
+
+
+def _stem(entry: str) -> str:
+  return entry.replace(":", "_")
+
+
+def _write(folder: RunDirectory, report: Mapping[str, Any], entry: str) -> None:
+  about = {key: value for key, value in report.items() if key != "grids"}
+  rows = report["grids"][entry]
+  folder.write_json(f"{_stem(entry)}.json", {**about, "rows": rows})
+  prediction_files.write_csv(folder.path / f"{_stem(entry)}.csv", _tidy(report, rows))
+
+
+def _over_folds(
+  workdir: str | pathlib.Path, reports: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """The grids of all folds as one, figures as `runs.folds.train` has them; written
+  beside the folds' own."""
+  first = reports[0]
+  report = {
+    **first,
+    "samples": sum(each["samples"] for each in reports),
+    "n_programs": sum(each["n_programs"] for each in reports),
+    FOLDS: len(reports),
+    "grids": {},
+  }
+  folder = RunDirectory(pathlib.Path(workdir) / "missing")
+  for entry in first["grids"]:
+    of_folds = [each["grids"][entry] for each in reports]
+    rows = []
+    for same in zip(*of_folds, strict=True):
+      shares = [row["realised"] for row in same]
+      rows.append(
+        {
+          **same[0],
+          "realised": {
+            name: float(np.mean([share[name] for share in shares]))
+            for name in shares[0]
+          },
+          "without_content": sum(row["without_content"] for row in same),
+          "figures": combine([row["figures"] for row in same]),
+          "routing": combine([row["routing"] for row in same]),
+          "bayes": {},
+          "references": averaged([row["references"] for row in same]),
+        }
+      )
+    report["grids"][entry] = rows
+    _write(folder, report, entry)
+  return report
 
 
 def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
   """One row of a grid, and the arrays to keep of it."""
   config, split = opened.run.config, opened.corpus.splits[opened.name]
   masks = missing.draw(pattern, split, config.missing.seed, config.optim.batch_size)
+  hidden = missing.apply(split, masks, opened.text)
   if masks.lost:
-    feed = opened.feed(missing.apply(split, masks))
+    feed = opened.feed(hidden)
   else:
     feed = feed_lib.with_available(complete, masks.available)
   predictions = [_without_heads(each) for each in opened.run.predictions(feed)]
@@ -170,7 +229,7 @@ def _evaluate(opened: _Opened, complete: feed_lib.Feed, pattern, optimal):
       [scoring.score(tasks, p.outputs, labels) for p in predictions]
     ),
     "bayes": optimal(masks),
-    "references": opened.references(missing.apply(split, masks)),
+    "references": opened.references(hidden),
     "routing": _routing(predictions),
   }
   outputs = {
@@ -211,7 +270,7 @@ def _optimal(config: Experiment, name: str):
   Empty for corpora of files, and for tasks derived from the synthetic labels.
   """
   derived = config.data.task != "regression" or config.data.sample_unit == "dialogue"
-  if config.data.path or derived:
+  if config.data.path or config.data.num_folds or derived:
     return lambda masks: {}
   corpus = prepare.load(config)
   if "bayes" not in corpus.notes:

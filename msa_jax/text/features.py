@@ -13,15 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
+from msa_jax.names import TEXT_CONTEXT, TEXT_TOKENS
 from msa_jax.safe_io import archives
 from msa_jax.safe_io.hashing import sha256
 from msa_jax.text import context, tokens, weights
 from msa_jax.text.bert import EncoderConfig, TextEncoder
 from msa_jax.typing import Corpus, Sequences, Split
+
+Encode = Callable[[Sequences], Float[np.ndarray, "n t d"]]
 
 _FORMAT = "text features 1"  # part of what names a cached file
 _ROWS = 32
@@ -41,7 +44,9 @@ def with_text(
 
   Returns:
     Corpora whose text has token ids if the encoder is to be trained (see
-    `tokens.tokenise`), and features otherwise: the last states, float16.
+    `tokens.tokenise`), and features otherwise: the last states, float16, with the ids
+    they were made of in `extras["text_tokens"]` [n t] (and `extras["text_context"]`
+    [n s], those of neighbours).
 
   Raises:
     UserError: no such encoder, no transcripts, a tokenizer or annotator lacks.
@@ -55,15 +60,18 @@ def with_text(
   made = [_noted(corpus, note) for corpus in made]
   if options.is_tuned:
     return made
-  encoded = functools.cache(functools.partial(_encoder, folder))
-  made_by = f"{_FORMAT} {digest} {config}"
-  cache = cache_folder(options.cache)
+  encode = _encode(folder, config, digest, options.cache)
 
   def features(split: Split) -> Split:
     text = split.modalities["text"]
-    flat = _cached(text, made_by, cache, config.width, lambda: encoded()(text))
-    text = Sequences(_padded(flat, text.lengths), text.lengths)
-    return dataclasses.replace(split, modalities={**split.modalities, "text": text})
+    return dataclasses.replace(
+      split,
+      modalities={
+        **split.modalities,
+        "text": Sequences(encode(text), text.lengths),
+      },
+      extras={**split.extras, **_read(text)},
+    )
 
   return [
     dataclasses.replace(
@@ -71,6 +79,49 @@ def with_text(
     )
     for corpus in made
   ]
+
+
+def _read(text: Sequences) -> dict[str, np.ndarray]:
+  """Extras that tell what features were made of."""
+  tokens_read = {TEXT_TOKENS: text.ids["tokens"]}
+  if text.context:
+    tokens_read[TEXT_CONTEXT] = text.context["tokens"]
+  return tokens_read
+
+
+def encoder_of(options: TextConfig) -> Encode | None:
+  """What encodes tokens again, some of them lost; for `data.missing`.
+
+  Args:
+    options: `config.text`.
+
+  Returns:
+    Text with `ids["tokens"]` -> features [n t d] of the frozen encoder, as `with_text`
+    makes them, kept on disk likewise. Steps in `lost` are attended to by none; their
+    own features are of no meaning. None where no frozen encoder makes the run's text.
+  """
+  if not options.is_encoded or options.is_tuned:
+    return None
+
+  @functools.cache
+  def found() -> Encode:
+    folder = weights.locate(options.encoder)
+    digest = sha256(weights.source(folder))
+    return _encode(folder, weights.read_config(folder), digest, options.cache)
+
+  return lambda text: found()(text)
+
+
+def _encode(folder: Path, config: EncoderConfig, digest: str, cache: str) -> Encode:
+  """Text with token ids -> features [n t d]; the encoder is loaded when needed."""
+  encoder = functools.cache(functools.partial(_encoder, folder))
+  made_by, kept = f"{_FORMAT} {digest} {config}", cache_folder(cache)
+
+  def encode(text: Sequences) -> Float[np.ndarray, "n t d"]:
+    flat = _cached(text, made_by, kept, config.width, lambda: encoder()(text))
+    return _padded(flat, text.lengths, text.features.shape[1])
+
+  return encode
 
 
 def frozen_means(text: Sequences, options: TextConfig) -> Float[np.ndarray, "n d"]:
@@ -124,21 +175,17 @@ def last_states(
   Args:
     config: of the encoder.
     params: of a `TextEncoder` of which all layers are one stack.
-    text: with `ids["tokens"]`, and `context["tokens"]` where neighbours are read too.
+    text: with `ids["tokens"]`, and `context["tokens"]` where neighbours are read too;
+      nobody attends to steps in `lost`.
 
   Returns:
     float16 [n d], n = sum of the lengths: the texts' own tokens. Computed in
     float32, in batches of samples of about one length, by one program for each of a few
     lengths.
   """
-
-  @jax.jit
-  def run(params, ids, mask, types):
-    with jax.default_matmul_precision("highest"):
-      return TextEncoder(config).apply({"params": params}, ids, mask, types)[-1]
-
+  run = _program(config)
   lengths = text.lengths
-  ids, totals = _beside(text, config.max_tokens)
+  ids, seen, totals = _beside(text, config.max_tokens)
   ends = np.cumsum(lengths)
   flat = np.zeros((int(lengths.sum()), config.width), np.float16)
   order = np.argsort(totals, kind="stable")
@@ -149,11 +196,11 @@ def last_states(
     members = order[padded == steps]
     for start in range(0, len(members), _ROWS):
       rows = members[start : start + _ROWS]
-      batch, mask = _batch(ids, totals, rows, steps, config.pad)
+      given = _batch(ids[rows], seen[rows], totals[rows], steps, config.pad)
       own = np.zeros((_ROWS, 1), np.int32)
       own[: len(rows), 0] = lengths[rows]
-      types = (np.arange(steps)[None] >= own) & mask & (config.types > 1)
-      states = run(params, batch, mask, types.astype(np.int32))
+      types = (np.arange(steps)[None] >= own) & np.asarray(given[1])
+      states = run(params, *given, (types & (config.types > 1)).astype(np.int32))
       states = np.asarray(states[: len(rows)], np.float16)
       for row, found in zip(rows, states, strict=True):
         flat[ends[row] - lengths[row] : ends[row]] = found[: lengths[row]]
@@ -162,15 +209,34 @@ def last_states(
 
 def _beside(
   text: Sequences, most: int
-) -> tuple[Int[np.ndarray, "n t"], Int[np.ndarray, " n"]]:
-  """Ids of every text with those of its context after them, and their numbers."""
+) -> tuple[Int[np.ndarray, "n t"], Bool[np.ndarray, "n t"], Int[np.ndarray, " n"]]:
+  """Ids of every text with those of its context after them, which of them can be
+  seen, and their numbers."""
   ids, lengths = text.ids["tokens"], text.lengths
+  seen = np.arange(ids.shape[1])[None] < lengths[:, None]
+  seen = seen if text.lost is None else seen & ~text.lost
   if not text.context:
-    return ids, lengths
+    return ids, seen, lengths
   beside = text.context["tokens"]
-  place, _, _ = context.place(ids, lengths, beside, most)
-  whole = np.take_along_axis(np.concatenate([ids, beside], 1), np.asarray(place), 1)
-  return whole, lengths + (beside >= 0).sum(axis=1)
+  place = np.asarray(context.place(ids, lengths, beside, most)[0])
+
+  def joined(own, other):
+    return np.take_along_axis(np.concatenate([own, other], axis=1), place, axis=1)
+
+  totals = lengths + (beside >= 0).sum(axis=1)
+  return joined(ids, beside), joined(seen, beside >= 0), totals
+
+
+@functools.cache
+def _program(config: EncoderConfig) -> Callable[..., Any]:
+  """One for all calls: texts that lose words are encoded many times."""
+
+  @jax.jit
+  def run(params, ids, mask, types):
+    with jax.default_matmul_precision("highest"):
+      return TextEncoder(config).apply({"params": params}, ids, mask, types)[-1]
+
+  return run
 
 
 def _static(length: int, most: int) -> int:
@@ -178,20 +244,26 @@ def _static(length: int, most: int) -> int:
 
 
 def _batch(
-  ids: Int[np.ndarray, "n t"], lengths: np.ndarray, rows: np.ndarray, steps: int, pad
+  ids: Int[np.ndarray, "n t"],
+  seen: Bool[np.ndarray, "n t"],
+  lengths: Int[np.ndarray, " n"],
+  steps: int,
+  pad: int,
 ):
-  batch = np.full((_ROWS, steps), pad, np.int32)
-  kept = min(steps, ids.shape[1])
-  batch[: len(rows), :kept] = ids[rows, :kept]
-  mask = np.zeros((_ROWS, steps), bool)
-  mask[: len(rows)] = np.arange(steps)[None] < lengths[rows][:, None]
-  return jnp.asarray(np.where(mask, batch, pad)), jnp.asarray(mask)
+  """Ids and mask [_ROWS steps]. Another id than that of padding stands where a step is
+  not seen, for RoBERTa counts its positions over all but padding."""
+  batch, mask = np.full((_ROWS, steps), pad, np.int32), np.zeros((_ROWS, steps), bool)
+  n, kept = len(ids), min(steps, ids.shape[1])
+  real = np.arange(kept)[None] < lengths[:, None]
+  hidden = np.where(real, 1 if pad == 0 else 0, pad)
+  batch[:n, :kept] = np.where(seen[:, :kept], ids[:, :kept], hidden)
+  mask[:n, :kept] = seen[:, :kept]
+  return jnp.asarray(batch), jnp.asarray(mask)
 
 
 def _padded(
-  flat: Float[np.ndarray, "n d"], lengths: Int[np.ndarray, " b"]
+  flat: Float[np.ndarray, "n d"], lengths: Int[np.ndarray, " b"], steps: int
 ) -> Float[np.ndarray, "b t d"]:
-  steps = max(1, int(lengths.max(initial=0)))
   features = np.zeros((len(lengths), steps, flat.shape[-1]), flat.dtype)
   features[np.arange(steps)[None] < lengths[:, None]] = flat
   return features
@@ -205,6 +277,8 @@ def _cached(
   name.update(np.ascontiguousarray(text.ids["tokens"]).tobytes())
   name.update(str(text.ids["tokens"].shape).encode())
   name.update(np.ascontiguousarray(text.lengths).tobytes())
+  if text.lost is not None and text.lost.any():
+    name.update(np.packbits(text.lost).tobytes())
   for beside in text.context.values():
     name.update(f"context {beside.shape}".encode() + beside.tobytes())
   path = folder / f"{name.hexdigest()}.npy"

@@ -13,6 +13,7 @@ from absl import logging
 
 from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
+from msa_jax.names import TEXT_WORDS
 from msa_jax.safe_io import files
 from msa_jax.text import context, sentilare
 from msa_jax.text.bert import EncoderConfig
@@ -249,7 +250,8 @@ def tokenise(
     says, `pos`, `word_polarity` and `sentence_polarity`; its features have width 0,
     and its `context` the `tokens` of neighbours, as `options.context` says.
     `extras["text_words"]` [n t] says which word a token came from (-1 = none). Texts
-    are cut to `notes["text"]["max_length"]` tokens.
+    are cut to `notes["text"]["max_length"]` tokens; `notes["text"]["unknown"]` is the
+    id of [UNK], or None.
 
   Raises:
     UserError: no transcripts, no annotator, no tokenizer or one of another encoder.
@@ -265,8 +267,9 @@ def tokenise(
   ]
   _check_vocabulary(made, config, folder)
   limit = _limit(made, options.max_length, config.max_tokens, max_steps)
+  note = {"max_length": limit, "unknown": tokenizer.unk_token_id}
   found = [
-    _with_rows(corpus, rows, limit, config, annotator)
+    _with_rows(corpus, rows, note, config, annotator)
     for corpus, rows in zip(corpora, made, strict=True)
   ]
   return _with_context(found, made, options, tokenizer, config.max_tokens)
@@ -313,8 +316,8 @@ def _limit(made, asked: int, most: int, max_steps: int) -> int:
   return min(bounds)
 
 
-def _with_rows(corpus, made, limit, config, annotator) -> Corpus:
-  splits, truncated = {}, {}
+def _with_rows(corpus, made, note, config, annotator) -> Corpus:
+  splits, truncated, limit = {}, {}, note["max_length"]
   for name, (rows, _) in made.items():
     cut = [row.cut(limit) for row in rows]
     truncated[name] = sum(row.is_cut for row in cut)  # by the file, or here
@@ -325,7 +328,7 @@ def _with_rows(corpus, made, limit, config, annotator) -> Corpus:
     notes["unavailable_modalities"] = kept
   notes["text"] = {
     "tokens": {name: source for name, (_, source) in made.items()},
-    "max_length": limit,
+    **note,
     "truncated": {name: count for name, count in truncated.items() if count},
     **({"annotator": annotator.name} if annotator else {}),
   }
@@ -362,7 +365,7 @@ def _with_text(split: Split, rows: list[Row], config: EncoderConfig, annotator):
   return dataclasses.replace(
     split,
     modalities=modalities,
-    extras={**split.extras, "text_words": _packed(map(words, rows), steps, -1)},
+    extras={**split.extras, TEXT_WORDS: _packed(map(words, rows), steps, -1)},
     available=available,
   )
 

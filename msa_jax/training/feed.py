@@ -346,4 +346,8 @@ class Predictor:
 
 def _predict_batch(recipe, params, collections, batch):
   output = recipe.predict(params, collections, batch)
-  return dict(output.predictions), dict(output.routing), has_content(batch)
+  return (
+    dict(output.predictions),
+    dict(output.routing),
+    has_content(batch, recipe.reads),
+  )

@@ -24,6 +24,7 @@ from msa_jax import models
 from msa_jax.config.experiment import Experiment, differences, from_json, to_json
 from msa_jax.devices import processes
 from msa_jax.errors import UserError, of_system
+from msa_jax.names import FOLDS, fold_folder
 from msa_jax.safe_io import durable, locking
 
 _PACKAGES = ("msa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -198,6 +199,26 @@ class RunDirectory:
     kept = [r for r in records if r["seed"] != seed or r["epoch"] <= epoch]
     lines = "".join(json.dumps(record) + "\n" for record in kept)
     self.write_text("metrics.jsonl", lines)
+
+
+def fold_folders(workdir: str | os.PathLike) -> dict[str, pathlib.Path]:
+  """Name -> folder of every fold's run; empty where `workdir` is not one of folds.
+
+  Raises:
+    UserError: a run has not finished.
+  """
+  root = RunDirectory(workdir)
+  if not (root.config_path.exists() and root.experiment().data.is_cross_validated):
+    return {}
+  names = [fold_folder(number) for number in root.read_json("data.json")[FOLDS]]
+  found = {name: root.path / name for name in names}
+  lacking = [n for n, path in found.items() if not (path / "summary.json").exists()]
+  if lacking:
+    raise UserError(
+      f"--workdir={root.path}: {', '.join(lacking)} has not finished; the command that"
+      " trains goes on."
+    )
+  return found
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class VmappedStages(CompiledStages):
     )
     self.predictors = tuple(
       Predictor(
-        _only(predict=self.recipes[i].predict),
+        _only(predict=self.recipes[i].predict, reads=self.recipes[i].reads),
         config.train.eval_batch_size,
         True,
         self.mesh,
@@ -166,8 +166,8 @@ class VmappedStages(CompiledStages):
     return _slices(processes.on_host(self._select(best, state)))
 
 
-def _only(**functions) -> Recipe:
-  return Recipe(**{**dict.fromkeys(Recipe._fields), **functions})
+def _only(**parts) -> Recipe:
+  return Recipe(**{**dict.fromkeys(Recipe._fields), "reads": (), **parts})
 
 
 def _slices(stacked: Any) -> list[Any]:

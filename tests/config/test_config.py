@@ -27,6 +27,8 @@ from msa_jax.data.transforms.splits import check_trainable
 from msa_jax.errors import UserError
 from msa_jax.step import compose
 
+FROZEN = {"input": "encoder", "encoder": "e"}
+
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
@@ -61,6 +63,25 @@ def test_names_may_come_as_one_string_with_commas():
   assert from_tree(tree).data.modalities == ("text", "audio")
   tree["data"] = {"standardize": "audio,vision"}
   assert from_tree(tree).data.standardize == ("audio", "vision")
+
+
+@pytest.mark.parametrize(
+  ("text", "train", "expected"),
+  [
+    ({}, "tokens:0.2", "features:0.2:ends"),
+    (FROZEN, "frames:0.3", "frames:0.3:ends"),
+    ({**FROZEN, "finetune": "all"}, "tokens:0.2", "tokens:0.2"),
+    ({}, "random:0.2", "random:0.2"),
+  ],
+)
+def test_what_earlier_runs_lost_has_the_name_it_has_today(text, train, expected):
+  """Features of a frozen encoder, or of a file, were lost after encoding."""
+  old = {"model": {"name": "toy"}, "text": text, "missing": {"train": train}}
+  for written in ({}, {"format": 2}):
+    assert from_json(json.dumps({**old, **written})).missing.train == expected
+  made = from_json(json.dumps({**old, "format": 3}))
+  assert made.missing.train == train
+  assert from_json(to_json(made)) == made
 
 
 def test_a_config_of_an_earlier_version_is_read_with_todays_names():

@@ -29,6 +29,33 @@ def test_shipped_configs_are_found_from_any_folder(monkeypatch, tmp_path):
   } - {"__init__"}
 
 
+@pytest.mark.parametrize("name", sorted(files.shipped()))
+def test_data_of_one_s_own_never_get_the_recipe_of_the_synthetic_corpus(name):
+  own = name if name == "text_only" else f"{name}:own"  # which has one for all data
+  assert files.for_own_data(name) == own
+  variant = files.get_config(files.for_own_data(name))
+  assert variant.missing.train == "none" and variant.optim.ema_decay in (0.0, 0.98)
+
+
+def test_a_variant_of_a_data_set_keeps_its_recipe():
+  assert files.for_own_data("derl:mosei,tuned") == "derl:mosei,tuned"
+  assert files.for_own_data("momke:small") == "momke:small,own"
+  made = files.get_config(files.for_own_data("derl"))
+  assert (made.optim.epochs, made.optim.ema_decay) == (50, 0.0)
+  default = files.get_config("derl")
+  assert (default.optim.epochs, default.optim.ema_decay) == (12, 0.98)
+  made = files.get_config(files.for_own_data("momke"))
+  assert (made.model.hidden_dim, made.model.dropout) == (64, 0.5)
+
+
+def test_a_config_file_or_system_without_such_a_recipe_is_taken_as_it_is(
+  mine, tmp_path
+):
+  assert files.for_own_data("mine") == "mine"
+  (tmp_path / "c.py").write_text("def get_config(text=''):\n  return text\n")
+  assert files.for_own_data(f"{tmp_path}/c.py:a") == f"{tmp_path}/c.py:a"
+
+
 def test_a_file_comes_before_a_shipped_config(monkeypatch, tmp_path):
   text = "def get_config(text='none'):\n  return text\n"
   (tmp_path / "mine.py").write_text(text)

@@ -290,6 +290,25 @@ def test_runs_on_the_same_samples_are_compared_pair_by_pair(run_folder):
   assert results.significance(first, exact, "sentiment") is None
 
 
+def test_runs_that_do_not_see_the_same_are_compared_when_asked_for_alone(run_folder):
+  alone = reading.read(run_folder)
+  columns = {name: column[::-1] for name, column in alone.predictions["test"].items()}
+  columns["sentiment"] = [*map(str, LABELS), "0.0"][::-1]  # in another order
+  config = {**alone.config, "data": {"sample_unit": "dialogue"}}
+  replace = reading.dataclasses.replace
+  seeing = replace(alone, config=config, predictions={"test": columns})
+  first, second = results.local_rows([alone, seeing], "sentiment")
+  assert "utterance alone" in first.remark
+  assert "utterance in its dialogue" in second.remark
+  assert results.significance(alone, seeing, "sentiment") is None
+  said = results.verdict(alone, seeing, "sentiment")
+  assert "do not see the same; --unequal compares them" in said
+  said = results.verdict(alone, seeing, "sentiment", unequal=True)
+  assert "(utterance alone; utterance in its dialogue), mae" in said
+  _, comparison = results.significance(alone, seeing, "sentiment", unequal=True)
+  np.testing.assert_allclose(comparison.difference.estimate, 3.5 / 6)
+
+
 def test_the_command_answers_bad_input_with_one_line_and_prints_tables(run_folder):
   def report(*arguments):
     command = [sys.executable, "-m", "msa_jax.report", *arguments]

@@ -107,7 +107,7 @@ def test_a_run_with_missing_validation_and_test_saves_and_reports_them(tmp_path)
 
 
 def test_lost_steps_of_training_are_drawn_once_before_the_preprocessing():
-  prepared = prepare.prepare(_config(train="frames:0.5"))
+  prepared = prepare.prepare(_config(train="frames:0.5:features"))
   assert set(prepared.masks) == {"train"}
   train = prepared.corpus.splits["train"]
   lost = prepared.masks["train"].lost

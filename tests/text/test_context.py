@@ -15,6 +15,7 @@ from changes import change
 from configs import lf_dnn
 from msa_jax import train_state
 from msa_jax.data.batching import batches, buckets
+from msa_jax.data.missing import text as missing_text
 from msa_jax.data.readers import read
 from msa_jax.errors import UserError
 from msa_jax.models.with_text_encoder import WithEncoder
@@ -138,14 +139,17 @@ def load(path):
   return loaded._replace(params=jax.tree.map(jnp.asarray, loaded.params))
 
 
-def of_pair(path, own, near):
-  """States of a text, by the tokenizer's own pair and its token types."""
+def of_pair(path, own, near, lost=()):
+  """States of a text, by the tokenizer's own pair and its token types; nobody attends
+  to the tokens in `lost`."""
   loaded = load(path)
   tokenizer = tokens.load_tokenizer(pathlib.Path(path))
   made = tokenizer(own, near)
   ids, types = (jnp.asarray([made[k]]) for k in ("input_ids", "token_type_ids"))
+  seen = np.ones(ids.shape, bool)
+  seen[0, list(lost)] = False
   states = TextEncoder(loaded.config).apply(
-    {"params": loaded.params}, ids, jnp.ones(ids.shape, bool), types
+    {"params": loaded.params}, ids, jnp.asarray(seen), types
   )
   return np.asarray(states[-1][0])[: len(tokenizer(own)["input_ids"])]
 
@@ -163,6 +167,25 @@ def test_frozen_features_have_read_the_neighbours(path):
   )
   without = alone.splits["train"].modalities["text"].features[0, :4]
   assert np.abs(without - expected).max() > 0.02
+
+
+def test_texts_that_lose_words_still_read_their_neighbours(path):
+  group = options(path, finetune="none")
+  (made,) = features.with_text([corpus()], group)
+  split = made.splits["train"]
+  source = missing_text.source_of(made, features.encoder_of(group))
+  lost = np.zeros(split.modalities["text"].features.shape[:2], bool)
+  lost[0, 1] = True
+  found = missing_text.lose(split, lost, "hide", source)
+  near = "a good film it's a film, not great"
+  expected = of_pair(path, "not bad", near, lost=(1,))
+  np.testing.assert_allclose(
+    found.features[0, [0, 2, 3]], expected[[0, 2, 3]], atol=2e-3
+  )
+  alone = of_pair(path, "not bad", None, lost=(1,))
+  assert np.abs(alone - expected)[[0, 2, 3]].max() > 0.02
+  same = split.modalities["text"].features[1:]
+  np.testing.assert_array_equal(found.features[1:], same)
 
 
 class Nothing(nn.Module):

@@ -6,26 +6,31 @@ from msa_jax.data.missing.sampling import (
   apply,
   apply_all,
   arrays,
-  degrade,
   draw,
+  draw_all,
   keep,
   save,
   uniforms,
 )
+from msa_jax.data.missing.text import Encode, Source, check, source_of
 
 __all__ = [
   "NONE",
+  "Encode",
   "Masks",
   "Pattern",
+  "Source",
   "apply",
   "apply_all",
   "arrays",
+  "check",
   "conditions",
-  "degrade",
   "draw",
+  "draw_all",
   "grids",
   "keep",
   "parse",
   "save",
+  "source_of",
   "uniforms",
 ]

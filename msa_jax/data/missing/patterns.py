@@ -5,22 +5,36 @@ options `config.missing.train`, `config.missing.eval` and the flag `--missing` t
 
   none           nothing is missing
   text+audio     only these modalities are there (fixed missing; MoMKE, IMDer)
-  conditions     each sample has one of all non-empty sets of modalities, at random
+  conditions     each sample has one of all non-empty sets of its modalities, at random
   dropout:R      each modality is missing with probability R, independently
   random:R       a share R of all (sample, modality) entries is missing (GCNet)
-  batches:R      whole batches lack one or two of three modalities (IMDer, DiCMoR)
+  batches:R      groups of samples lack one or two of three modalities (IMDer, DiCMoR)
   samples:R      a share R of the samples lacks its text (H-GEM, one reading)
-  frames:R       each step of each modality loses its content with probability R,
-                 but the text's first and last (CLS, SEP) (TFR-Net in MMSA)
-  tokens:R       the same for text only (H-GEM's "text missing")
+  tokens:R       each word piece is lost with probability R, before the text's encoder
+                 reads it (H-GEM's "text missing")
+  frames:R       the same, and each step of every other modality
+  features:R     each row of the text's features is lost with probability R, after the
+                 encoder has read the whole transcript
+
+The last three are stepwise, and spare what stands for no word ([CLS], [SEP]). A third
+part of their names says how the text loses a step:
+
+  hide           (default of tokens, frames) nobody attends to the piece
+  unk            [UNK] stands in its place
+  features       (frames) its row of features is lost, as of `features:R`
+  ends           as `features`, but first and last step are spared whatever they are:
+                 what `frames` and `tokens` meant in earlier versions (TFR-Net in MMSA)
+
+Rows of features lost after encoding are not lost words: their neighbours were computed
+from them. `missing.text` knows which corpora can do which.
 
 `dropout`, `random`, `conditions`, `batches` and `samples` leave every sample at least
 one of its modalities. The masks of a split depend on the samples' ids, the protocol,
-the rate and a seed, on nothing else: not on batches (but for `batches`), the order of
-the samples or a global generator. They are nested: what is missing at one rate is
-missing at every higher one (but for `batches`), so that curves over rates are paired.
-Steps are those of the file, before alignment, so that models which read the same file
-in different ways lose the same frames.
+the rate and a seed, on nothing else: not on batches, the order of the samples or a
+global generator. They are nested: what is missing at one rate is missing at every
+higher one (but for `batches`), and whichever way the text loses it, so that curves are
+paired. Steps are those of the file, before alignment, so that models which read the
+same file in different ways lose the same frames.
 """
 
 import dataclasses
@@ -36,11 +50,17 @@ RATES: Mapping[str, tuple[float, ...]] = {
   "random": tuple(step / 10 for step in range(8)),
   "batches": tuple(step / 10 for step in range(8)),
   "samples": tuple(step / 10 for step in range(10)),
-  "frames": tuple(step / 10 for step in range(10)),
   "tokens": tuple(step / 10 for step in range(10)),
+  "frames": tuple(step / 10 for step in range(10)),
+  "features": tuple(step / 10 for step in range(10)),
 }
-_STEPWISE = ("frames", "tokens")
-_NEED_TEXT = ("samples", "tokens")
+# Stepwise protocols: the ways in which their text loses a step, the default first.
+WAYS: Mapping[str, tuple[str, ...]] = {
+  "tokens": ("hide", "unk"),
+  "frames": ("hide", "unk", "features", "ends"),
+  "features": ("features", "ends"),
+}
+_NEED_TEXT = ("samples", "tokens", "features")
 _HOW = "none, modalities joined by + (text+audio), conditions, or one of " + ", ".join(
   f"{name}:RATE" for name in RATES
 )
@@ -54,21 +74,26 @@ class Pattern:
     protocol: `none`, `only`, `conditions` or a key of `RATES`.
     rate: of the protocols that have one.
     visible: modalities that stay, of `only`.
+    way: how the text loses a step, one of `WAYS[protocol]`; "" where there are none.
   """
 
   protocol: str
   rate: float = 0.0
   visible: tuple[str, ...] = ()
+  way: str = ""
 
   @property
   def stepwise(self) -> bool:
     """Whether steps lose their content, rather than samples their modalities."""
-    return self.protocol in _STEPWISE
+    return self.protocol in WAYS
 
   def __str__(self) -> str:
     if self.protocol == "only":
       return "+".join(self.visible)
-    return f"{self.protocol}:{self.rate:g}" if self.protocol in RATES else self.protocol
+    if self.protocol not in RATES:
+      return self.protocol
+    default = self.way == next(iter(WAYS.get(self.protocol, ("",))))
+    return f"{self.protocol}:{self.rate:g}" + ("" if default else f":{self.way}")
 
 
 NONE = Pattern("none")
@@ -97,7 +122,15 @@ def _pattern(text: str, modalities: Sequence[str] | None) -> Pattern:
   name, colon, number = text.strip().partition(":")
   if name in RATES:
     _check_modalities(text, name, modalities)
-    return Pattern(name, _rate(text, name, number))
+    number, colon, way = number.partition(":")
+    ways = WAYS.get(name, ("",))
+    if (colon and not way) or (way or ways[0]) not in ways:
+      choices = f"may end in {', '.join(f':{way}' for way in ways)}"
+      raise UserError(
+        f"missing pattern {text!r}: {name}:RATE"
+        f" {choices if name in WAYS else 'has no third part'}."
+      )
+    return Pattern(name, _rate(text, name, number), way=way or ways[0])
   if colon or not name:
     raise UserError(f"missing pattern {text!r} must be {_HOW}.")
   if name in ("none", "conditions"):
@@ -155,7 +188,7 @@ def grids(text: str, modalities: Sequence[str]) -> dict[str, tuple[Pattern, ...]
 
   Args:
     text: comma-separated. `conditions` stands for every fixed condition, a protocol
-      without a rate for all the rates in `RATES`.
+      without a rate (`tokens`, `tokens:unk`) for all the rates in `RATES`.
     modalities: those that the data have.
 
   Returns:
@@ -169,9 +202,10 @@ def grids(text: str, modalities: Sequence[str]) -> dict[str, tuple[Pattern, ...]
     if entry == "conditions":
       sets = conditions(modalities)
       found[entry] = tuple(Pattern("only", visible=visible) for visible in sets)
-    elif entry in RATES:
+    elif (name := entry.partition(":")[0]) in RATES and _is_whole(entry, name):
+      end = entry.removeprefix(name)
       found[entry] = tuple(
-        parse(f"{entry}:{rate}", modalities) for rate in RATES[entry]
+        parse(f"{name}:{rate}{end}", modalities) for rate in RATES[name]
       )
     else:
       try:
@@ -181,3 +215,8 @@ def grids(text: str, modalities: Sequence[str]) -> dict[str, tuple[Pattern, ...]
           f"--missing={text}: {error} Whole grids: conditions, {', '.join(RATES)}."
         ) from None
   return found
+
+
+def _is_whole(entry: str, name: str) -> bool:
+  """Whether an entry names a protocol without a rate."""
+  return entry.removeprefix(name) in ("", *(f":{way}" for way in WAYS.get(name, ())))

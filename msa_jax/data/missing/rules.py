@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from msa_jax.layers.subsets import random_subset
+
 Available = Bool[Array | np.ndarray, "*n m"]
 Uniforms = Float[Array | np.ndarray, "*n m 2"]
 Rate = float | Float[Array, ""]
@@ -66,12 +68,8 @@ def at_rate(
 
 
 def any_condition(uniforms: Uniforms, available: Available) -> Bool[Array, "*n m"]:
-  """Each row is left with one of all non-empty sets of modalities, drawn uniformly."""
-  width = available.shape[-1]
-  drawn = 1 + jnp.floor(uniforms[..., 0, 0] * (2**width - 1)).astype(jnp.int32)
-  bits = (2 ** jnp.arange(width)).reshape(*[1] * drawn.ndim, -1)
-  keep = (drawn[..., None] & bits) > 0
-  return never_empty(keep & available, available, uniforms)
+  """Each row is left with one of all non-empty sets of what it has, drawn uniformly."""
+  return random_subset(uniforms[..., 0, 0], available)
 
 
 def without_one(
@@ -99,6 +97,7 @@ def by_batch(
   position: Int[Array | np.ndarray, "*n"],
   n_batches: int,
   rate: float,
+  rounding: float | Float[Array, "..."] = 0.5,
 ) -> Bool[Array, "*n m"]:
   """The per-batch tables: the first batches lose two modalities, the next ones one.
 
@@ -113,10 +112,15 @@ def by_batch(
     position: number of each row's batch.
     n_batches: of the epoch.
     rate: 0, 0.1, ..., 0.7.
+    rounding: in [0, 1), what is added to a number of batches before it is cut to a
+      whole one: a half rounds; drawn anew for every epoch, epochs of a few batches hit
+      the rate on average.
   """
   step = round(10 * rate)
-  n_two = round(LOSE_TWO[step] * n_batches)
-  n_one = min(round(LOSE_ONE[step] * n_batches), n_batches - n_two)
+  # The least excess keeps a share of 0.3 of ten batches from being 2.9999998.
+  two, both = LOSE_TWO[step], LOSE_TWO[step] + LOSE_ONE[step]
+  n_two = jnp.floor(two * n_batches + rounding + 1e-4)
+  n_one = jnp.floor(both * n_batches + rounding + 1e-4) - n_two
   n_lost = jnp.where(position < n_two, 2, jnp.where(position < n_two + n_one, 1, 0))
   rank = jnp.argsort(jnp.argsort(jnp.asarray(choice), axis=-1), axis=-1)
   keep = (rank >= n_lost[..., None]) & available

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from msa_jax.data.batching.batches import availability
-from msa_jax.data.missing import rules
+from msa_jax.data.missing import rules, text
 from msa_jax.data.missing.patterns import Pattern
 from msa_jax.safe_io import durable
 from msa_jax.typing import Corpus, Split, modality_order
@@ -48,8 +48,8 @@ def uniforms(
   """
   rows = np.empty((len(ids), *shape))
   for row, sample in enumerate(ids):
-    text = f"{seed}/{stream}/{sample}".encode()
-    key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
+    name = f"{seed}/{stream}/{sample}".encode()
+    key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
     rows[row] = np.random.Generator(np.random.Philox(key=key)).random(shape)
   return rows
 
@@ -62,7 +62,9 @@ def draw(pattern: Pattern, split: Split, seed: int, batch: int = 32) -> Masks:
     split: as read from its file, before any preprocessing; gives ids, lengths and
       what is missing already.
     seed: of the masks.
-    batch: samples per batch, of `batches`: consecutive rows of the split.
+    batch: samples per batch, of `batches`, which are drawn from all over the split;
+      they are somewhat smaller where their number must be a multiple of ten for the
+      rate to be hit.
   """
   present = availability(split)  # [n m] or [n t m]
   order = modality_order(split.modalities)
@@ -70,7 +72,7 @@ def draw(pattern: Pattern, split: Split, seed: int, batch: int = 32) -> Masks:
   keep = present
   if pattern.stepwise:
     names = [n for n in order if pattern.protocol == "frames" or n == "text"]
-    lost = {name: _lost_steps(split, name, pattern.rate, seed) for name in names}
+    lost = {name: _lost_steps(split, name, pattern, seed) for name in names}
   elif pattern.protocol != "none":
     keep = _kept(pattern, split, present, order, seed, batch)
   return Masks(pattern, keep, lost, _realised(split, present, keep, lost))
@@ -82,8 +84,9 @@ def _kept(pattern, split, present, order, seed, batch) -> np.ndarray:
     [uniforms(split.ids, f"{pattern.protocol}/{n}", seed, shape) for n in order],
     axis=-2,
   )
-  position = np.arange(len(split)) // batch
-  n_batches = -(-len(split) // batch)
+  n_batches = 10 * -(-len(split) // (10 * batch))
+  (drawn,) = uniforms(split.ids, "batches/order", seed, (1,)).T
+  position = np.argsort(np.argsort(drawn)) * n_batches // len(split)
   names = [f"batch {number}" for number in range(n_batches)]
   choice = uniforms(names, f"batches/{pattern.rate:g}", seed, (len(order),))[position]
   if present.ndim == 3:
@@ -101,6 +104,7 @@ def keep(
   choice: Any,
   position: Any,
   n_batches: int,
+  rounding: Any = 0.5,
 ) -> Any:
   """Which modalities a pattern leaves, from uniform numbers; can be traced.
 
@@ -112,6 +116,7 @@ def keep(
     choice: [... m] numbers, one draw per batch; read by `batches` only.
     position: [...] number of the batch; read by `batches` only.
     n_batches: of an epoch.
+    rounding: of a number of batches, see `rules.by_batch`.
 
   Returns:
     [... m] bool, a subset of `available`.
@@ -127,20 +132,23 @@ def keep(
       numbers, available, list(order).index("text"), pattern.rate
     ),
     "batches": lambda: rules.by_batch(
-      numbers, available, choice, position, n_batches, pattern.rate
+      numbers, available, choice, position, n_batches, pattern.rate, rounding
     ),
   }
   return rule[pattern.protocol]()
 
 
-def _lost_steps(split: Split, name: str, rate: float, seed: int) -> np.ndarray:
+def _lost_steps(split: Split, name: str, pattern: Pattern, seed: int) -> np.ndarray:
   sequences = split.modalities[name]
   longest = sequences.features.shape[1]
   step = np.arange(longest)[None, :]
   real = step < sequences.lengths[:, None]
-  if name == "text":
-    real = real & (step > 0) & (step < sequences.lengths[:, None] - 1)
-  return real & (uniforms(split.ids, f"steps/{name}", seed, (longest,)) < rate)
+  if name == "text" and pattern.way == "ends":
+    real &= (step > 0) & (step < sequences.lengths[:, None] - 1)
+  elif name == "text":
+    real &= ~text.outer(split)
+  numbers = uniforms(split.ids, f"steps/{name}", seed, (longest,))
+  return real & (numbers < pattern.rate)
 
 
 def _realised(split, present, keep, lost) -> dict[str, float]:
@@ -159,41 +167,51 @@ def _realised(split, present, keep, lost) -> dict[str, float]:
   return shares
 
 
-def apply(split: Split, masks: Masks) -> Split:
+def apply(split: Split, masks: Masks, source: text.Source = text.FILE) -> Split:
   """The split with what `masks` says missing; before preprocessing.
 
   Lengths stay, so that alignment is what it was.
+
+  Args:
+    split: as read.
+    masks: of it.
+    source: what makes its text, which is made again where words are lost.
   """
   modalities = dict(split.modalities)
   for name, steps in masks.lost.items():
     sequences = modalities[name]
+    if name == "text":
+      modalities[name] = text.lose(split, steps, masks.pattern.way, source)
+      continue
     lost = steps if sequences.lost is None else steps | sequences.lost
     modalities[name] = dataclasses.replace(sequences, lost=lost)
   return dataclasses.replace(split, modalities=modalities, available=masks.available)
 
 
-def degrade(
+def draw_all(
   corpus: Corpus, patterns: Mapping[str, Pattern], seed: int, batch: int = 32
-) -> tuple[Corpus, dict[str, Masks]]:
-  """A corpus with some splits' content missing, and their masks.
+) -> dict[str, Masks]:
+  """The masks of those splits of a corpus in which something goes missing.
 
   Args:
     corpus: as read, before preprocessing.
     patterns: split -> what goes missing there.
     seed, batch: as for `draw`.
   """
-  masks = {
+  return {
     name: draw(pattern, corpus.splits[name], seed, batch)
     for name, pattern in patterns.items()
     if name in corpus.splits and pattern.protocol != "none"
   }
-  return apply_all(corpus, masks), masks
 
 
-def apply_all(corpus: Corpus, masks: Mapping[str, Masks]) -> Corpus:
+def apply_all(
+  corpus: Corpus, masks: Mapping[str, Masks], encode: text.Encode | None = None
+) -> Corpus:
   """`apply` to every split that has masks."""
+  source = text.source_of(corpus, encode)
   splits = {
-    name: apply(split, masks[name]) if name in masks else split
+    name: apply(split, masks[name], source) if name in masks else split
     for name, split in corpus.splits.items()
   }
   return dataclasses.replace(corpus, splits=splits)

@@ -29,6 +29,7 @@ from msa_jax.data.synthetic.posterior import (
   optimum,
   posterior_from,
 )
+from msa_jax.names import TEXT_STEPS, TEXT_WORDS
 from msa_jax.typing import MODALITIES, Corpus, Sequences, Split, Task
 
 SPLITS = ("train", "valid", "test")
@@ -174,8 +175,8 @@ def draw(
 
   Returns:
     A split; `extras` holds the latent variables (`latent_sentiment`,
-    `latent_<modality>`, `clear_<modality>`, `conflict_<modality>`) and the token
-    indices `words` [n t].
+    `latent_<modality>`, `clear_<modality>`, `conflict_<modality>`), the token
+    indices `words` [n t], and `text_words` [n t], the same but -1 at [CLS] and [SEP].
   """
   world = build_world(options)
   latents = _latents(rng, options, size)
@@ -208,7 +209,10 @@ def draw(
     labels["sentiment"] = latents["label"].astype(np.float32)
   if "emotion" in options.tasks:
     labels["emotion"] = emotion_of(latents["sentiment"])
-  extras = {"words": words, "latent_sentiment": latents["sentiment"]}
+  # Before the first and after the last word stand [CLS] and [SEP].
+  outer = (words == worlds.CLS) | (words == worlds.SEP)
+  extras = {"words": words, TEXT_WORDS: np.where(outer, -1, words).astype(np.int32)}
+  extras["latent_sentiment"] = latents["sentiment"]
   for name in MODALITIES:
     extras[f"latent_{name}"] = world.expression[latents[name]]
     extras[f"clear_{name}"] = latents[f"{name}_clear"]
@@ -305,5 +309,10 @@ def synthetic(
     name="synthetic",
     splits=splits,
     tasks={name: tasks[name] for name in options.tasks},
-    notes={"seed": options.seed, "bayes": best, "bayes_by_condition": conditions},
+    notes={
+      "seed": options.seed,
+      TEXT_STEPS: "words",
+      "bayes": best,
+      "bayes_by_condition": conditions,
+    },
   )

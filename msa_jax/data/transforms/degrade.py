@@ -20,6 +20,8 @@ class Degrade(Transform):
     train, held_out: patterns (`config.missing.train` and `.eval`).
     seed: of the masks.
     batch_size: samples that the pattern `batches` takes content from together.
+    encode: makes text features again of what is left of the words, where a frozen
+      encoder does.
   """
 
   name: ClassVar[str] = "degrade"
@@ -29,6 +31,7 @@ class Degrade(Transform):
   held_out: str
   seed: int
   batch_size: int
+  encode: missing.Encode | None = dataclasses.field(default=None, repr=False)
 
   def fit(self, corpus: Corpus) -> State:
     """Draws the masks.
@@ -36,13 +39,17 @@ class Degrade(Transform):
     Raises:
       UserError: a pattern that does not fit the corpus.
     """
-    known = names_of(corpus)
-    held_out = missing.parse(self.held_out, known, "config.missing.eval: ")
-    train = missing.parse(self.train, known, "config.missing.train: ")
+    train = self._pattern(self.train, corpus, "config.missing.train: ")
+    held_out = self._pattern(self.held_out, corpus, "config.missing.eval: ")
     patterns = dict.fromkeys(corpus.splits, held_out)
     # What training loses besides is drawn at every step.
     patterns["train"] = train if train.stepwise else missing.NONE
-    return missing.degrade(corpus, patterns, self.seed, self.batch_size)[1]
+    return missing.draw_all(corpus, patterns, self.seed, self.batch_size)
+
+  def _pattern(self, text: str, corpus: Corpus, option: str) -> missing.Pattern:
+    pattern = missing.parse(text, names_of(corpus), option)
+    missing.check(pattern, corpus, missing.source_of(corpus, self.encode), option)
+    return pattern
 
   def apply(self, corpus: Corpus, state: State) -> Corpus:
-    return missing.apply_all(corpus, state)
+    return missing.apply_all(corpus, state, self.encode)

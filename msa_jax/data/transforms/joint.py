@@ -5,11 +5,12 @@ the samples that own its label, and a balanced order of samples keeps the larger
 from drowning the smaller one (`batches.epoch_order`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from msa_jax.errors import UserError
+from msa_jax.names import TEXT_CONTEXT, TEXT_STEPS, TEXT_TOKENS, TEXT_WORDS
 from msa_jax.typing import Corpus, Sequences, Split, Task, modality_order
 
 SOURCE = "source"  # extras: number of the corpus that a sample comes from
@@ -42,6 +43,8 @@ def join(corpora: Sequence[Corpus], evaluation: bool = False) -> Corpus:
     splits[name] = _join(parts, _widths(corpora), tasks, name)
   joined = [corpus.name for corpus in corpora]
   notes = {**corpora[0].notes, "joined": [dict(c.notes) for c in corpora[1:]]}
+  if len({corpus.notes.get(TEXT_STEPS) for corpus in corpora}) > 1:
+    notes.pop(TEXT_STEPS, None)
   return Corpus("+".join(joined), splits, tasks, notes)
 
 
@@ -121,9 +124,79 @@ def _join(
     labels=labels,
     raw_text=np.concatenate(texts) if len(texts) == len(splits) else None,
     groups=_distinct([_groups(part, name) for part in splits], source),
-    extras={SOURCE: source},
+    extras={SOURCE: source, **_of_text(splits)},
     available=_available(splits, list(modalities)),
   )
+
+
+def _of_text(splits: list[Split]) -> dict[str, np.ndarray]:
+  """What is known of every step of the text, where all splits know it."""
+  found = {}
+  for name, padding in ((TEXT_WORDS, -1), (TEXT_TOKENS, 0), (TEXT_CONTEXT, -1)):
+    if all(name in split.extras for split in splits):
+      steps = max(split.extras[name].shape[1] for split in splits)
+      found[name] = np.concatenate(
+        [
+          np.pad(
+            split.extras[name],
+            ((0, 0), (0, steps - split.extras[name].shape[1])),
+            constant_values=padding,
+          )
+          for split in splits
+        ]
+      )
+  return found
+
+
+def concatenate(splits: Sequence[Split], tasks: Mapping[str, Task]) -> Split:
+  """Splits of one corpus as one; samples keep their ids, and lack labels they lacked.
+
+  Args:
+    splits: of the same modalities and widths, each with its own longest sequence.
+    tasks: of the corpus.
+  """
+  sizes = [len(split) for split in splits]
+  first = splits[0].modalities
+  labels = {
+    name: np.concatenate(
+      [
+        split.labels[name] if name in split.labels else no_labels(task, len(split))
+        for split in splits
+      ]
+    )
+    for name, task in tasks.items()
+  }
+
+  def columns(values):
+    return None if any(v is None for v in values) else np.concatenate(values)
+
+  return Split(
+    ids=np.concatenate([split.ids for split in splits]),
+    modalities={
+      name: _sequences(
+        [split.modalities[name] for split in splits],
+        sizes,
+        first[name].features.shape[-1],
+      )
+      for name in first
+    },
+    labels=labels,
+    raw_text=columns([split.raw_text for split in splits]),
+    groups=columns([split.groups for split in splits]),
+    extras=_extras(splits),
+    available=_available(list(splits), list(first)),
+  )
+
+
+def _extras(splits: Sequence[Split]) -> dict[str, np.ndarray]:
+  """What all splits know: of every step of the text, and arrays of equal shapes."""
+  found = _of_text(list(splits))
+  for name, values in splits[0].extras.items():
+    others = [split.extras.get(name) for split in splits]
+    shapes = {None if other is None else other.shape[1:] for other in others}
+    if name not in found and shapes == {values.shape[1:]}:
+      found[name] = np.concatenate([split.extras[name] for split in splits])
+  return found
 
 
 def _available(splits: list[Split], names: list[str]) -> np.ndarray | None:

@@ -6,7 +6,7 @@ Computer Systems & Applications 2024, 33(4).
 
 from typing import Any
 
-from msa_jax.models.derl.network import DERL, check_modalities
+from msa_jax.models.derl.network import DERL, check_modalities, encoded_streams
 from msa_jax.models.options import construct, defaults
 from msa_jax.models.outputs import primary_output
 from msa_jax.models.system import Options, System
@@ -35,6 +35,12 @@ def build(options: Options, spec: Spec) -> DERL:
   return model
 
 
+def reads(options: Options, spec: Spec) -> tuple[str, ...]:
+  """All modalities, but of variants without the cross-modal encoder those encoded."""
+  streams = encoded_streams(options["variant"], spec.modalities)
+  return spec.modalities if streams.cross else streams.intra
+
+
 # Tables 4 and 5, figure 5.
 ABLATIONS = {
   "encoders": {
@@ -55,4 +61,4 @@ ABLATIONS = {
   "layers": {f"layers_{n}": {"model.num_layers": n} for n in range(1, 7)},
 }
 
-SYSTEM = System(build=build, ablations=ABLATIONS)
+SYSTEM = System(build=build, reads=reads, ablations=ABLATIONS)

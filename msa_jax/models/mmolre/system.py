@@ -141,4 +141,10 @@ def shared(path: tuple[str, ...]) -> str:
   return "fusion" if cross else ""
 
 
-SYSTEM = System(build=build, auxiliary=auxiliary, terms=terms, shared=shared)
+SYSTEM = System(
+  build=build,
+  auxiliary=auxiliary,
+  terms=terms,
+  shared=shared,
+  reads=modalities_of,
+)

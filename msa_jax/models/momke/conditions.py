@@ -1,12 +1,10 @@
-"""Conditions of missing modalities: their names, draws of them, branches by them."""
+"""Conditions of missing modalities: their names, and branches by them."""
 
 import itertools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from msa_jax.errors import UserError
 from msa_jax.typing import MODALITIES
@@ -47,22 +45,6 @@ def kept_by(condition: str, modalities: Sequence[str]) -> tuple[bool, ...]:
       f"model.condition={condition!r} must be one of {', '.join(table)}, or all"
     )
   return table["".join(sorted(here))]
-
-
-def sample_subsets(
-  key: Key[Array, ""], available: Bool[Array, "*n m"]
-) -> Bool[Array, "*n m"]:
-  """Draws for each row a non-empty subset of its available entries, uniformly.
-
-  A row with nothing available keeps nothing.
-  """
-  count = available.shape[-1]
-  subsets = np.asarray(list(itertools.product((False, True), repeat=count)))[1:]
-  table = jnp.asarray(subsets).reshape(*[1] * (available.ndim - 1), *subsets.shape)
-  possible = ~jnp.any(table & ~available[..., None, :], axis=-1)  # [*n s]
-  chosen = jax.random.categorical(key, jnp.where(possible, 0.0, -jnp.inf))
-  # Rows without a possible subset get an arbitrary one, of which nothing remains.
-  return jnp.asarray(subsets)[chosen] & available
 
 
 def own_branch(

@@ -14,12 +14,12 @@ from jaxtyping import Array, Bool, Float
 
 from msa_jax.errors import UserError
 from msa_jax.layers.masking import masked_mean
+from msa_jax.layers.subsets import random_subset
 from msa_jax.models.momke.blocks import MIXING, Mixed, Network
 from msa_jax.models.momke.conditions import (
   conditions,
   kept_by,
   own_branch,
-  sample_subsets,
 )
 from msa_jax.models.options import check
 from msa_jax.models.outputs import REGRESSION, OutputSpec, shape_predictions
@@ -183,7 +183,8 @@ class MoMKE(nn.Module):
   def _sampled(self, mask: Bool[Array, "m b t"]) -> Bool[Array, "m b _"]:
     """Modalities of each row that this training step shows."""
     seen = jnp.moveaxis(_seen(mask, self.level), 0, -1)  # [b t m] or [b m]
-    kept = jnp.moveaxis(sample_subsets(self.make_rng("noise"), seen), -1, 0)
+    drawn = jax.random.uniform(self.make_rng("noise"), seen.shape[:-1])
+    kept = jnp.moveaxis(random_subset(drawn, seen), -1, 0)
     return kept if kept.ndim == 3 else kept[..., None]
 
   @nn.nowrap

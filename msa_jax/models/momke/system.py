@@ -151,6 +151,7 @@ def _unimodal(run: _Run, epochs: int) -> Stage:
     epochs=epochs,
     patience=run.patience,
     call={"stage": 1},
+    missing=False,  # each expert knows its modality from complete data
     tracks={name: _select(run, name) for name in names},
     trainable=in_stage_1,
     keep=keep,

@@ -26,6 +26,18 @@ def _split(n=120, names=THREE, seed=0):
   return Split(ids, modalities, {"sentiment": random.normal(size=n).astype("f")})
 
 
+def _with_ids(split):
+  """The split with token ids as MMSA's files have them: [CLS] ... [SEP]."""
+  text = split.modalities["text"]
+  steps, lengths = text.features.shape[1], text.lengths
+  real = np.arange(steps)[None] < lengths[:, None]
+  ids = np.where(real, np.random.default_rng(0).integers(1000, 2000, real.shape), 0)
+  ids[:, 0] = 101
+  ids[np.arange(len(ids)), lengths - 1] = 102
+  stored = np.stack([ids, real, np.zeros_like(ids)], axis=1).astype(np.int32)
+  return dataclasses.replace(split, extras={"text_bert": stored})
+
+
 def _reordered(split, order):
   """The same samples in another order."""
   modalities = {
@@ -36,7 +48,7 @@ def _reordered(split, order):
 
 
 PATTERNS = ("text+audio", "conditions", "dropout:0.3", "random:0.4", "samples:0.4")
-STEPWISE = ("frames:0.3", "tokens:0.4")
+STEPWISE = ("frames:0.3", "tokens:0.4", "tokens:0.4:unk", "features:0.4:ends")
 RANDOM_HALF = ["101", "100", "011", "001", "101", "010", "110", "100"]
 
 
@@ -52,11 +64,10 @@ def test_masks_depend_on_the_seed_and_the_samples_alone(text):
   if text != "text+audio":
     other = missing.arrays(missing.draw(pattern, split, seed=8))
     assert any((v != other[k]).any() for k, v in missing.arrays(first).items())
-  if text != "batches:0.5":
-    order = np.random.default_rng(3).permutation(len(split))
-    moved = missing.draw(pattern, _reordered(split, order), seed=7)
-    for name, values in missing.arrays(first).items():
-      np.testing.assert_array_equal(values[order], missing.arrays(moved)[name])
+  order = np.random.default_rng(3).permutation(len(split))
+  moved = missing.draw(pattern, _reordered(split, order), seed=7)
+  for name, values in missing.arrays(first).items():
+    np.testing.assert_array_equal(values[order], missing.arrays(moved)[name])
 
 
 def test_masks_stay_what_they_were():
@@ -123,7 +134,7 @@ def test_the_random_grid_reports_what_it_realises():
 
 
 def test_frames_are_lost_at_their_rate_inside_the_length_sparing_cls_and_sep():
-  split = _split(400)
+  split = _with_ids(_split(400))
   masks = missing.draw(missing.parse("frames:0.3"), split, seed=2)
   assert masks.available.all()
   lost_steps = total_steps = 0
@@ -153,12 +164,21 @@ def test_text_loss_leaves_the_other_modalities_alone():
   assert masks.available.all()
 
 
-def test_batches_of_a_split_share_their_pattern():
-  masks = missing.draw(missing.parse("batches:0.5"), _split(100), seed=0, batch=10)
-  rows = masks.available.reshape(10, 10, 3)
-  assert (rows == rows[:, :1]).all()
-  assert rows[:, 0].sum(axis=1).tolist() == [1] * 7 + [2] * 1 + [3] * 2
-  assert masks.realised["entries"] == pytest.approx((2 * 7 + 1) / 30)
+def test_groups_of_samples_lose_by_the_tables_wherever_they_stand_in_the_file():
+  # Three batches' worth, which would lose nothing at all at the rate 0.1.
+  for rate, two, one in ((0.1, 1, 1), (0.5, 7, 1), (0.7, 10, 0)):
+    pattern = missing.parse(f"batches:{rate}")
+    kept = missing.draw(pattern, _split(90), seed=0, batch=32).available
+    left = kept.sum(axis=1)
+    # Ten groups of nine, each with one set.
+    assert np.bincount(left, minlength=4).tolist() == [
+      *(0, 9 * two, 9 * one),
+      9 * (10 - two - one),
+    ]
+  kept = missing.draw(missing.parse("batches:0.2"), _split(90), seed=0).available
+  hit = ~kept.all(axis=1)
+  # 36 of 90: four of the groups. Were they the file's first, none were in its end.
+  assert hit.sum() == 36 and 5 < hit[45:].sum() < 31
 
 
 def test_dialogues_have_masks_per_utterance_and_padding_has_none():
@@ -222,9 +242,9 @@ def test_a_corpus_is_degraded_split_by_split():
     {"train": _split(10), "test": _split(12, seed=1)},
     {"sentiment": Task("regression", -3.0, 3.0)},
   )
-  patterns = {"train": missing.NONE, "test": missing.parse("text"), "valid": None}
-  patterns.pop("valid")
-  hidden, masks = missing.degrade(corpus, patterns, seed=0)
+  patterns = {"train": missing.NONE, "test": missing.parse("text")}
+  masks = missing.draw_all(corpus, patterns, seed=0)
+  hidden = missing.apply_all(corpus, masks)
   assert hidden.splits["train"] is corpus.splits["train"]
   assert set(masks) == {"test"}
   assert hidden.splits["test"].available.sum() == 12
@@ -248,6 +268,9 @@ def test_saved_masks_are_plain_arrays_with_ids(tmp_path):
     ("random", "needs a rate in"),
     ("random:1.5", "needs a rate in"),
     ("frames:much", "needs a rate in"),
+    ("tokens:0.3:features", "tokens:RATE may end in :hide, :unk"),
+    ("tokens:0.3:", "tokens:RATE may end in :hide, :unk"),
+    ("random:0.3:unk", "random:RATE has no third part"),
     ("batches:0.25", "tables of batches have rates 0, 0.1"),
     ("conditions:0.3", "must be none, modalities joined by"),
     ("", "must be none"),
@@ -275,3 +298,13 @@ def test_patterns_are_written_as_they_are_read():
   for text in (*PATTERNS, *STEPWISE, "batches:0.5", "none", "random:0"):
     assert str(missing.parse(text)) == text
   assert str(missing.parse("audio+text")) == "text+audio"
+  assert str(missing.parse("tokens:0.5:hide")) == "tokens:0.5"
+
+
+def test_a_whole_grid_may_say_how_words_are_lost():
+  grid = missing.grids("tokens:unk,frames", THREE)
+  assert [str(pattern) for pattern in grid["tokens:unk"]][:2] == [
+    "tokens:0:unk",
+    "tokens:0.1:unk",
+  ]
+  assert [len(patterns) for patterns in grid.values()] == [10, 10]

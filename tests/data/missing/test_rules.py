@@ -95,6 +95,29 @@ def test_any_condition_draws_every_set_equally_often():
   np.testing.assert_allclose(counts[1:], 2000, atol=200)
 
 
+def test_any_condition_draws_every_set_of_what_is_there_equally_often():
+  numbers = np.random.default_rng(0).random((9000, 3, 2))
+  available = np.broadcast_to([True, False, True], (9000, 3))
+  keep = np.asarray(rules.any_condition(numbers, available))
+  counts = np.bincount(keep @ [1, 2, 4], minlength=8)
+  assert counts[[0, 2, 3, 6, 7]].sum() == 0
+  # 3000 expected of each, standard deviation 45.
+  np.testing.assert_allclose(counts[[1, 4, 5]], 3000, atol=200)
+
+
+def test_a_few_batches_an_epoch_lose_their_share_over_the_epochs():
+  # Two batches at the rate 0.1: rounded, none would ever lose anything.
+  numbers, available = np.zeros((2, 3, 2)), np.ones((2, 3), bool)
+  position, choice = np.arange(2), np.random.default_rng(0).random((2, 3))
+  lost = [
+    3 - rules.by_batch(numbers, available, choice, position, 2, 0.1, rounding).sum(-1)
+    for rounding in (np.arange(100) + 0.5) / 100
+  ]
+  counts = np.bincount(np.ravel(lost), minlength=3)
+  # Of 200 batches a tenth loses two, a tenth one.
+  assert counts.tolist() == [160, 20, 20]
+
+
 def test_losing_one_modality_takes_the_exact_share_of_its_owners():
   numbers, available = _draw(9, 200, 3)
   keep = np.asarray(rules.without_one(numbers, available, 0, 0.4))

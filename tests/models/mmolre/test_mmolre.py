@@ -12,7 +12,7 @@ from tiny_mmolre import SENTIMENT, TASKS, base, compiled, predict, same
 
 from msa_jax.config.experiment import from_json, to_json
 from msa_jax.layers.lowrank import Bank, mix, split
-from msa_jax.layers.masking import hide_unavailable
+from msa_jax.layers.masking import has_content, hide_unavailable
 from msa_jax.models.mmolre import system as mmolre
 from msa_jax.models.mmolre.unitse import UniTSE
 from msa_jax.step import compose
@@ -257,3 +257,25 @@ def test_swapping_the_tasks_parameters_swaps_their_predictions():
   np.testing.assert_array_equal(one["sentiment"], two["emotion"])
   np.testing.assert_array_equal(one["emotion"], two["sentiment"])
   assert not np.allclose(one["sentiment"], one["emotion"])
+
+
+def test_a_sample_of_which_nothing_is_read_gets_the_prior():
+  """Text and audio are read, so vision alone says nothing; a bias is no prediction."""
+  widths = tiny.WIDTHS
+  config = tiny.config(widths, num_blocks=1)
+  priors = {"sentiment": (0.75,)}
+  config = config.replace("spec", priors=priors)
+  data = tiny.batch(widths)
+  seen = jnp.asarray([[0, 0, 1], [0, 1, 1], [1, 0, 0]] + [[1, 1, 1]] * 3, bool)
+  data = data.replace(available=seen)
+  made, params = compose.build(config), tiny.variables(config)
+  output = compiled(made.predict)(params, {}, data)
+  content = has_content(data, made.reads)
+  assert content.tolist() == [False, True, True, True, True, False]  # a filler row
+  value = np.asarray(output.predictions["sentiment"])
+  assert value[0] == 0.75 and (np.abs(value[1:5] - 0.75) > 1e-4).all()
+  # A system that reads vision too predicts from it.
+  every = compose.build(
+    tiny.config(widths, num_blocks=1, modalities=()).replace("spec", priors=priors)
+  )
+  assert has_content(data, every.reads).tolist() == [True] * 5 + [False]

@@ -46,6 +46,12 @@ def _tree(seed):
   return parts | {"routers": stack(2), "head": stack(1), "proj1": stack(2)}
 
 
+def test_official_takes_the_best_f1_as_the_released_code():
+  assert configs.get_config("iemocap4,official").train.monitor == "f1_weighted"
+  assert configs.get_config("official,mosi").train.monitor == "f1_non0"
+  assert configs.get_config("mosi").train.monitor == "auto"
+
+
 def test_stages_share_the_epochs_and_either_may_be_left_out():
   both = _stages()
   assert [(s.name, s.epochs, s.call) for s in both] == [
@@ -53,6 +59,8 @@ def test_stages_share_the_epochs_and_either_may_be_left_out():
     ("mixing", 3, {"stage": 2}),
   ]
   assert dict(both[0].tracks)["audio"] == "sentiment@audio/auto"
+  # `config.missing.train` acts on the mixture alone: experts learn from complete data.
+  assert [stage.missing for stage in both] == [False, True]
   assert not both[1].carry_opt_state
   assert _stages(carry_opt_state=True)[1].carry_opt_state
   (only,) = _stages(first=0)
@@ -310,7 +318,7 @@ def test_systems_of_single_utterances_read_corpora_of_dialogues(tmp_path):
     "label4": random.integers(-1, 4, n),
   }
   np.savez(tmp_path / "flat.npz", **arrays)
-  data = {"path": str(tmp_path / "flat.npz"), "fold": 2}
+  data = {"path": str(tmp_path / "flat.npz"), "fold": "2"}
   prepared = prepare.prepare(change(late_fusion.get_config("iemocap"), data=data))
   test = prepared.corpus.splits["test"]
   assert test.ids.tolist() == [f"u{i}" for i in range(6, 12)]
