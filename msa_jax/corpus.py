@@ -1,6 +1,7 @@
 """What a corpus is, on the host: splits of sequences, labels and what they mean."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -81,12 +82,15 @@ class Sequences:
     lengths: [n] int32, number of real steps (0 = modality absent for the sample).
     lost: [n t] bool or None, real steps without content (None = none).
     ids: name -> [n t] int32.
+    context: name -> [n s] int32, what is read beside the steps, such as tokens of the
+      utterances before and after; -1 = nothing. s is the same for all names.
   """
 
   features: Any  # np.ndarray or data.lazy.LazyFeatures
   lengths: np.ndarray
   lost: np.ndarray | None = None
   ids: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  context: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +121,31 @@ class Split:
 
   def __len__(self) -> int:
     return len(self.ids)
+
+  def rows_by_group(self) -> dict[str, np.ndarray]:
+    """Rows of every video or dialogue, in the order in which they were spoken: that of
+    their clips' numbers where all have one, else that of the file.
+
+    Raises:
+      UserError: the split has no groups.
+    """
+    if self.groups is None:
+      raise UserError("a split has neither groups nor ids such as 'video$_$clip'.")
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(self.groups.tolist()):
+      members.setdefault(group, []).append(row)
+    return {group: _by_clip(rows, self.ids) for group, rows in members.items()}
+
+
+_CLIP = re.compile(r"(?:\$_\$|\[|_)(\d+)\]?$")
+
+
+def _by_clip(rows: list[int], ids: np.ndarray) -> np.ndarray:
+  numbers = [_CLIP.search(str(ids[row])) for row in rows]
+  clips = [int(match[1]) for match in numbers if match]
+  if len(set(clips)) < len(rows):
+    return np.asarray(rows)
+  return np.asarray(rows)[np.argsort(clips)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from collections.abc import Collection, Iterable
 
 # Of text that was tokenised here. Extras of a split, [n t]: the word that each step
-# came from (-1 = none, as of [CLS]), and the token ids that features were made of.
+# came from (-1 = none, as of [CLS]), and the token ids that features were made of;
+# [n s]: those of neighbouring utterances that were read beside (-1 = nothing).
 TEXT_WORDS = "text_words"
 TEXT_TOKENS = "text_tokens"
+TEXT_CONTEXT = "text_context"
 # Note of a corpus: "words" = each step of the text was made of its own word alone.
 TEXT_STEPS = "text_steps"
 

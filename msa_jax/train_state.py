@@ -23,6 +23,7 @@ from msa_jax.config.experiment import Experiment, from_json, to_json
 from msa_jax.data.batching import batches
 from msa_jax.runs import prepare as prepare_lib
 from msa_jax.runs import run as run_lib
+from msa_jax.runs import warm_start
 from msa_jax.step import compose, ema, objective, recipe
 from msa_jax.step.recipe import Recipe
 from msa_jax.text import finetune
@@ -53,7 +54,8 @@ class _Programs(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def _compiled(text: str, system: int) -> _Programs:
   del system  # a name may be registered anew
-  made = compose.build(from_json(text))
+  config = from_json(text)
+  made = warm_start.starting(config, compose.build(config))
   return _Programs(made, *map(jax.jit, (made.init, made.step, made.predict)))
 
 

@@ -84,12 +84,16 @@ class Modality(flax.struct.PyTreeNode):
       of `mask`). Models without a missing-content embedding hide such steps.
     ids: integer inputs of the same steps, each [b t]: `codes` (cluster codes of
       frames), token ids, part-of-speech tags. May be empty.
+    context: integer inputs beside the steps, each [b s], of any s: `tokens` of the
+      utterances before and after, which a text encoder attends to; -1 = nothing. May
+      be empty.
   """
 
   features: Leaf
   mask: Leaf
   lost: Leaf
   ids: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
+  context: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
 
 
 class Label(flax.struct.PyTreeNode):
@@ -266,6 +270,7 @@ class Spec:
     encoder: sizes of the text encoder inside the model (`text.bert.EncoderConfig`), or
       None.
     text_sha256: hash of the encoder that made the text features, "" if none did.
+    text_context: utterances before and after that it read beside each.
   """
 
   widths: Mapping[str, int]
@@ -278,6 +283,7 @@ class Spec:
   utterances: int = 0
   encoder: Any = None
   text_sha256: str = ""
+  text_context: tuple[int, ...] = (0, 0)
 
   @property
   def modalities(self) -> tuple[str, ...]:

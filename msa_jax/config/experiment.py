@@ -15,6 +15,7 @@ from msa_jax.config.options import (
   AnchorConfig,
   BalanceConfig,
   DataConfig,
+  InitConfig,
   MissingConfig,
   OptimConfig,
   ReplicasConfig,
@@ -36,7 +37,8 @@ class Experiment:
     system: name of the system.
     model: its options, nested.
     loss: options of its objective: losses by task, weights of auxiliary losses.
-    optim, data, train, missing, text, anchor, replicas, sharding: the shared options.
+    optim, data, train, missing, text, init, anchor, replicas, sharding: the shared
+      options.
     balance: B-fusion; None = the system cannot be balanced.
     spec: what the corpus is; None = not resolved against one yet.
   """
@@ -49,6 +51,7 @@ class Experiment:
   train: TrainConfig = TrainConfig()
   missing: MissingConfig = MissingConfig()
   text: TextConfig = TextConfig()
+  init: InitConfig = InitConfig()
   anchor: AnchorConfig = AnchorConfig()
   replicas: ReplicasConfig = ReplicasConfig()
   sharding: ShardingConfig = ShardingConfig()

@@ -162,27 +162,43 @@ class TextConfig:
     input: `features` of the file, or `encoder`: the transcripts, through `encoder`.
     encoder: folder of a Hugging Face checkpoint, or a name of the hub.
     finetune: `none`: the encoder's last states are features, made once; `all`, or
-      `top_<n>`: trained along, whole or the n upper layers.
+      `top_<n>`: trained along, whole or the n upper layers; `lora`: low-rank changes of
+      attention in all layers are trained, and nothing else of it.
+    lora_rank: of the changes.
+    lora_alpha: the changes are scaled by alpha / rank.
+    lora_projections: of attention that are changed: `query`, `key`, `value`, `out`.
+    frozen_dtype: `float32`, or `bfloat16` for half the memory: of what `top_<n>` and
+      `lora` leave as it is.
     start: `pretrained`, or `scratch`: the encoder that is trained begins with random
       values, and only its sizes and tokens are the checkpoint's.
-    learning_rate: of the encoder.
+    learning_rate: of what is trained of the encoder.
     layer_decay: factor of the learning rate from each of its layers to the one below;
       1 = the same for all.
     remat: compute layers again in the backward pass, for less memory.
     linguistic: SentiLARE's inputs: part of speech and polarities.
     max_length: tokens kept; 0 = as long as the corpus and the encoder allow.
+    context: how many utterances before and after, of the same video or dialogue, the
+      encoder reads beside each: `2,1`. They are its second segment; the model sees the
+      states of the utterance itself.
+    context_length: most tokens of them, the nearest first.
     cache: folder of features made before; "" = the user's cache folder.
   """
 
   input: str = "features"
   encoder: str = ""
   finetune: str = "none"
+  lora_rank: int = 8
+  lora_alpha: float = 16.0
+  lora_projections: tuple[str, ...] = ("query", "value")
+  frozen_dtype: str = "float32"
   start: str = "pretrained"
   learning_rate: float = 2e-5
   layer_decay: float = 1.0
   remat: bool = False
   linguistic: bool = False
   max_length: int = 0
+  context: tuple[int, ...] = (0, 0)
+  context_length: int = 128
   cache: str = ""
 
   @property
@@ -194,6 +210,30 @@ class TextConfig:
   def is_tuned(self) -> bool:
     """Whether the model reads token ids, through an encoder trained with it."""
     return self.is_encoded and self.finetune.lower() not in ("none", "false")
+
+  @property
+  def has_context(self) -> bool:
+    """Whether the encoder reads neighbouring utterances."""
+    return self.is_encoded and any(self.context)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+  """Which earlier run the parameters start from.
+
+  Seed s starts from that run's seed s, or from its first seed where it has no s. The
+  optimizer starts afresh.
+
+  Attributes:
+    from_run: folder of a finished run; "" = none.
+    what: `encoder`: the text encoder that it trained; `all`: every parameter.
+    parameter_hash: of what is taken, one for each seed of that run; filled in when the
+      run begins, so that it cannot go on from something else.
+  """
+
+  from_run: str = ""
+  what: str = "encoder"
+  parameter_hash: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

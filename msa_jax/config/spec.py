@@ -70,7 +70,7 @@ def spec_of(corpus: Corpus) -> Spec:
   names = sorted(train.modalities)
   sources = joint.source_sizes(train)
   utterances = dialogues.real(train)
-  encoder = corpus.notes.get("text", {}).get("encoder", {})
+  text = corpus.notes.get("text", {})
   return Spec(
     widths={n: int(train.modalities[n].features.shape[-1]) for n in names},
     lengths={
@@ -82,5 +82,6 @@ def spec_of(corpus: Corpus) -> Spec:
     train_size=joint.epoch_size(len(train), sources),
     sources=sources,
     utterances=0 if utterances is None else utterances.shape[1],
-    text_sha256=encoder.get("sha256", ""),
+    text_sha256=text.get("encoder", {}).get("sha256", ""),
+    text_context=tuple(text.get("context", (0, 0))),
   )

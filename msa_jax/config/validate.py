@@ -16,6 +16,7 @@ from msa_jax.errors import UserError
 from msa_jax.layers.masking import POOLS
 from msa_jax.text import options as text_options
 
+INITIAL = ("encoder", "all")  # what `config.init.from_run` gives
 # Options of several systems, by an example of what they are.
 _TASKS = {"task": "auto", "tasks": ("a",), "modalities": ("a",)}
 _LOSSES = {"aux_warmup_fraction": 0.0}
@@ -109,6 +110,13 @@ def validate(config: Experiment) -> None:
   if config.replicas.mode not in REPLICA_MODES:
     raise UserError(
       f"config.replicas.mode={config.replicas.mode!r} must be one of {REPLICA_MODES}."
+    )
+  if config.init.what not in INITIAL:
+    raise UserError(f"config.init.what={config.init.what!r} must be one of {INITIAL}.")
+  if config.init.from_run and config.text.start == "scratch":
+    raise UserError(
+      f"config.init.from_run={config.init.from_run!r} gives the encoder its values:"
+      " config.text.start='scratch' must be 'pretrained'."
     )
   seeds = config.replicas.seeds
   if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:

@@ -73,6 +73,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
       command.add_argument("--encoder", required=True, metavar="FOLDER_OR_NAME")
       command.add_argument("--output", required=True, metavar="OUT.npz")
       command.add_argument("--max-length", type=int, default=0, metavar="TOKENS")
+      command.add_argument("--context", default="0,0", metavar="BEFORE,AFTER")
       command.add_argument("--cache", default="", metavar="FOLDER")
       command.add_argument("--force", action="store_true", help="replace OUT.npz")
     if name == "store":
@@ -117,11 +118,21 @@ def _text_features(options: argparse.Namespace, features: dict[str, str]) -> Non
     input="encoder",
     encoder=options.encoder,
     max_length=options.max_length,
+    context=_two_numbers(options.context),
     cache=options.cache,
   )
   text_options.check(chosen)
   corpus = read(options.file, options.format, features, bare_text=True)
   _save(with_text([corpus], chosen)[0], output)
+
+
+def _two_numbers(text: str) -> tuple[int, ...]:
+  parts = text.split(",")
+  if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+    raise UserError(
+      f"--context={text!r} must be two numbers, of utterances before and after: 2,1"
+    )
+  return tuple(map(int, parts))
 
 
 def _writable(options: argparse.Namespace) -> Path:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from msa_jax.typing import Batch, Modality
+from msa_jax.typing import Batch
 
 
 def masked_softmax(
@@ -91,11 +91,10 @@ def hide_unavailable(batch: Batch, keep_lost: bool = False) -> Batch:
     mask = modality.mask & present & batch.sample_mask[:, None]  # [b t]
     lost = modality.lost & mask
     visible = mask & ~lost
-    modalities[name] = Modality(
+    modalities[name] = modality.replace(
       features=jnp.where(visible[..., None], modality.features, 0.0),
       mask=mask if keep_lost else visible,
       lost=lost if keep_lost else jnp.zeros_like(lost),
-      ids=modality.ids,
     )
   return batch.replace(modalities=modalities)
 

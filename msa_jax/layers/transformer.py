@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from msa_jax.layers.activation import ACTIVATIONS
 from msa_jax.layers.dropout import happens
 from msa_jax.layers.masking import masked_softmax
+from msa_jax.layers.relative import NOTHING, Relative, disentangled
 
 
 def layer_norm(
@@ -65,6 +66,8 @@ class EncoderStack(nn.Module):
     unroll: True = one layer after the other, False = a loop, None = by the backend.
     remat: recomputes a layer's activations in the backward pass.
     frozen: the layers' parameters get no gradient; the states below them do.
+    param_dtype: of the parameters.
+    adapter_scale: factor of what adapters add.
 
   Source: Devlin et al. 2019; Vaswani et al. 2017.
   """
@@ -82,6 +85,8 @@ class EncoderStack(nn.Module):
   unroll: bool | None = None
   remat: bool = False
   frozen: bool = False
+  param_dtype: Any = jnp.float32
+  adapter_scale: float = 1.0
 
   @nn.compact
   def __call__(
@@ -89,6 +94,8 @@ class EncoderStack(nn.Module):
     hidden: Float[Array, "b t d"],
     mask: Bool[Array, "b t"],
     after: Mapping[int, Callable[[jax.Array], jax.Array]] | None = None,
+    relative: Relative = NOTHING,
+    adapters: Mapping[str, Mapping[str, jax.Array]] | None = None,
   ) -> tuple[Float[Array, "b t d"], tuple[Float[Array, "b t d"], ...]]:
     """Runs the stack.
 
@@ -97,19 +104,24 @@ class EncoderStack(nn.Module):
       mask: True = token that may be attended to.
       after: what changes the states between layers, by the number of layers below it,
         1 to `n_layers`. States must keep shape and type.
+      relative: what the attention scores depend on besides the states.
+      adapters: name of a dense layer -> `down` [n_layers d r] and `up` [n_layers r d],
+        whose product is added to its kernel.
 
     Returns:
       The last layer's states, and those of all layers in order, as changed.
     """
     weights = {name: self._weights(name, *s) for name, s in self._shapes().items()}
     weights = lax.stop_gradient(weights) if self.frozen else weights
+    for name, pair in (adapters or {}).items():
+      weights[name] = {**weights[name], **pair}
     keys = None
     if not self.deterministic and max(self.dropout, self.attention_dropout) > 0:
       keys = jax.random.split(self.make_rng("dropout"), (self.n_layers, 3))
 
     def layer(hidden, inputs):
       own, own_keys = inputs
-      hidden = self._layer(own, own_keys, hidden, mask)
+      hidden = self._layer(own, own_keys, hidden, mask, relative)
       return hidden, hidden
 
     layer = jax.checkpoint(layer) if self.remat else layer
@@ -166,17 +178,22 @@ class EncoderStack(nn.Module):
 
   @nn.nowrap
   def _weights(self, name: str, *shape: int) -> dict[str, jax.Array]:
-    return StackedWeights(self.n_layers, shape, name=name)()
+    return StackedWeights(self.n_layers, shape, self.param_dtype, name=name)()
 
   @nn.nowrap
-  def _layer(self, weights, keys, hidden, mask):
+  def _layer(self, weights, keys, hidden, mask, relative):
     keys = (None, None, None) if keys is None else keys
+    head_width = self.width // self.n_heads
 
     def dense(name, values):
       kernel, bias = (weights[name][k].astype(self.dtype) for k in _DENSE)
       # One product over all rows: the kernel's derivative is then one as well, without
       # a transposed copy of the rows.
-      rows = values.reshape(-1, values.shape[-1]) @ kernel + bias[None]
+      flat = values.reshape(-1, values.shape[-1])
+      rows = flat @ kernel + bias[None]
+      if "down" in weights[name]:
+        down, up = (weights[name][k].astype(self.dtype) for k in ("down", "up"))
+        rows += (flat @ down) @ up * self.adapter_scale
       return rows.reshape(*values.shape[:-1], -1)
 
     def heads(name):
@@ -187,8 +204,19 @@ class EncoderStack(nn.Module):
       gain, bias = (weights[name][k] for k in _NORM)
       return layer_norm(summed, gain, bias, self.epsilon)
 
-    scale = 1.0 / math.sqrt(self.width // self.n_heads)
-    logits = jnp.einsum("bthd,bshd->bhts", heads("query") * scale, heads("key"))
+    def vectors(name):  # [h r k]
+      made = dense(name, relative.vectors.astype(self.dtype))
+      return made.reshape(-1, self.n_heads, head_width).swapaxes(0, 1)
+
+    parts = 1 if relative.vectors is None else 3
+    scale = 1.0 / math.sqrt(head_width * parts)
+    queries, sources = heads("query") * scale, heads("key")
+    logits = jnp.einsum("bthd,bshd->bhts", queries, sources)
+    if relative.bias is not None:
+      logits += relative.bias.astype(self.dtype)[None]
+    if relative.vectors is not None:
+      swapped = jnp.swapaxes(queries, 1, 2), jnp.swapaxes(sources, 1, 2)
+      logits += disentangled(*swapped, vectors("query") * scale, vectors("key"))
     probs = masked_softmax(logits, mask[:, None, None, :]).astype(self.dtype)
     probs = drop(probs, keys[0], self.attention_dropout)
     mixed = jnp.einsum("bhts,bshd->bthd", probs, heads("value"))
@@ -212,20 +240,20 @@ class StackedWeights(nn.Module):
   Attributes:
     n_layers: layers.
     shape: [in out] of a dense layer, [d] of a norm.
+    dtype: of the parameters.
   """
 
   n_layers: int
   shape: tuple[int, ...]
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self) -> dict[str, Float[Array, "..."]]:
-    bias = self.param("bias", nn.initializers.zeros, (self.n_layers, self.shape[-1]))
+    def stacked(name, initial, shape):
+      return self.param(name, initial, (self.n_layers, *shape), self.dtype)
+
+    bias = stacked("bias", nn.initializers.zeros, self.shape[-1:])
     if len(self.shape) == 1:
-      one = nn.initializers.ones
-      return {
-        "scale": self.param("scale", one, (self.n_layers, *self.shape)),
-        "bias": bias,
-      }
-    normal = nn.initializers.normal(0.02)
-    kernel = self.param("kernel", normal, (self.n_layers, *self.shape))
+      return {"scale": stacked("scale", nn.initializers.ones, self.shape), "bias": bias}
+    kernel = stacked("kernel", nn.initializers.normal(0.02), self.shape)
     return {"kernel": kernel, "bias": bias}

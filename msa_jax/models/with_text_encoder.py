@@ -5,7 +5,6 @@ become the features, and the system is what it was. `with_encoder` does this to 
 of the table of systems.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,10 +16,11 @@ from jaxtyping import Array, Float
 from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
 from msa_jax.layers.masking import hide_unavailable
-from msa_jax.text import finetune
+from msa_jax.text import context, finetune
+from msa_jax.text.adapters import LowRank
 from msa_jax.text.bert import EncoderConfig, TextEncoder
 from msa_jax.text.finetune import PARAMETERS
-from msa_jax.typing import Batch, ModelOutput, Spec, TrainState
+from msa_jax.typing import Batch, Modality, ModelOutput, Spec, TrainState
 
 
 class WithEncoder(nn.Module):
@@ -31,6 +31,7 @@ class WithEncoder(nn.Module):
     inner: the system's module.
     encoder: sizes.
     trained: how many of the upper layers are trained, -1 = all of it.
+    frozen_dtype, low_rank: see `TextEncoder`.
     remat, dtype: see `TextEncoder`.
     sees_dropped: whether the system's module reads steps whose content was lost.
   """
@@ -38,6 +39,8 @@ class WithEncoder(nn.Module):
   inner: nn.Module
   encoder: EncoderConfig
   trained: int = -1
+  frozen_dtype: Any = jnp.float32
+  low_rank: LowRank | None = None
   remat: bool = False
   dtype: Any = jnp.float32
   sees_dropped: bool = False
@@ -54,7 +57,8 @@ class WithEncoder(nn.Module):
     """The batch with text features [b t d] made of its token ids.
 
     Tokens that are padding, lost, unavailable or of filler rows are attended to by
-    none, and have features of zero.
+    none, and have features of zero. Those of neighbours are attended to, and have no
+    features.
     """
     batch = hide_unavailable(batch, keep_lost=True)
     text = batch.modalities["text"]
@@ -71,18 +75,45 @@ class WithEncoder(nn.Module):
     encode = TextEncoder(
       self.encoder,
       trained=self.trained,
+      frozen_dtype=self.frozen_dtype,
+      low_rank=self.low_rank,
       deterministic=not train,
       dtype=self.dtype,
       remat=self.remat,
       name=PARAMETERS,
     )
-    last = encode(tokens, visible, None, extras)[-1].astype(jnp.float32)
+    steps, types = tokens.shape[1], None
+    if text.context:
+      tokens, visible, types = self._beside(tokens, visible, text)
+    last = encode(tokens, visible, types, extras)[-1].astype(jnp.float32)
+    last, visible = last[:, :steps], visible[:, :steps]
+    visible = visible & text.mask
     features = jnp.where(visible[..., None], last, 0.0)
     own = {"tokens", *extras}
     kept = {k: v for k, v in text.ids.items() if k not in own}
-    text = batch.modalities["text"].replace(features=features, ids=kept)
+    text = text.replace(features=features, ids=kept, context={})
     encoded = batch.replace(modalities={**batch.modalities, "text": text})
     return hide_unavailable(encoded, keep_lost=self.sees_dropped)
+
+  @nn.nowrap
+  def _beside(self, tokens, visible, text: Modality):
+    """Tokens with those of the neighbours after them, which of both can be seen, and
+    the numbers of their segments."""
+    beside = text.context["tokens"]
+    there = beside >= 0
+    # What a sample's own text is not there for, no neighbour tells.
+    there = there & jnp.any(text.mask, axis=1, keepdims=True)
+    index, segment, real = context.place(
+      tokens, jnp.sum(text.mask, axis=1), beside, self.encoder.max_tokens
+    )
+
+    def joined(own, other):
+      return jnp.take_along_axis(jnp.concatenate([own, other], axis=1), index, axis=1)
+
+    pad = self.encoder.pad
+    types = jnp.where(real, segment, 0) if self.encoder.types > 1 else None
+    tokens = jnp.where(real, joined(tokens, jnp.where(there, beside, pad)), pad)
+    return tokens, joined(visible, there) & real, types
 
 
 class WithEncoderInTwoParts(WithEncoder):
@@ -131,6 +162,8 @@ def with_encoder(
     inner=inner,
     encoder=spec.encoder,
     trained=finetune.trained_layers(text.finetune, spec.encoder.n_layers),
+    frozen_dtype=jnp.dtype(text.frozen_dtype),
+    low_rank=finetune.low_rank(text),
     remat=text.remat,
     dtype=jnp.bfloat16 if narrow else jnp.float32,
     sees_dropped=sees_dropped,
@@ -153,15 +186,17 @@ def with_pretrained(recipe: Any, text: TextConfig, encoder: EncoderConfig) -> An
 
   def init(seed: Any) -> TrainState:
     state = recipe.init(seed)
+    own = state.params[PARAMETERS]
     shapes = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-      state.params[PARAMETERS],
+      finetune.without_adapters(own),
     )
-    values = jax.pure_callback(
-      functools.partial(finetune.pretrained, text, encoder),
-      shapes,
-      vmap_method="broadcast_all",
-    )
-    return state.replace(params={**state.params, PARAMETERS: values})
+
+    def read():
+      values = finetune.pretrained(text, encoder)
+      return jax.tree.map(lambda new, like: new.astype(like.dtype), values, shapes)
+
+    values = jax.pure_callback(read, shapes, vmap_method="broadcast_all")
+    return state.replace(params={**state.params, PARAMETERS: {**own, **values}})
 
   return recipe._replace(init=init)

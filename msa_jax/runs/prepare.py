@@ -22,7 +22,7 @@ from msa_jax.data.transforms.splits import check_trainable
 from msa_jax.data.transforms.transform import OTHER, OWN
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
-from msa_jax.runs import pseudo_labels
+from msa_jax.runs import pseudo_labels, warm_start
 from msa_jax.runs.transforms import pipeline_of
 from msa_jax.text import features as text_features
 from msa_jax.training.run_directory import RunDirectory
@@ -145,6 +145,7 @@ def prepare(
   losses = {name: terms[name].loss for name in corpus.tasks}
   resolved = spec_lib.resolve(config, corpus, losses)
   _check_labelled(resolved, corpus)
+  resolved = warm_start.resolve(resolved)
   return Inputs(resolved, corpus, pipeline, description, masks)
 
 
@@ -268,7 +269,15 @@ def reread(config: Experiment, path: str = "", corpus: Corpus | None = None) -> 
 def _check_encoder(config: Experiment, corpus: Corpus) -> None:
   """Checks that text features are of the encoder whose features the run learned."""
   ours = config.corpus_spec.text_sha256
-  theirs = corpus.notes.get("text", {}).get("encoder", {}).get("sha256", "")
+  text = corpus.notes.get("text", {})
+  theirs = text.get("encoder", {}).get("sha256", "")
+  context, read = config.corpus_spec.text_context, tuple(text.get("context", (0, 0)))
+  if ours and theirs and context != read:
+    raise UserError(
+      f"the text features of {corpus.name!r} were made with {read[0]} utterances before"
+      f" and {read[1]} after each, those the run was trained on with {context[0]} and"
+      f" {context[1]}."
+    )
   # An encoder that was trained with the run is in its checkpoints.
   if ours and theirs and ours != theirs and not config.text.is_tuned:
     raise UserError(

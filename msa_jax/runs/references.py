@@ -97,6 +97,7 @@ def pool(
       text.lengths[rows],
       None if text.lost is None else text.lost[rows],
       {"tokens": text.ids["tokens"][rows]},
+      {name: beside[rows] for name, beside in text.context.items()},
     )
     means = text_features.frozen_means(taken, config.text)
     whole = np.zeros((len(split), 1, means.shape[1]), np.float32)

@@ -1,5 +1,6 @@
 """Which trainings run in one program, which one after the other; what is left to do."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from msa_jax.config.experiment import Experiment
 from msa_jax.devices import processes
 from msa_jax.devices.flops import matmul_flops
 from msa_jax.devices.stopping import StopRequest
+from msa_jax.runs import warm_start
 from msa_jax.step import compose
 from msa_jax.step.recipe import example_batch
 from msa_jax.training import loop
@@ -136,7 +138,9 @@ def _programs(
 ) -> CompiledStages:
   """Programs for some trainings; as many trainings share them."""
   if count not in cache:
-    cache[count] = VmappedStages(config) if count > 1 else CompiledStages(config)
+    stages = VmappedStages if count > 1 else CompiledStages
+    initial = functools.partial(warm_start.starting, config)
+    cache[count] = stages(config, initial=initial)
   return cache[count]
 
 

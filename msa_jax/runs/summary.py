@@ -139,6 +139,7 @@ def write(
     "epochs": [one.epoch for one in trained],
     "train_seconds": [round(one.seconds, 2) for one in trained],
     "trained_together": [one.together for one in trained],
+    **({"init": _origin(config)} if config.init.from_run else {}),
     "splits": {},
     "routing": {},
     "without_content": {},
@@ -165,6 +166,15 @@ def write(
   summary["bayes"] = _bayes(summary, corpus)
   run.write_json("summary.json", summary)
   return summary
+
+
+def _origin(config: Experiment) -> dict[str, Any]:
+  """Which run the parameters started from."""
+  return {
+    "from_run": config.init.from_run,
+    "what": config.init.what,
+    "parameter_hash": list(config.init.parameter_hash),
+  }
 
 
 def _anchor(tasks, trained, outputs) -> dict[str, Any] | None:

@@ -131,7 +131,8 @@ def build(config: Experiment, stage: int = -1) -> Recipe:
     config = config.replace("optim", epochs=chosen.epochs)
   system, spec, text = models.get(config.system), config.corpus_spec, config.text
   made = system.recipe(networks(config).inner, chosen, _core(config, system, chosen))
-  if text.is_tuned and text.start == "pretrained":
+  # Where another run gives the values, `runs.warm_start` reads them.
+  if text.is_tuned and text.start == "pretrained" and not config.init.from_run:
     made = with_pretrained(made, text, spec.encoder)
   # An encoder inside sees lost tokens, and hides them from the system itself.
   made = with_hidden(made, keep_lost=system.sees_dropped or text.is_tuned)

@@ -159,6 +159,7 @@ def _clip_branches(
 def _slower_below(factor: float) -> optax.GradientTransformation:
   """Multiplies the updates of the text encoder's i-th trained layer, counted from the
   top and from 0, by factor^i, and those of the embeddings by factor^(number of layers).
+  Adapters are those of their layers.
 
   Source: discriminative fine-tuning, Howard and Ruder 2018, section 3.2.
   """
@@ -168,18 +169,17 @@ def _slower_below(factor: float) -> optax.GradientTransformation:
     encoder = updates.get(finetune.PARAMETERS)
     if encoder is None:
       return updates, state
-    stack = jax.tree.leaves(encoder.get("layers", {}))
-    count = len(stack[0]) if stack else 0
+    stacks = [name for name in ("layers", "adapters") if name in encoder]
+    leaves = jax.tree.leaves([encoder[name] for name in stacks])
+    count = len(leaves[0]) if leaves else 0
     powers = factor ** jnp.arange(count - 1, -1, -1, dtype=jnp.float32)
     scaled = dict(encoder)
-    if stack:
-      scaled["layers"] = jax.tree.map(
-        lambda leaf: leaf * powers.reshape(-1, *[1] * (leaf.ndim - 1)),
-        encoder["layers"],
+    for name in stacks:
+      scaled[name] = jax.tree.map(
+        lambda leaf: leaf * powers.reshape(-1, *[1] * (leaf.ndim - 1)), encoder[name]
       )
-    scaled["embeddings"] = jax.tree.map(
-      lambda leaf: leaf * factor**count, encoder["embeddings"]
-    )
+    for name in {"embeddings", "relative"} & set(encoder):
+      scaled[name] = jax.tree.map(lambda leaf: leaf * factor**count, encoder[name])
     return {**updates, finetune.PARAMETERS: scaled}, state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -16,12 +16,11 @@ from absl import logging
 from jaxtyping import Bool, Float, Int
 
 from msa_jax.config.options import TextConfig
-from msa_jax.data.sequences import visible_steps
 from msa_jax.errors import UserError
-from msa_jax.names import TEXT_TOKENS
+from msa_jax.names import TEXT_CONTEXT, TEXT_TOKENS
 from msa_jax.safe_io import archives
 from msa_jax.safe_io.hashing import sha256
-from msa_jax.text import tokens, weights
+from msa_jax.text import context, tokens, weights
 from msa_jax.text.bert import EncoderConfig, TextEncoder
 from msa_jax.typing import Corpus, Sequences, Split
 
@@ -46,7 +45,8 @@ def with_text(
   Returns:
     Corpora whose text has token ids if the encoder is to be trained (see
     `tokens.tokenise`), and features otherwise: the last states, float16, with the ids
-    they were made of in `extras["text_tokens"]` [n t].
+    they were made of in `extras["text_tokens"]` [n t] (and `extras["text_context"]`
+    [n s], those of neighbours).
 
   Raises:
     UserError: no such encoder, no transcripts, a tokenizer or annotator lacks.
@@ -70,7 +70,7 @@ def with_text(
         **split.modalities,
         "text": Sequences(encode(text), text.lengths),
       },
-      extras={**split.extras, TEXT_TOKENS: text.ids["tokens"]},
+      extras={**split.extras, **_read(text)},
     )
 
   return [
@@ -79,6 +79,14 @@ def with_text(
     )
     for corpus in made
   ]
+
+
+def _read(text: Sequences) -> dict[str, np.ndarray]:
+  """Extras that tell what features were made of."""
+  tokens_read = {TEXT_TOKENS: text.ids["tokens"]}
+  if text.context:
+    tokens_read[TEXT_CONTEXT] = text.context["tokens"]
+  return tokens_read
 
 
 def encoder_of(options: TextConfig) -> Encode | None:
@@ -167,31 +175,56 @@ def last_states(
   Args:
     config: of the encoder.
     params: of a `TextEncoder` of which all layers are one stack.
-    text: with `ids["tokens"]`; nobody attends to steps in `lost`.
+    text: with `ids["tokens"]`, and `context["tokens"]` where neighbours are read too;
+      nobody attends to steps in `lost`.
 
   Returns:
-    float16 [n d], n = sum of the lengths. Computed in float32, in batches of samples
-    of about one length, by one program for each of a few lengths.
+    float16 [n d], n = sum of the lengths: the texts' own tokens. Computed in
+    float32, in batches of samples of about one length, by one program for each of a few
+    lengths.
   """
   run = _program(config)
-  ids, lengths = text.ids["tokens"], text.lengths
-  seen = visible_steps(text)
+  lengths = text.lengths
+  ids, seen, totals = _beside(text, config.max_tokens)
   ends = np.cumsum(lengths)
   flat = np.zeros((int(lengths.sum()), config.width), np.float16)
-  order = np.argsort(lengths, kind="stable")
+  order = np.argsort(totals, kind="stable")
   order = order[lengths[order] > 0]
   # By their padded length, so that one batch needs one program.
-  padded = np.array([_static(int(n), config.max_tokens) for n in lengths[order]], int)
+  padded = np.array([_static(int(n), config.max_tokens) for n in totals[order]], int)
   for steps in sorted(set(padded.tolist())):
     members = order[padded == steps]
     for start in range(0, len(members), _ROWS):
       rows = members[start : start + _ROWS]
-      given = _batch(ids[rows], seen[rows], lengths[rows], steps, config.pad)
-      states = run(params, *given)
+      given = _batch(ids[rows], seen[rows], totals[rows], steps, config.pad)
+      own = np.zeros((_ROWS, 1), np.int32)
+      own[: len(rows), 0] = lengths[rows]
+      types = (np.arange(steps)[None] >= own) & np.asarray(given[1])
+      states = run(params, *given, (types & (config.types > 1)).astype(np.int32))
       states = np.asarray(states[: len(rows)], np.float16)
       for row, found in zip(rows, states, strict=True):
         flat[ends[row] - lengths[row] : ends[row]] = found[: lengths[row]]
   return flat
+
+
+def _beside(
+  text: Sequences, most: int
+) -> tuple[Int[np.ndarray, "n t"], Bool[np.ndarray, "n t"], Int[np.ndarray, " n"]]:
+  """Ids of every text with those of its context after them, which of them can be
+  seen, and their numbers."""
+  ids, lengths = text.ids["tokens"], text.lengths
+  seen = np.arange(ids.shape[1])[None] < lengths[:, None]
+  seen = seen if text.lost is None else seen & ~text.lost
+  if not text.context:
+    return ids, seen, lengths
+  beside = text.context["tokens"]
+  place = np.asarray(context.place(ids, lengths, beside, most)[0])
+
+  def joined(own, other):
+    return np.take_along_axis(np.concatenate([own, other], axis=1), place, axis=1)
+
+  totals = lengths + (beside >= 0).sum(axis=1)
+  return joined(ids, beside), joined(seen, beside >= 0), totals
 
 
 @functools.cache
@@ -199,9 +232,9 @@ def _program(config: EncoderConfig) -> Callable[..., Any]:
   """One for all calls: texts that lose words are encoded many times."""
 
   @jax.jit
-  def run(params, ids, mask):
+  def run(params, ids, mask, types):
     with jax.default_matmul_precision("highest"):
-      return TextEncoder(config).apply({"params": params}, ids, mask)[-1]
+      return TextEncoder(config).apply({"params": params}, ids, mask, types)[-1]
 
   return run
 
@@ -246,6 +279,8 @@ def _cached(
   name.update(np.ascontiguousarray(text.lengths).tobytes())
   if text.lost is not None and text.lost.any():
     name.update(np.packbits(text.lost).tobytes())
+  for beside in text.context.values():
+    name.update(f"context {beside.shape}".encode() + beside.tobytes())
   path = folder / f"{name.hexdigest()}.npy"
   try:
     found = archives.read_npy(path)

@@ -7,7 +7,8 @@ from typing import Any
 
 from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
-from msa_jax.text import weights
+from msa_jax.text import adapters, weights
+from msa_jax.text.adapters import LowRank
 from msa_jax.text.bert import EncoderConfig
 
 # Linguistic inputs of SentiLARE and the rows of their tables, the last that of padding.
@@ -18,15 +19,17 @@ PARAMETERS = "text_encoder"
 
 
 def trained_layers(finetune: str, n_layers: int) -> int:
-  """How many of the upper layers are trained; -1 = all, and the embeddings.
+  """How many of the upper layers' weights are trained; -1 = all, and the embeddings.
 
   Args:
-    finetune: `all`, or `top_<n>`, as `options.check` has passed them.
+    finetune: `all`, `top_<n>` or `lora`, as `options.check` has passed them.
     n_layers: of the encoder.
 
   Raises:
     UserError: more layers than there are.
   """
+  if finetune == "lora":
+    return 0
   if not finetune.startswith("top_"):
     return -1
   count = int(finetune.removeprefix("top_"))
@@ -44,7 +47,14 @@ def freezes(text: TextConfig, encoder: EncoderConfig) -> bool:
 
 def is_frozen(path: tuple[str, ...]) -> bool:
   """Whether a parameter belongs to the part that stays, where one does (`freezes`)."""
-  return path[0] == PARAMETERS and path[1] in ("embeddings", "lower")
+  return path[0] == PARAMETERS and path[1] in ("embeddings", "relative", "lower")
+
+
+def low_rank(text: TextConfig) -> LowRank | None:
+  """The adapters that are trained in place of the encoder, or None."""
+  if text.finetune != "lora":
+    return None
+  return LowRank(text.lora_rank, text.lora_alpha, text.lora_projections)
 
 
 def encoder_sizes(text: TextConfig) -> EncoderConfig:
@@ -80,9 +90,44 @@ def pretrained(text: TextConfig, expected: EncoderConfig) -> dict[str, Any]:
       f"config.text.encoder={text.encoder!r}: {found.folder} holds another"
       " encoder than when the run began."
     )
-  trained = trained_layers(text.finetune, expected.n_layers)
-  params = weights.split(found.params, trained)
-  return {**params, "embeddings": weights.with_extras(params["embeddings"], expected)}
+  return laid_out(text, expected, found.params)
+
+
+def without_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
+  """The parameters that a checkpoint has values for."""
+  return {name: part for name, part in params.items() if name != "adapters"}
+
+
+def plain(text: TextConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+  """Parameters of a run's encoder in one stack, its adapters merged; the reverse of
+  `laid_out`.
+
+  Args:
+    text: the run's.
+    params: of the encoder.
+  """
+  made, options = weights.joined(without_adapters(params)), low_rank(text)
+  if options is not None:
+    made["layers"] = adapters.merged(made["layers"], params["adapters"], options)
+  return made
+
+
+def laid_out(
+  text: TextConfig, encoder: EncoderConfig, params: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Parameters of an encoder in one stack, as those of a run's encoder.
+
+  Args:
+    text: the run's.
+    encoder: its sizes.
+    params: with or without tables of linguistic inputs, which start at zero.
+  """
+  trained = trained_layers(text.finetune, encoder.n_layers)
+  params = weights.split(params, trained)
+  tables = weights.with_extras({}, encoder)
+  known = {*weights.embedding_names(), *tables}
+  own = {k: v for k, v in params["embeddings"].items() if k in known}
+  return {**params, "embeddings": {**tables, **own}}
 
 
 def export(
@@ -109,4 +154,4 @@ def export(
       " config.text.encoder as it is."
     )
   source = weights.locate(text.encoder)
-  weights.export(params[PARAMETERS], source, encoder, Path(folder))
+  weights.export(plain(text, params[PARAMETERS]), source, encoder, Path(folder))

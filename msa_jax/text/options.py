@@ -4,10 +4,12 @@ import re
 
 from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
+from msa_jax.text.adapters import PROJECTIONS
 
 INPUTS = ("features", "encoder")
+FROZEN_DTYPES = ("float32", "bfloat16")
 STARTS = ("pretrained", "scratch")
-_FINETUNE = re.compile(r"none|[Ff]alse|all|[Tt]rue|top_[1-9][0-9]*")
+_FINETUNE = re.compile(r"none|[Ff]alse|all|[Tt]rue|lora|top_[1-9][0-9]*")
 
 
 def check(text: TextConfig) -> None:
@@ -25,8 +27,9 @@ def check(text: TextConfig) -> None:
     )
   if not _FINETUNE.fullmatch(text.finetune):
     raise UserError(
-      f"config.text.finetune={text.finetune!r} must be none, all or top_<n>."
+      f"config.text.finetune={text.finetune!r} must be none, all, top_<n> or lora."
     )
+  _check_frozen(text)
   if text.learning_rate <= 0:
     raise UserError(f"config.text.learning_rate={text.learning_rate} must be positive.")
   if text.start not in STARTS:
@@ -43,9 +46,47 @@ def check(text: TextConfig) -> None:
       f"config.text.max_length={text.max_length} must be 0 (as long as the corpus), or"
       " 3 at least: a token between the two special ones."
     )
+  if len(text.context) != 2 or min(text.context) < 0:
+    raise UserError(
+      f"config.text.context={text.context} must be two numbers, of utterances before"
+      " and after, such as 2,1."
+    )
+  if any(text.context) and not text.is_encoded:
+    raise UserError(
+      f"config.text.context={text.context} is read by an encoder: it goes with"
+      " config.text.input='encoder'."
+    )
+  if text.context_length < 3:
+    raise UserError(
+      f"config.text.context_length={text.context_length} must be 3 at least: a token"
+      " and the special ones."
+    )
+  if text.linguistic and any(text.context):
+    raise UserError(
+      f"config.text.context={text.context}: neighbours have no linguistic inputs;"
+      " choose config.text.linguistic=False."
+    )
   if text.linguistic and not text.is_tuned:
     raise UserError(
       "config.text.linguistic=True needs config.text.input='encoder' and"
       f" finetune='all' (not {text.finetune!r}): a checkpoint has no tables of these"
       " inputs, so they have to be trained."
+    )
+
+
+def _check_frozen(text: TextConfig) -> None:
+  if text.frozen_dtype not in FROZEN_DTYPES:
+    raise UserError(
+      f"config.text.frozen_dtype={text.frozen_dtype!r} must be one of {FROZEN_DTYPES}."
+    )
+  if text.lora_rank < 1 or text.lora_alpha <= 0:
+    raise UserError(
+      f"config.text.lora_rank={text.lora_rank} and lora_alpha={text.lora_alpha} must be"
+      " positive."
+    )
+  named = text.lora_projections
+  if not named or len(set(named)) < len(named) or not set(named) <= set(PROJECTIONS):
+    raise UserError(
+      f"config.text.lora_projections={named} must be one or more of"
+      f" {tuple(PROJECTIONS)}, each once."
     )

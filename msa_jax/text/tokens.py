@@ -15,7 +15,7 @@ from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
 from msa_jax.names import TEXT_WORDS
 from msa_jax.safe_io import files
-from msa_jax.text import sentilare
+from msa_jax.text import context, sentilare
 from msa_jax.text.bert import EncoderConfig
 from msa_jax.typing import Corpus, Sequences, Split, modality_order
 
@@ -23,7 +23,13 @@ SPECIAL = (-1, -1)  # span of a token that no character of the transcript made
 _CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 # What forced aligners number: what spaces separate; of Chinese, single characters.
 _WORD = re.compile(f"[{_CJK}]|[^\\s{_CJK}]+")
-_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+_FILES = (
+  "tokenizer.json",
+  "vocab.txt",
+  "vocab.json",
+  "sentencepiece.bpe.model",
+  "spm.model",
+)
 _COMPARED = 64  # samples by which a file's own ids are told to be of this vocabulary
 
 
@@ -46,6 +52,12 @@ class Row(NamedTuple):
   def is_empty(self) -> bool:
     """Whether there are special tokens only."""
     return all(span == SPECIAL for span in self.spans)
+
+  @property
+  def content(self) -> list[int]:
+    """The ids without special ones."""
+    pairs = zip(self.ids, self.spans, strict=True)
+    return [number for number, span in pairs if span != SPECIAL]
 
   def cut(self, limit: int) -> "Row":
     """At most `limit` tokens, of which the last stays."""
@@ -235,7 +247,8 @@ def tokenise(
 
   Returns:
     Each with a text modality whose `ids` are `tokens` and, as `options.linguistic`
-    says, `pos`, `word_polarity` and `sentence_polarity`; its features have width 0.
+    says, `pos`, `word_polarity` and `sentence_polarity`; its features have width 0,
+    and its `context` the `tokens` of neighbours, as `options.context` says.
     `extras["text_words"]` [n t] says which word a token came from (-1 = none). Texts
     are cut to `notes["text"]["max_length"]` tokens; `notes["text"]["unknown"]` is the
     id of [UNK], or None.
@@ -255,9 +268,32 @@ def tokenise(
   _check_vocabulary(made, config, folder)
   limit = _limit(made, options.max_length, config.max_tokens, max_steps)
   note = {"max_length": limit, "unknown": tokenizer.unk_token_id}
-  return [
+  found = [
     _with_rows(corpus, rows, note, config, annotator)
     for corpus, rows in zip(corpora, made, strict=True)
+  ]
+  return _with_context(found, made, options, tokenizer, config.max_tokens)
+
+
+def _with_context(corpora, made, options: TextConfig, tokenizer: Any, most: int):
+  if not options.has_context:
+    return corpora
+  template = context.template_of(tokenizer)
+
+  def beside(split: Split, rows: list[Row], name: str):
+    # Inside a text, where many tokenizers tell words by the space before them.
+    whole = encode(tokenizer, [f" {row.text}" for row in rows])
+    contents = [row.content for row in whole]
+    lengths = split.modalities["text"].lengths.tolist()
+    return context.of_split(split, contents, lengths, options, most, template, name)
+
+  parts = [
+    {name: beside(corpus.splits[name], rows, name) for name, (rows, _) in each.items()}
+    for corpus, each in zip(corpora, made, strict=True)
+  ]
+  return [
+    context.noted(corpus, options, each)
+    for corpus, each in zip(corpora, context.packed(parts), strict=True)
   ]
 
 

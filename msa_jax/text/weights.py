@@ -28,6 +28,20 @@ _NORMS = {
   "attention.output.LayerNorm": "attention_norm",
   "output.LayerNorm": "output_norm",
 }
+# What other families call the parts of attention.
+_ATTENTION = {
+  "mpnet": {
+    "attention.self.query": "attention.attn.q",
+    "attention.self.key": "attention.attn.k",
+    "attention.self.value": "attention.attn.v",
+    "attention.output.dense": "attention.attn.o",
+    "attention.output.LayerNorm": "attention.LayerNorm",
+  },
+  "deberta-v2": {
+    f"attention.self.{name}": f"attention.self.{name}_proj"
+    for name in ("query", "key", "value")
+  },
+}
 _EMBEDDINGS = {
   "embeddings.word_embeddings.weight": "word",
   "embeddings.position_embeddings.weight": "position",
@@ -35,8 +49,24 @@ _EMBEDDINGS = {
   "embeddings.LayerNorm.weight": "scale",
   "embeddings.LayerNorm.bias": "bias",
 }
+_RELATIVE = {
+  "mpnet": {"encoder.relative_attention_bias.weight": "table"},
+  "deberta-v2": {
+    "encoder.rel_embeddings.weight": "table",
+    "encoder.LayerNorm.weight": "scale",
+    "encoder.LayerNorm.bias": "bias",
+  },
+}
 # What checkpoints of whole models hold beside the encoder.
-_BESIDE = ("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs.")
+_BESIDE = (
+  "pooler.",
+  "cls.",
+  "lm_head.",
+  "classifier.",
+  "qa_outputs.",
+  "lm_predictions.",
+  "mask_predictions.",
+)
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
@@ -76,6 +106,7 @@ def locate(name: str) -> Path:
       " give the path of a folder with config.json and model.safetensors"
     ) from None
   kept = ["config.json", "*.txt", "tokenizer*", "*.bpe.model", "vocab.json"]
+  kept.append("spm.model")
   weights = ["model.safetensors", "pytorch_model.bin"]
   try:
     found = huggingface_hub.snapshot_download(
@@ -188,7 +219,7 @@ def _place(name: str, entry: Any) -> tuple[int, int]:
 
 
 def _without_prefix(name: str) -> str:
-  for prefix in ("bert.", "roberta.", "xlm_roberta."):
+  for prefix in ("bert.", "roberta.", "xlm_roberta.", "mpnet.", "deberta."):
     name = name.removeprefix(prefix)
   # The oldest checkpoints call a norm's scale and shift gamma and beta.
   return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
@@ -199,19 +230,27 @@ def _without_prefix(name: str) -> str:
 def _names(config: EncoderConfig) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
   """Name in the checkpoint -> path of the parameter, with the layer last, and shape."""
   d, inner = config.width, config.inner
-  rows = {"word": config.vocabulary, "position": config.positions, "type": config.types}
-  names: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    theirs: (("embeddings", ours), (rows[ours], d) if ours in rows else (d,))
+  rows = {**config.tables, "scale": None, "bias": None}
+  names: dict[str, Any] = {
+    theirs: (("embeddings", ours), (rows[ours], d) if rows[ours] else (d,))
     for theirs, ours in _EMBEDDINGS.items()
+    if ours in rows
   }
+  tables = {"mpnet": (config.buckets, config.n_heads)}
+  for theirs, ours in _RELATIVE.get(config.family, {}).items():
+    shape = tables.get(config.family, (2 * config.buckets, d))
+    names[theirs] = (("relative", ours), shape if ours == "table" else (d,))
+  called = _ATTENTION.get(config.family, {})
   sizes = {"intermediate": (inner, d), "output": (d, inner)}
   for i in range(config.n_layers):
     at = f"encoder.layer.{i}."
-    for theirs, ours in _DENSE.items():
+    for name, ours in _DENSE.items():
+      theirs = called.get(name, name)
       shape = sizes.get(ours, (d, d))
       names[f"{at}{theirs}.weight"] = (("layers", ours, "kernel", str(i)), shape)
       names[f"{at}{theirs}.bias"] = (("layers", ours, "bias", str(i)), shape[:1])
-    for theirs, ours in _NORMS.items():
+    for name, ours in _NORMS.items():
+      theirs = called.get(name, name)
       names[f"{at}{theirs}.weight"] = (("layers", ours, "scale", str(i)), (d,))
       names[f"{at}{theirs}.bias"] = (("layers", ours, "bias", str(i)), (d,))
   return names
@@ -242,11 +281,11 @@ def from_tensors(
       raise UserError(
         f"{where}: {name} has shape {found[name].shape}, config.json says {shape}"
       )
-  params: dict[str, Any] = {"embeddings": {}, "layers": {}}
+  params: dict[str, Any] = {path[0]: {} for path, _ in names.values()}
   for name, (path, _) in names.items():
     value = found[name].astype(np.float32, copy=False)
-    if path[0] == "embeddings":
-      params["embeddings"][path[1]] = value
+    if path[0] != "layers":
+      params[path[0]][path[1]] = value
     else:
       kinds = params["layers"].setdefault(path[1], {})
       kinds.setdefault(path[2], []).append(value.T)
@@ -257,19 +296,34 @@ def from_tensors(
 
 def to_tensors(params: Mapping[str, Any], config: EncoderConfig) -> dict[str, Any]:
   """The reverse of `from_tensors`, of parameters in one or two stacks."""
-  params = jax.tree.map(np.asarray, dict(params))
-  if "lower" in params:
-    stacks = [params[name] for name in ("lower", "layers") if name in params]
-    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *stacks)
-    params = {"embeddings": params["embeddings"], "layers": joined}
+  params = joined(params)
   tensors = {}
   for name, (path, _) in _names(config).items():
-    if path[0] == "embeddings":
-      value = params["embeddings"][path[1]]
+    if path[0] != "layers":
+      value = params[path[0]][path[1]]
     else:
       value = params["layers"][path[1]][path[2]][int(path[3])].T
     tensors[name] = np.ascontiguousarray(value, np.float32)
   return tensors
+
+
+def embedding_names() -> tuple[str, ...]:
+  """Names of the embeddings' parameters that checkpoints have."""
+  return tuple(_EMBEDDINGS.values())
+
+
+def joined(params: Mapping[str, Any]) -> dict[str, Any]:
+  """The reverse of `split`: all layers in one stack, as NumPy arrays."""
+  params = dict(jax.tree.map(np.asarray, dict(params)))
+  if "lower" not in params:
+    return params
+  stacks = [params[name] for name in ("lower", "layers") if name in params]
+  # The lower ones may be narrower.
+  whole = jax.tree.map(
+    lambda *parts: np.concatenate([np.asarray(part, np.float32) for part in parts]),
+    *stacks,
+  )
+  return {**{k: v for k, v in params.items() if k != "lower"}, "layers": whole}
 
 
 def with_extras(
@@ -288,7 +342,7 @@ def split(params: Mapping[str, Any], trained: int) -> dict[str, Any]:
   if not 0 <= trained < n_layers:
     return dict(params)
   cut = n_layers - trained
-  parts = {"embeddings": params["embeddings"]}
+  parts = {name: part for name, part in params.items() if name != "layers"}
   parts["lower"] = jax.tree.map(lambda leaf: leaf[:cut], params["layers"])
   if trained:
     parts["layers"] = jax.tree.map(lambda leaf: leaf[cut:], params["layers"])

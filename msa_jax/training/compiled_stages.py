@@ -5,7 +5,7 @@ for several at once; the loop does not know the difference.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,15 +79,21 @@ class CompiledStages:
     mesh: of several devices, or None.
   """
 
-  def __init__(self, config: Experiment, on_one_device: bool = False):
+  def __init__(
+    self,
+    config: Experiment,
+    on_one_device: bool = False,
+    initial: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+  ):
+    """Builds them; `initial` wraps the first stage's recipe, which makes the states
+    (`runs.warm_start`)."""
     self.config = config
     self.stages = compose.stages_of(config)
     indices = range(len(self.stages))
     self.mesh = None if on_one_device else mesh_of(config)
-    self.recipes = tuple(
-      sharding.shard_recipe(compose.build(config, index), self.mesh)
-      for index in indices
-    )
+    recipes = [compose.build(config, index) for index in indices]
+    recipes[0] = initial(recipes[0])
+    self.recipes = tuple(sharding.shard_recipe(each, self.mesh) for each in recipes)
     per_epoch = config.corpus_spec.steps_per_epoch(config.optim.batch_size)
     capacity = min(config.train.steps_per_call, per_epoch)
     mesh = self.mesh

@@ -90,6 +90,7 @@ class RunDirectory:
         "replicas.mode",
         "replicas.most_at_once",
         "data.path",
+        "init.from_run",  # its hash is compared, wherever it lies
         # What they decide is in the other keys, or beside the training.
         "train.preset",
         "train.references",

@@ -43,8 +43,8 @@ class ReplicaInputs(NamedTuple):
 class VmappedStages(CompiledStages):
   """`CompiledStages` for several replicas at once: everything has a leading axis."""
 
-  def __init__(self, config: Experiment):
-    super().__init__(config)
+  def __init__(self, config: Experiment, **how: Any):
+    super().__init__(config, **how)
     indices = range(len(self.stages))
     take = jax.vmap(batches.take, (None, 0))
     self.steps = tuple(

@@ -131,7 +131,10 @@ def test_resolve_reads_shapes_and_tasks_off_the_corpus():
     ({"optim": {"ema_decay": 1.0}}, r"config.optim.ema_decay=1.0 must be in \[0, 1\)"),
     ({"text": {"input": "words"}}, "config.text.input='words' must be one of"),
     ({"text": {"encoder": "a/b"}}, "the input is 'features'"),
-    ({"text": {"finetune": "top_0"}}, "finetune='top_0' must be none, all or top_<n>"),
+    (
+      {"text": {"finetune": "top_0"}},
+      "finetune='top_0' must be none, all, top_<n> or lora",
+    ),
     (
       {"text": {"learning_rate": 0.0}},
       "config.text.learning_rate=0.0 must be positive",

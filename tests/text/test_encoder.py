@@ -14,9 +14,10 @@ from paths import REFERENCE
 
 from msa_jax.errors import UserError
 from msa_jax.text import weights
-from msa_jax.text.bert import FAMILIES, TextEncoder, config_of
+from msa_jax.text.bert import TextEncoder, config_of
 
 DATA = REFERENCE
+FAMILIES = ("bert", "roberta", "xlm-roberta")
 
 
 @functools.cache

@@ -202,3 +202,82 @@ def test_what_contradicts_the_encoder_or_the_corpus_is_one_line(folder, reading)
     tuning.pretrained(made.text, made.spec.encoder)
   with pytest.raises(UserError, match="the run trained no text encoder"):
     tuning.export(TextConfig(), made.spec.encoder, {}, folder)
+
+
+def test_adapters_alone_are_trained_and_exported_as_plain_weights(
+  folder, reading, tmp_path
+):
+  made = config(folder, "lora", weight_decay=0.0)
+  made = change(
+    made, text={"lora_rank": 2, "lora_alpha": 6.0, "lora_projections": ("value", "out")}
+  )
+  work = tmp_path / "run"
+  trained = run.train(made, work)
+  _, state = train_state.load(str(work))
+  found = jax.device_get(state.params["text_encoder"])
+  before = weights.split(weights.load(folder).params, 0)
+  for part in ("embeddings", "lower"):
+    same(found[part], before[part])
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(found["adapters"]))
+  names = {str(p) for p, _ in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]}
+  assert not any("lower" in name or "embeddings" in name for name in names)
+  train_state.export_encoder(str(work), str(tmp_path / "out"))
+  merged = weights.load(str(tmp_path / "out")).params["layers"]
+  for name, kinds in before["lower"].items():
+    change_ = merged[name]["kernel"] - kinds["kernel"] if "kernel" in kinds else 0.0
+    want = np.zeros_like(change_)
+    if name in ("value", "attention"):
+      pair = (found["adapters"][f"{name}_{part}"] for part in ("down", "up"))
+      want = 3.0 * np.einsum("ldr,lre->lde", *pair)
+    np.testing.assert_allclose(change_, want, atol=1e-6, err_msg=name)
+  assert run.evaluate(work)["test"] == trained["splits"]["test"]
+  # Another run starts from the merged weights; adapters of its own add nothing yet.
+  start = {"from_run": str(work)}
+  later, _ = train_state.prepare(change(made, init=start))
+  params = jax.device_get(train_state.create(later).params["text_encoder"])
+  np.testing.assert_allclose(
+    params["lower"]["value"]["kernel"], merged["value"]["kernel"], atol=1e-6
+  )
+  assert not np.any(params["adapters"]["value_up"])
+
+
+@pytest.mark.parametrize("finetune", ["top_1", "lora"])
+def test_what_is_frozen_may_be_kept_in_half_the_size(folder, reading, finetune):
+  wide, corpus = train_state.prepare(config(folder, finetune))
+  narrow = change(wide, text={"frozen_dtype": "bfloat16"})
+  batch = train_state.whole_split(wide, corpus, "valid")
+  states = {}
+  for made in (wide, narrow):
+    recipe = compose.build(made)
+    state = jax.jit(recipe.init)(0)
+    states[made.text.frozen_dtype] = state, jax.jit(recipe.step)(state, batch, 0)[0]
+  (first, _), (start, after) = states["float32"], states["bfloat16"]
+  encoder, moved = start.params["text_encoder"], after.params["text_encoder"]
+  trained = "adapters" if finetune == "lora" else "layers"
+  for part, tree in encoder.items():
+    dtype = jnp.float32 if part == trained else jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(dtype)}
+    if part != trained:
+      same(tree, moved[part])
+      rounded = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.bfloat16), first.params["text_encoder"][part]
+      )
+      same(tree, rounded)
+  assert any(
+    np.any(a != b)
+    for a, b in zip(
+      jax.tree.leaves(encoder[trained]), jax.tree.leaves(moved[trained]), strict=True
+    )
+  )
+
+
+def test_adapters_that_make_no_sense_are_refused(folder, reading):
+  for changes, message in (
+    ({"frozen_dtype": "float16"}, "frozen_dtype='float16' must be one of"),
+    ({"lora_rank": 0}, "lora_rank=0 and lora_alpha=16.0 must be"),
+    ({"lora_projections": ("query", "query")}, "each once"),
+    ({"lora_projections": ("output",)}, "must be one or more of"),
+    ({"finetune": "lower_2"}, "must be none, all, top_<n> or lora"),
+  ):
+    with pytest.raises(UserError, match=message):
+      prepare.prepare(change(config(folder, "lora"), text=changes))

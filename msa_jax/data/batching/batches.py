@@ -54,6 +54,7 @@ def _modality(sequences: Sequences, length: int) -> Modality:
     mask=mask,
     lost=lost & mask,
     ids={name: _fit(ids, length) for name, ids in sequences.ids.items()},
+    context=dict(sequences.context),
   )
 
 
@@ -226,6 +227,7 @@ def _rows(split: Split, index: Int[np.ndarray, " b"]) -> Split:
         lengths=sequences.lengths[index],
         lost=None if sequences.lost is None else sequences.lost[index],
         ids={key: ids[index] for key, ids in sequences.ids.items()},
+        context={key: ids[index] for key, ids in sequences.context.items()},
       )
       for name, sequences in split.modalities.items()
     },

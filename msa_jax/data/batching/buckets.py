@@ -19,20 +19,22 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from msa_jax.typing import Batch, Modality, Sequences, Split, modality_order
+from msa_jax.typing import Batch, Sequences, Split, modality_order
 
 # Lengths are multiples of this many steps, as wide registers and TPU tiles like them.
 _MULTIPLE = 8
 # Places where buckets may end: shares of the samples, ordered by length.
 _GRID = 16
 _ENCODED = 4096  # An encoder's layers cost far more than any features' first layer.
+_CONTEXT = "{} context"  # what stands for a modality's context among the lengths
 
 
 class Buckets(NamedTuple):
   """The buckets of one split, shortest first.
 
   Attributes:
-    lengths: bucket -> modality -> steps.
+    lengths: bucket -> modality -> steps; `<modality> context` -> those of its context,
+      where there is one.
     level: [n] int32, bucket of each sample.
   """
 
@@ -67,6 +69,12 @@ def choose(split: Split, lengths: Mapping[str, int], count: int) -> Buckets | No
   real = _real_lengths(split, lengths)  # [n m]
   full = np.asarray([lengths[name] for name in order])
   weights = np.asarray([_weight(split.modalities[name]) for name in order])
+  for name in order:
+    for context in list(split.modalities[name].context.values())[:1]:
+      order = (*order, _CONTEXT.format(name))
+      real = np.column_stack([real, (context >= 0).sum(axis=1)])
+      full = np.append(full, context.shape[1])
+      weights = np.append(weights, _ENCODED)
   # [q m]: lengths below which a growing share of the samples lies, per modality.
   shares = np.arange(1, _GRID + 1) / _GRID
   ends = np.quantile(real, shares, axis=0, method="higher")
@@ -147,10 +155,12 @@ def cut(batch: Batch, lengths: Mapping[str, int] | None) -> Batch:
   modalities = {}
   for name, each in batch.modalities.items():
     steps = lengths[name]
-    modalities[name] = Modality(
+    beside = lengths.get(_CONTEXT.format(name))
+    modalities[name] = each.replace(
       features=each.features[..., :steps, :],
       mask=each.mask[..., :steps],
       lost=each.lost[..., :steps],
       ids={key: ids[..., :steps] for key, ids in each.ids.items()},
+      context={key: ids[..., :beside] for key, ids in each.context.items()},
     )
   return batch.replace(modalities=modalities)

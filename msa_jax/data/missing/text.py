@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from msa_jax.data.missing.patterns import Pattern
 from msa_jax.data.transforms import dialogues
 from msa_jax.errors import UserError
-from msa_jax.names import TEXT_STEPS, TEXT_TOKENS, TEXT_WORDS
+from msa_jax.names import TEXT_CONTEXT, TEXT_STEPS, TEXT_TOKENS, TEXT_WORDS
 from msa_jax.typing import Corpus, Sequences, Split
 
 # Text with `ids["tokens"]`, steps that nobody may attend to in `lost` -> its features.
@@ -170,5 +170,9 @@ def lose(
   hidden = dataclasses.replace(text, lost=lost)
   if way not in ("hide", "unk") or source.encode is None or kept is None:
     return hidden
-  encoded = source.encode(dataclasses.replace(hidden, ids={"tokens": ids}))
+  # Neighbours that were read beside a text still are, whole.
+  beside = split.extras.get(TEXT_CONTEXT)
+  context = {} if beside is None else {"tokens": beside}
+  given = dataclasses.replace(hidden, ids={"tokens": ids}, context=context)
+  encoded = source.encode(given)
   return dataclasses.replace(hidden, features=encoded)

@@ -89,7 +89,8 @@ def _aligned(split: Split, longest: int) -> Split:
 
 
 def _cut(sequences: Sequences, longest: int) -> Sequences:
-  return Sequences(
+  return dataclasses.replace(
+    sequences,
     features=sequences.features[:, :longest],
     lengths=np.minimum(sequences.lengths, longest).astype(np.int32),
     lost=None if sequences.lost is None else sequences.lost[:, :longest],

@@ -5,7 +5,6 @@ single utterances count: scores, predictions, routing.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -26,7 +25,6 @@ UTTERANCE = "utterance"
 UNITS = ("utterance", "dialogue")  # what a sample may be, `config.data.sample_unit`
 _TEXT = "utterance_text"
 _MULTIPLE = 8  # steps are padded to a multiple of it
-_CLIP = re.compile(r"(?:\$_\$|\[|_)(\d+)\]?$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,19 +125,8 @@ def _rows(name: str, split: Split) -> tuple[list[str], list[np.ndarray]]:
       f" split {name!r} has neither groups nor ids such as 'video$_$clip'. Choose"
       " 'utterance'."
     )
-  members: dict[str, list[int]] = {}
-  for row, dialogue in enumerate(split.groups.tolist()):
-    members.setdefault(dialogue, []).append(row)
-  ordered = [_by_clip(rows, split.ids) for rows in members.values()]
-  return list(members), ordered
-
-
-def _by_clip(rows: list[int], ids: np.ndarray) -> Int[np.ndarray, " t"]:
-  numbers = [_CLIP.search(str(ids[row])) for row in rows]
-  clips = [int(match[1]) for match in numbers if match]
-  if len(set(clips)) < len(rows):
-    return np.asarray(rows)
-  return np.asarray(rows)[np.argsort(clips)]
+  members = split.rows_by_group()
+  return list(members), list(members.values())
 
 
 def _grouped(

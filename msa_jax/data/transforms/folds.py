@@ -205,6 +205,7 @@ def take(split: Split, rows: Int[np.ndarray, " k"]) -> Split:
         lengths=one.lengths[rows],
         lost=some(one.lost),
         ids={key: ids[rows] for key, ids in one.ids.items()},
+        context={key: ids[rows] for key, ids in one.context.items()},
       )
       for name, one in split.modalities.items()
     },

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from msa_jax.errors import UserError
-from msa_jax.names import TEXT_STEPS, TEXT_TOKENS, TEXT_WORDS
+from msa_jax.names import TEXT_CONTEXT, TEXT_STEPS, TEXT_TOKENS, TEXT_WORDS
 from msa_jax.typing import Corpus, Sequences, Split, Task, modality_order
 
 SOURCE = "source"  # extras: number of the corpus that a sample comes from
@@ -132,7 +132,7 @@ def _join(
 def _of_text(splits: list[Split]) -> dict[str, np.ndarray]:
   """What is known of every step of the text, where all splits know it."""
   found = {}
-  for name, padding in ((TEXT_WORDS, -1), (TEXT_TOKENS, 0)):
+  for name, padding in ((TEXT_WORDS, -1), (TEXT_TOKENS, 0), (TEXT_CONTEXT, -1)):
     if all(name in split.extras for split in splits):
       steps = max(split.extras[name].shape[1] for split in splits)
       found[name] = np.concatenate(
@@ -253,6 +253,12 @@ def _sequences(
     _absent(absent, size, sorted(ids)) if part is None else part
     for part, size in zip(parts, sizes, strict=True)
   ]
+  context = {}
+  if known and all(part is not None for part in parts):
+    context = {
+      key: np.concatenate([part.context[key] for part in known])
+      for key in known[0].context
+    }
   lost = None
   if any(part.lost is not None for part in filled):
     lost = np.concatenate([_steps(_lost(part), steps) for part in filled])
@@ -264,6 +270,7 @@ def _sequences(
       key: np.concatenate([_steps(part.ids[key], steps) for part in filled])
       for key in sorted(ids)
     },
+    context=context,
   )
 
 
