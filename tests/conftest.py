@@ -17,11 +17,14 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests that build the same small program again read it back instead of compiling it.
-_CACHE = tempfile.TemporaryDirectory(prefix="msa_jax_test_cache_")
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# Tests that build the same small program again read it back instead of compiling it, in
+# whichever worker or subprocess of the session: they inherit the environment.
+if "MSA_JAX_TEST_CACHE" not in os.environ:
+  _CACHE = tempfile.TemporaryDirectory(prefix="msa_jax_test_cache_")
+  os.environ["MSA_JAX_TEST_CACHE"] = _CACHE.name
+jax.config.update("jax_compilation_cache_dir", os.environ["MSA_JAX_TEST_CACHE"])
 # Text features that runs make of frozen encoders are kept with them, not with the user.
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
+os.environ["XDG_CACHE_HOME"] = os.environ["MSA_JAX_TEST_CACHE"]
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
