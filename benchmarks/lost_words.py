@@ -10,23 +10,15 @@ it is fitted to complete texts, or to texts that lose as much as those of the te
 writes a picture beside it.
 """
 
+import argparse
 import pathlib
 from collections.abc import Sequence
-from typing import NoReturn
 
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
 from msa_jax import command
 from msa_jax.errors import UserError
-
-_DATA = flags.DEFINE_string("data", "", "File with transcripts and sentiment.")
-_ENCODER = flags.DEFINE_string("encoder", "", "Folder of a frozen text encoder.")
-_FIT = flags.DEFINE_enum(
-  "fit", "complete", ["complete", "same"], "Texts that the regression is fitted to."
-)
-_SEEDS = flags.DEFINE_integer("masks", 5, "Seeds of masks to take the mean over.")
-_OUTPUT = flags.DEFINE_string("output", "", "Where to draw, without the suffix.")
 
 RATES = (0.2, 0.4, 0.6, 0.8)
 WAYS = {
@@ -137,28 +129,33 @@ def draw(found: dict[tuple[str, float], list[float]], path: pathlib.Path) -> Non
     figure.savefig(target, bbox_inches="tight", metadata={"Date": None})
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """Measures; bad input ends with one line and exit code 2."""
+  # No flags of absl: they would be those of every program of this process.
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.lost_words",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add("--data", required=True, help="file with transcripts and sentiment")
+  add("--encoder", required=True, help="folder of a frozen text encoder")
+  fits = ("complete", "same")
+  add("--fit", default="complete", choices=fits, help="texts to fit the regression to")
+  add("--masks", type=int, default=5, help="seeds of masks to take the mean over")
+  add("--output", help="where to draw, without the suffix")
+  chosen = parser.parse_args(arguments)
+  if chosen.masks < 1:
+    parser.error(f"--masks={chosen.masks} must be positive")
   logging.set_verbosity(logging.WARNING)
   try:
-    command.refuse_strays(arguments[1:])
-    if not (_DATA.value and _ENCODER.value):
-      raise UserError("give --data=FILE and --encoder=FOLDER.")
-    if _SEEDS.value < 1:
-      raise UserError(f"--masks={_SEEDS.value} must be positive.")
-    found = measure(_DATA.value, _ENCODER.value, _FIT.value, _SEEDS.value)
+    found = measure(chosen.data, chosen.encoder, chosen.fit, chosen.masks)
     print(table(found))
-    if _OUTPUT.value:
-      draw(found, pathlib.Path(_OUTPUT.value))
+    if chosen.output:
+      draw(found, pathlib.Path(chosen.output))
   except UserError as error:
     command.fail(error)
 
 
-def run_main(arguments: Sequence[str] | None = None) -> NoReturn:
-  """`python -m benchmarks.lost_words`."""
-  taken = (_DATA, _ENCODER, _FIT, _SEEDS, _OUTPUT)
-  command.run(command.Program(main, __doc__ or "", taken), arguments)
-
-
 if __name__ == "__main__":
-  run_main()
+  main()

@@ -161,6 +161,7 @@ config.model.update({"token_dim": 8})
 """
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   notebook = json.loads((FOLDER / "colab.ipynb").read_text())

@@ -49,6 +49,7 @@ def test_even_routing_gives_every_expert_the_same_number_of_rows(k):
   np.testing.assert_array_equal((routing.combine > 0).sum(axis=0), 16 * k // 8)
 
 
+@pytest.mark.slow
 def test_every_kernel_is_timed_against_a_twin_that_gives_the_same():
   sizes = {"rows": 2, "steps": 6, "width": 8}
   figures = kernels.kernels(repeats=1, **sizes)

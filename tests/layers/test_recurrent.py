@@ -71,6 +71,7 @@ def reference(params, values, mask):
   return tuple(jnp.concatenate(parts, axis=-1) for parts in zip(*outputs, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_its_derivative_is_that_of_a_plain_loop(bidirectional, getkey):
   values = jax.random.normal(getkey(), (4, 3, 3))

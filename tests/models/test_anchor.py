@@ -237,6 +237,7 @@ def test_b_fusion_balances_what_goes_into_the_correction():
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_seeds_train_side_by_side_as_alone_and_balanced():
   recipe = compose.build(anchored(tiny_fusion.config("awf")))
   batch = without_text(tiny_fusion.batch())

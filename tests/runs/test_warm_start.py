@@ -90,6 +90,7 @@ def test_each_seed_gets_the_encoder_of_that_run_s_seed_or_first(first, tmp_path)
   )
 
 
+@pytest.mark.slow
 def test_a_run_says_where_it_started_and_goes_on_without_that_run(first, tmp_path):
   _, workdir, folder = first
   shutil.copytree(workdir, tmp_path / "source")

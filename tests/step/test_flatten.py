@@ -57,6 +57,7 @@ def _by_array(config, params, decay, mask):
   return optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), *parts, scaled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_updates_are_those_of_single_arrays(small, getkey, name):
   config = _optim(name=name, grad_clip_norm=0.5, weight_decay=0.1)

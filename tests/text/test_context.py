@@ -271,6 +271,7 @@ def config(path, file, **text):
   return made.replace(text=options(path, **text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["none", "all"])
 def test_a_run_reads_later_files_in_the_same_way(path, tmp_path, finetune):
   made = config(path, table(tmp_path), finetune=finetune)

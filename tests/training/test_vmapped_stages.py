@@ -128,6 +128,7 @@ def _stop_at(monkeypatch, calls):
   monkeypatch.setattr(loop, "fit", lambda *a: original(*a[:-1], stop))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [2, 12])
 def test_replicas_that_were_stopped_end_bit_identical(tmp_path, monkeypatch, calls):
   monkeypatch.setitem(models.SYSTEMS, "toy", SYSTEMS["stages"])

@@ -81,6 +81,7 @@ def test_the_loss_is_the_task_loss_plus_beta_times_the_distance():
   assert metrics["aux/dissimilarity"] > 0.1
 
 
+@pytest.mark.slow
 def test_beta_zero_removes_every_path_of_the_distance():
   sgd = {"name": "sgd", "learning_rate": 1.0}
   config = resolved(
@@ -137,6 +138,7 @@ def test_the_encoder_ablations_train_with_the_streams_they_name(variant, streams
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "options",
   [
@@ -162,6 +164,7 @@ def aligned(batch):
   return batch
 
 
+@pytest.mark.slow
 def test_pooling_after_a_linear_head_equals_pooling_before_it():
   before, variables = initial(resolved())
   after, _ = initial(resolved(model={"pooling": "after_mlp"}))
@@ -222,6 +225,7 @@ OTHER_OPTIONS = {
 }
 
 
+@pytest.mark.slow
 def test_every_option_changes_the_program():
   batch = make_batch(size=2)
 

@@ -338,6 +338,7 @@ def test_a_condition_hides_the_other_modalities():
   np.testing.assert_array_equal(_values(seen), _values(_run(hidden, params)))
 
 
+@pytest.mark.slow
 def test_every_branch_is_the_model_of_its_condition():
   batch = tiny_momke.batch(PRESENT, REAL)
   params = _model(condition="all", num_layers=1)[1]

@@ -368,6 +368,7 @@ OTHER_BALANCE = {
 }
 
 
+@pytest.mark.slow
 def test_every_option_of_the_specification_changes_the_program():
   def program(**changes):
     config = tiny_fusion.config("awf", **changes)
