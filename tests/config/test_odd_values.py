@@ -20,6 +20,9 @@ from msa_jax.errors import UserError
 from msa_jax.runs.transforms import pipeline_of
 from msa_jax.step import compose
 
+pytestmark = pytest.mark.slow
+
+
 FULL = os.environ.get("MSA_JAX_FUZZ") == "full"
 ODD = (
   *(-1, 0, 3, 2**31, 10**30, -1.0, 0.0, 1.5, 1e300, math.nan, math.inf, -math.inf),

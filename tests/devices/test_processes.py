@@ -109,6 +109,7 @@ def _check(workdir, single):
   )
 
 
+@pytest.mark.slow
 def test_two_processes_end_as_one_and_the_first_alone_writes(tmp_path, single, cache):
   workdir = tmp_path / "run"
   first, second = _job(workdir, cache)

@@ -23,6 +23,9 @@ from msa_jax.models import SYSTEMS
 from msa_jax.step import compose
 from msa_jax.studies.changes import changed
 
+pytestmark = pytest.mark.slow
+
+
 PARAMETERS, EVALUATION, TRAINING = "parameters", "evaluation", "training"
 START, SPEED = "start", "speed"
 

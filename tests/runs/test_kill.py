@@ -2,7 +2,10 @@
 
 import importlib.util
 
+import pytest
 from paths import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_killed_runs_end_bit_identical(tmp_path):

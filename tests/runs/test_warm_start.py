@@ -68,6 +68,7 @@ def selected(workdir, seed):
   return jax.device_get(params)
 
 
+@pytest.mark.slow
 def test_each_seed_gets_the_encoder_of_that_run_s_seed_or_first(first, tmp_path):
   _, workdir, folder = first
   made = config(folder, text={"finetune": "top_1"}, init={"from_run": str(workdir)})

@@ -126,6 +126,7 @@ def test_a_run_with_two_labels_reports_and_predicts_both(trained):
   np.testing.assert_allclose(np.mean(right), figures["emotion"]["wa"]["mean"])
 
 
+@pytest.mark.slow
 def test_a_trained_run_gives_the_labels_that_are_lacking(trained, tmp_path):
   folder, _ = trained
   config, state = train_state.load(str(folder))

@@ -206,6 +206,7 @@ def test_what_contradicts_the_encoder_or_the_corpus_is_one_line(folder, reading)
     tuning.export(TextConfig(), made.spec.encoder, {}, folder)
 
 
+@pytest.mark.slow
 def test_adapters_alone_are_trained_and_exported_as_plain_weights(
   folder, reading, tmp_path
 ):

@@ -34,6 +34,7 @@ def tokens(batch, seed):
   return batch.replace(modalities={**batch.modalities, "text": text})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SYSTEMS))
 def test_a_step_trains_the_encoder_by_the_tokens_that_are_there_alone(name, folder):
   config = tiny_systems.encoding(name, folder)

@@ -72,6 +72,7 @@ def test_each_unit_acts_through_its_own_encoder_of_the_next_layer(
   assert all(np.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(gradient[other]))
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_task_loss_plus_beta_times_the_distance():
   config = resolved()
   _, _, metrics = step_of(config)

@@ -13,6 +13,9 @@ from msa_jax import models, testing
 from msa_jax.testing import checks
 from msa_jax.typing import MODALITIES
 
+pytestmark = pytest.mark.slow
+
+
 # The greatest change of a prediction over a batch, at the start, when a gate is sure
 # of a candidate. Labels span [-3, 3].
 LEAST = 1e-2
@@ -152,7 +155,6 @@ def test_the_fusion_experts_read_tokens_scaled_by_gate_zero():
   assert np.abs(scale[:5][mask.any(axis=1)[:5]] - 1.0).max() > 0.1
 
 
-@pytest.mark.slow
 def test_the_contract_s_check_finds_no_parameter_without_a_gradient(monkeypatch):
   """Once it found `gate0/units/experts/norm/scale`."""
   monkeypatch.setattr(testing, "CHECKS", (checks.check_gradients,))

@@ -257,6 +257,7 @@ def gradients():
   return jax.tree.map(np.asarray, compiled(made.variables["params"]))
 
 
+@pytest.mark.slow
 def test_every_parameter_gets_a_gradient_of_the_size_of_its_kind(gradients):
   """One that a LayerNorm's epsilon alone lets through is none."""
   total, _ = gradients
@@ -353,6 +354,7 @@ def test_constant_fusions_weigh_the_available_modalities(fusion):
   )
 
 
+@pytest.mark.slow
 def test_all_ablations_return_the_same_structure():
   batch = tiny.batch()
   _, reference = tiny.shapes_of(tiny.model(), batch)
