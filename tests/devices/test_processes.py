@@ -23,6 +23,9 @@ from msa_jax.errors import UserError
 from msa_jax.runs import prepare, run
 from msa_jax.training.run_directory import RunDirectory
 
+pytestmark = pytest.mark.slow
+
+
 SECONDS = 120  # for a job that takes ten: a hang fails instead of lasting
 
 
@@ -109,7 +112,6 @@ def _check(workdir, single):
   )
 
 
-@pytest.mark.slow
 def test_two_processes_end_as_one_and_the_first_alone_writes(tmp_path, single, cache):
   workdir = tmp_path / "run"
   first, second = _job(workdir, cache)
@@ -122,7 +124,6 @@ def test_two_processes_end_as_one_and_the_first_alone_writes(tmp_path, single, c
   assert "--process_index=0" in environment["command"]
 
 
-@pytest.mark.slow
 def test_a_job_that_is_stopped_and_killed_ends_as_one_that_was_not(
   tmp_path, single, cache
 ):
@@ -155,13 +156,11 @@ def _is_one_line(process, message):
   assert len(lines) == 1 and lines[0].startswith(f"error: {message}"), errors
 
 
-@pytest.mark.slow
 def test_a_frozen_process_is_named_by_the_others(tmp_path, cache):
   first, _ = _job(tmp_path / "run", cache, signals=(None, "STOP@3"), TOY_LOST="6")
   _is_one_line(first, "process 1 of 2 is lost: nothing was heard of it for")
 
 
-@pytest.mark.slow
 def test_the_coordinator_is_named_where_it_is_killed(tmp_path, cache):
   _, second = _job(tmp_path / "run", cache, signals=("KILL@3", None))
   code, _, errors = second

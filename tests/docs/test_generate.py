@@ -15,6 +15,9 @@ from msa_jax.config.experiment import experiment, flatten, with_options
 from msa_jax.losses import task
 from msa_jax.models.options import defaults
 
+pytestmark = pytest.mark.slow
+
+
 ENTRIES = {key: systems.entry(key) for key in models.SYSTEMS}
 
 

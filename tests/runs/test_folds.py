@@ -17,6 +17,9 @@ from msa_jax.runs import folds, run
 from msa_jax.studies.missing import grid
 from msa_jax.training.run_directory import fold_folders
 
+pytestmark = pytest.mark.slow
+
+
 CONDITIONS = ("text", "audio", "text+audio")
 
 

@@ -17,6 +17,8 @@ from msa_jax.runs import prepare, run
 from msa_jax.step import ema
 from msa_jax.text import weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def reading():
@@ -68,7 +70,6 @@ def selected(workdir, seed):
   return jax.device_get(params)
 
 
-@pytest.mark.slow
 def test_each_seed_gets_the_encoder_of_that_run_s_seed_or_first(first, tmp_path):
   _, workdir, folder = first
   made = config(folder, text={"finetune": "top_1"}, init={"from_run": str(workdir)})
@@ -91,7 +92,6 @@ def test_each_seed_gets_the_encoder_of_that_run_s_seed_or_first(first, tmp_path)
   )
 
 
-@pytest.mark.slow
 def test_a_run_says_where_it_started_and_goes_on_without_that_run(first, tmp_path):
   _, workdir, folder = first
   shutil.copytree(workdir, tmp_path / "source")

@@ -66,7 +66,7 @@ def test_values_have_the_type_of_their_option(path, text, values):
       ["optim.lr=1"],
       r"--sweep=optim.lr=1: .*config.optim has no 'lr'; .*learning_rate",
     ),
-    (["moon.x=1"], r"config has no 'moon'; choose of \['data', 'loss'"),
+    (["moon.x=1"], r"config has no 'moon'; choose of \['anchor', 'data'"),
     (["optim=1"], r"'optim' is a group; add one of \['batch_size'"),
     (["optim.epochs.x=1"], "config.optim.epochs is a single option"),
     (["optim.epochs="], "give values with commas"),

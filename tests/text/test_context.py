@@ -24,6 +24,9 @@ from msa_jax.text import context, features, tokens, weights
 from msa_jax.text.bert import TextEncoder
 from msa_jax.typing import Corpus, ModelOutput, Split, Task
 
+pytestmark = pytest.mark.slow
+
+
 TEXTS = ["not bad", "a good film", "", "it was great.", "bad", "it's a film, not great"]
 IDS = ["v[10]", "v[2]", "v[1]", "w[1]", "w[3]", "v[11]"]
 
@@ -271,7 +274,6 @@ def config(path, file, **text):
   return made.replace(text=options(path, **text))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["none", "all"])
 def test_a_run_reads_later_files_in_the_same_way(path, tmp_path, finetune):
   made = config(path, table(tmp_path), finetune=finetune)

@@ -24,6 +24,8 @@ from msa_jax.step.balance import omega
 from msa_jax.text import finetune as tuning
 from msa_jax.text import weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -138,7 +140,6 @@ def test_norms_and_biases_of_stacked_layers_are_not_decayed():
       assert np.all(leaf != 0.0) == expected, (name, path)
 
 
-@pytest.mark.slow
 def test_the_encoder_has_a_learning_rate_of_its_own_and_is_the_text_s_network(folder):
   made = tiny_systems.encoding("awf", folder)
   made = change(
@@ -168,7 +169,6 @@ def linguistic(corpus):
   return dataclasses.replace(corpus, splits=splits)
 
 
-@pytest.mark.slow
 def test_linguistic_tables_start_at_zero_and_are_trained(folder, monkeypatch):
   corpus = linguistic(tiny_encoder.corpus())
   monkeypatch.setattr(prepare, "load", lambda config, **_: corpus)
@@ -206,7 +206,6 @@ def test_what_contradicts_the_encoder_or_the_corpus_is_one_line(folder, reading)
     tuning.export(TextConfig(), made.spec.encoder, {}, folder)
 
 
-@pytest.mark.slow
 def test_adapters_alone_are_trained_and_exported_as_plain_weights(
   folder, reading, tmp_path
 ):
@@ -244,7 +243,6 @@ def test_adapters_alone_are_trained_and_exported_as_plain_weights(
   assert not np.any(params["adapters"]["value_up"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["top_1", "lora"])
 def test_what_is_frozen_may_be_kept_in_half_the_size(folder, reading, finetune):
   wide, corpus = train_state.prepare(config(folder, finetune))

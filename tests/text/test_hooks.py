@@ -16,6 +16,9 @@ from msa_jax.layers.transformer import EncoderStack
 from msa_jax.text import hooks, weights
 from msa_jax.text.bert import TextEncoder, config_of
 
+pytestmark = pytest.mark.slow
+
+
 N_LAYERS = 3
 CONFIG = config_of({**tiny_encoder.OPTIONS, "num_hidden_layers": N_LAYERS})
 PLACES = range(N_LAYERS + 1)
@@ -176,7 +179,6 @@ def test_a_constant_added_between_layers_is_what_the_layers_above_read(place, ho
     assert changed < 2e-6 if i < place else changed > 1e-2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("trained", [-1, 1])
 def test_gradients_pass_a_hook_on_their_way_down(trained):
   plain = without_hooks(trained, True)[1]

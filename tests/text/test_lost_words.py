@@ -20,6 +20,9 @@ from msa_jax.studies.missing import grid
 from msa_jax.text import features, weights
 from msa_jax.text.bert import TextEncoder
 
+pytestmark = pytest.mark.slow
+
+
 WORDS = ["a", "bad", "good", "film", "was", "not", "great", "it"]
 
 

@@ -20,6 +20,8 @@ from tiny_derl import (
 
 from msa_jax.layers.masking import hide_unavailable
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("train", [False, True])
 def test_padding_has_no_influence_whatever_it_holds_and_however_long_it_is(train):
@@ -54,7 +56,6 @@ def test_nearly_equal_lengths_give_streams_of_their_own_lengths():
   assert steps == {"text": 6, "audio": 7, "vision": 8}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_stacked_and_looped_modalities_give_the_same_numbers(train):
   dropout = dict.fromkeys(QUIET, 0.2)

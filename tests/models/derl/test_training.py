@@ -23,6 +23,8 @@ from msa_jax.errors import UserError
 from msa_jax.models.derl import system as derl
 from msa_jax.step.recipe import example_batch
 
+pytestmark = pytest.mark.slow
+
 
 def build(config):
   return derl.build(config.model, config.corpus_spec)
@@ -72,7 +74,6 @@ def test_each_unit_acts_through_its_own_encoder_of_the_next_layer(
   assert all(np.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(gradient[other]))
 
 
-@pytest.mark.slow
 def test_the_loss_is_the_task_loss_plus_beta_times_the_distance():
   config = resolved()
   _, _, metrics = step_of(config)
@@ -82,7 +83,6 @@ def test_the_loss_is_the_task_loss_plus_beta_times_the_distance():
   assert metrics["aux/dissimilarity"] > 0.1
 
 
-@pytest.mark.slow
 def test_beta_zero_removes_every_path_of_the_distance():
   sgd = {"name": "sgd", "learning_rate": 1.0}
   config = resolved(
@@ -139,7 +139,6 @@ def test_the_encoder_ablations_train_with_the_streams_they_name(variant, streams
   )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   "options",
   [
@@ -165,7 +164,6 @@ def aligned(batch):
   return batch
 
 
-@pytest.mark.slow
 def test_pooling_after_a_linear_head_equals_pooling_before_it():
   before, variables = initial(resolved())
   after, _ = initial(resolved(model={"pooling": "after_mlp"}))
@@ -226,7 +224,6 @@ OTHER_OPTIONS = {
 }
 
 
-@pytest.mark.slow
 def test_every_option_changes_the_program():
   batch = make_batch(size=2)
 
