@@ -8,7 +8,7 @@ from typing import Any
 from msa_jax import models
 from msa_jax.config import regimes
 from msa_jax.config.experiment import Experiment
-from msa_jax.config.options import MEMORY, BalanceConfig, DataConfig
+from msa_jax.config.options import MEMORY, DataConfig
 from msa_jax.config.values import like
 from msa_jax.data import missing
 from msa_jax.data.transforms import dialogues
@@ -94,8 +94,6 @@ def validate(config: Experiment) -> None:
         " finite."
       )
   _check_effects(config.data)
-  if config.balance is not None:
-    _check_balance(config.balance)
   for key in ("train", "eval"):
     missing.parse(getattr(config.missing, key), option=f"config.missing.{key}: ")
   if config.train.preset not in regimes.PRESETS:
@@ -175,27 +173,6 @@ def _check_effects(data: DataConfig) -> None:
       f"config.data.{name} has no effect without config.data.path, the file that it"
       " goes with: the synthetic corpus would be used."
     )
-
-
-def _check_balance(balance: BalanceConfig) -> None:
-  low, high = balance.omega_clip
-  if not 0.0 <= low < high < math.inf:
-    raise UserError(
-      f"config.balance.omega_clip={balance.omega_clip} must be two weights, the least"
-      " and a greater one, neither negative."
-    )
-  if not low <= balance.omega_init <= high:
-    raise UserError(
-      f"config.balance.omega_init={balance.omega_init} must be within"
-      f" config.balance.omega_clip={balance.omega_clip}."
-    )
-  for name, (fits, rule) in {
-    "r_max": (lambda value: value > 0.0, "positive (inf = no bound)"),
-    "g_ema": _BELOW_ONE,
-  }.items():
-    value = getattr(balance, name)
-    if not fits(value):
-      raise UserError(f"config.balance.{name}={value} must be {rule}.")
 
 
 def _check_unit(system: str, data: DataConfig, units: tuple[str, ...]) -> None:

@@ -1,5 +1,4 @@
-"""Linear models of pooled features, fitted in closed form or by Newton's method: what
-every system has to beat.
+"""Linear models of pooled features, what every system has to beat.
 
 NumPy, float64, on the host: seconds for the corpora of the field.
 """

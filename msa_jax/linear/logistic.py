@@ -1,10 +1,5 @@
-"""Logistic regression with an L2 penalty, by Newton's method with conjugate gradients.
-
-One class of several (softmax) or several yes/no questions (a sigmoid each). Second
-derivatives are only ever multiplied with a vector, so that memory is that of the data.
-
-Source: Lin, Weng and Keerthi: Trust region Newton method for large-scale logistic
-regression, JMLR 9 (2008); with a line search in place of the trust region.
+"""Logistic regression with an L2 penalty: one class of several (softmax), or several
+yes/no questions (a sigmoid each).
 """
 
 from collections.abc import Callable
@@ -12,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Num
+from scipy import optimize, special
 
 from msa_jax.linear import ridge
 
 # Inverse penalties (C of scikit-learn) that are tried, from strong to weak.
 STRENGTHS = tuple(float(10.0**power) for power in np.arange(-4.0, 0.51, 0.5))
-_STEPS, _INNER = 50, 200
+_STEPS = 1000
 # A further weakening of the penalty is not tried after as many without a gain.
 _PATIENCE = 1
 
@@ -37,11 +33,10 @@ class Logistic(NamedTuple):
 
 
 class _Loss(NamedTuple):
-  """A loss of logits [n c]: sums over rows, and what Newton's method needs of it."""
+  """A loss of logits [n c], summed over rows, and its gradient."""
 
   value: Callable[[np.ndarray], float]
   gradient: Callable[[np.ndarray], np.ndarray]
-  curve: Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]]
 
 
 def fit(
@@ -108,36 +103,18 @@ def _loss_of(y: np.ndarray, classes: int) -> _Loss:
   return _softmax_loss(np.eye(classes)[y.astype(int)])
 
 
-def _softmax(z: np.ndarray) -> np.ndarray:
-  weights = np.exp(z - z.max(axis=1, keepdims=True))
-  return weights / weights.sum(axis=1, keepdims=True)
-
-
 def _softmax_loss(answers: Float[np.ndarray, "n c"]) -> _Loss:
   def value(z):
-    top = z.max(axis=1)
-    total = top + np.log(np.exp(z - top[:, None]).sum(axis=1))
-    return float(np.sum(total) - np.sum(z * answers))
+    return float(np.sum(special.logsumexp(z, axis=1)) - np.sum(z * answers))
 
-  def curve(z):
-    p = _softmax(z)
-    return lambda v: p * (v - np.sum(p * v, axis=1, keepdims=True))
-
-  return _Loss(value, lambda z: _softmax(z) - answers, curve)
+  return _Loss(value, lambda z: special.softmax(z, axis=1) - answers)
 
 
 def _sigmoid_loss(answers: Float[np.ndarray, "n c"]) -> _Loss:
   def value(z):
     return float(np.sum(np.logaddexp(0.0, z) - z * answers))
 
-  def sigmoid(z):
-    return 0.5 * (1.0 + np.tanh(0.5 * z))
-
-  def curve(z):
-    p = sigmoid(z)
-    return lambda v: p * (1.0 - p) * v
-
-  return _Loss(value, lambda z: sigmoid(z) - answers, curve)
+  return _Loss(value, lambda z: special.expit(z) - answers)
 
 
 def _minimise(
@@ -148,7 +125,7 @@ def _minimise(
   strength: float,
   tolerance: float,
 ) -> Float[np.ndarray, "q c"]:
-  """Newton's method, until the gradient is small.
+  """The parameters at which the gradient is small.
 
   Args:
     x: features along orthogonal directions, without mean.
@@ -160,68 +137,26 @@ def _minimise(
   """
   penalised = np.ones((len(squares) + 1, 1))
   penalised[-1] = 0.0
-  narrow = x.astype(np.float32)
+  # In units in which second derivatives are about one, as if every answer were as
+  # uncertain as it can be.
   lengths = np.append(squares, len(x))[:, None]
+  unit = 1.0 / np.sqrt(0.25 * strength * lengths + penalised)
 
-  def forward(p):
-    return x @ p[:-1] + p[-1]
+  def value_and_gradient(flat):
+    p = flat.reshape(parameters.shape) * unit
+    z = x @ p[:-1] + p[-1]
+    value = strength * loss.value(z) + 0.5 * float(np.sum(penalised * p * p))
+    slopes = loss.gradient(z)
+    along = np.concatenate([x.T @ slopes, slopes.sum(axis=0, keepdims=True)])
+    return value, (unit * (strength * along + penalised * p)).ravel()
 
-  def back(z):
-    return np.concatenate([x.T @ z, z.sum(axis=0, keepdims=True)])
-
-  def total(p, z):
-    return strength * loss.value(z) + 0.5 * float(np.sum(penalised * p * p))
-
-  z = forward(parameters)
-  # Before anything is learned but the bias: what the tolerance is a share of.
-  first = strength * float(np.linalg.norm(back(loss.gradient(np.zeros_like(z)))))
-  for _ in range(_STEPS):
-    gradient = strength * back(loss.gradient(z)) + penalised * parameters
-    size = float(np.linalg.norm(gradient))
-    if size <= tolerance * first:
-      break
-    curve = loss.curve(z)
-    # As if every row were as uncertain as the mean one.
-    certain = float(np.mean(curve(np.eye(z.shape[1])[[0]].repeat(len(z), 0))[:, 0]))
-    guess = 1.0 / (strength * max(certain, 1e-3) * lengths + penalised)
-
-    def product(v, curve=curve):
-      # In half the precision, which is enough for a direction, and half the time.
-      image = (narrow @ v[:-1].astype(np.float32)).astype(float) + v[-1]
-      bent = curve(image)
-      along = (narrow.T @ bent.astype(np.float32)).astype(float)
-      total = np.concatenate([along, bent.sum(axis=0, keepdims=True)])
-      return strength * total + (penalised + 1e-12) * v
-
-    step = _conjugate(product, guess, -gradient, 0.2 * size)
-    now, slope = total(parameters, z), float(np.sum(gradient * step))
-    along, length = forward(step), 1.0
-    while total(parameters + length * step, z + length * along) > (
-      now + 1e-4 * length * slope
-    ):
-      length *= 0.5
-      if length < 1e-10:
-        return parameters
-    parameters, z = parameters + length * step, z + length * along
-  return parameters
-
-
-def _conjugate(
-  product: Callable, guess: np.ndarray, right: np.ndarray, tolerance: float
-) -> np.ndarray:
-  """Solves product(v) = right, to a residual of `tolerance`; `guess` is about the
-  inverse of product's diagonal."""
-  solution, residual = np.zeros_like(right), right.copy()
-  direction = guess * residual
-  square = float(np.sum(residual * direction))
-  for _ in range(_INNER):
-    if float(np.linalg.norm(residual)) <= tolerance:
-      break
-    image = product(direction)
-    length = square / float(np.sum(direction * image))
-    solution += length * direction
-    residual -= length * image
-    scaled = guess * residual
-    square, before = float(np.sum(residual * scaled)), square
-    direction = scaled + (square / before) * direction
-  return solution
+  # Before anything is learned: what the tolerance is a share of.
+  first = np.abs(value_and_gradient(np.zeros(parameters.size))[1]).max(initial=0.0)
+  found = optimize.minimize(
+    value_and_gradient,
+    (parameters / unit).ravel(),
+    jac=True,
+    method="L-BFGS-B",
+    options={"gtol": tolerance * first, "ftol": 0.0, "maxiter": _STEPS},
+  )
+  return found.x.reshape(parameters.shape) * unit

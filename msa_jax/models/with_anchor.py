@@ -139,8 +139,7 @@ class WithAnchorInTwoParts(WithAnchor):
     """The system's own, corrected."""
     own = {name: values for name, values in features.items() if name != ANCHOR}
     output = self.anchored.tail(own, omega, batch, train=train)
-    text = batch.modalities["text"]
-    seen = jnp.any(text.mask & ~text.lost, axis=1)
+    _, seen = read_text(batch, self.pool)
     return self.corrected(output, features[ANCHOR], seen, train)
 
 

@@ -22,7 +22,6 @@ from msa_jax.config.experiment import (
   to_tree,
   with_options,
 )
-from msa_jax.config.options import BalanceConfig
 from msa_jax.data.transforms.splits import check_trainable
 from msa_jax.errors import UserError
 from msa_jax.step import compose
@@ -177,25 +176,6 @@ def test_bad_values_are_named_with_the_rule(sections, message):
 def test_weights_of_losses_are_not_negative(loss, message):
   with pytest.raises(UserError, match=message):
     validate.validate(toy.config().replace(loss={**toy.config().loss, **loss}))
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
-    (
-      {"omega_clip": (2.0, 1.0)},
-      "config.balance.omega_clip=.* the least and a greater",
-    ),
-    ({"omega_init": 9.0}, "config.balance.omega_init=9.0 must be within"),
-    ({"r_max": 0.0}, "config.balance.r_max=0.0 must be positive"),
-    ({"g_ema": 1.0}, "config.balance.g_ema=1.0 must be in"),
-  ],
-)
-def test_options_of_balancing_have_ranges(changes, message):
-  config = toy.config().replace(balance=BalanceConfig(**changes))
-  with pytest.raises(UserError, match=message):
-    validate.validate(config)
-  validate.validate(toy.config().replace(balance=BalanceConfig(r_max=math.inf)))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 35(10):4781-4793, section 2.1.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -59,10 +60,10 @@ def check_options(options: BalanceConfig) -> None:
       f"config.balance.omega_clip={options.omega_clip}: omega_norm='sum3' keeps the"
       " mean weight 1, which must lie between low and high."
     )
-  if not 0.0 < low <= options.omega_init <= high:
+  if not 0.0 < low <= options.omega_init <= high < math.inf:
     raise UserError(
       f"config.balance.omega_clip={options.omega_clip}: must be 0 < low <= omega_init"
-      f" <= high, with omega_init={options.omega_init}."
+      f" <= high, finite, with omega_init={options.omega_init}."
     )
   if not options.r_max >= 1.0:
     raise UserError(f"config.balance.r_max={options.r_max}: must be at least 1.")

@@ -1,5 +1,7 @@
 """The fusion weights' loss, gradient and limits, in float64 against differences."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import tiny_fusion
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msa_jax.config.options import BalanceConfig
 from msa_jax.errors import UserError
 from msa_jax.losses.balance import balance_loss, balance_targets, mean_magnitude
 from msa_jax.step.balance import omega as omega_lib
@@ -359,3 +362,19 @@ def test_bad_options_are_refused_by_name(key, value):
 def test_auto_scales_updates_of_adaptive_optimizers_only(optimizer, chosen, expected):
   made = options(scale_updates_by_omega=chosen)
   assert omega_lib.scales_updates(made, optimizer) == expected
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"omega_clip": (2.0, 1.0)}, "config.balance.omega_clip=.* must be 0 < low"),
+    ({"omega_clip": (0.1, math.inf)}, "config.balance.omega_clip=.* finite"),
+    ({"omega_init": 9.0}, "with omega_init=9.0"),
+    ({"r_max": 0.0}, "config.balance.r_max=0.0: must be at least 1"),
+    ({"g_ema": 1.0}, "config.balance.g_ema=1.0: must be in"),
+  ],
+)
+def test_options_of_balancing_have_ranges(changes, message):
+  with pytest.raises(UserError, match=message):
+    omega_lib.check_options(BalanceConfig(**changes))
+  omega_lib.check_options(BalanceConfig(r_max=math.inf))
