@@ -5,12 +5,15 @@
 >>> models.register("mine", System(build=...))
 """
 
+from msa_jax.models.cenet import CENet
 from msa_jax.models.derl import DERL
 from msa_jax.models.hgem import HGEM
 from msa_jax.models.late_fusion.awf import AWF
 from msa_jax.models.late_fusion.lf_dnn import LFDNN
 from msa_jax.models.late_fusion.lf_lstm import LFLSTM
 from msa_jax.models.late_fusion.tfn import TFN
+from msa_jax.models.mag_bert import MAGBert
+from msa_jax.models.misa import MISA
 from msa_jax.models.mmolre import MMoLRE
 from msa_jax.models.momke import MoMKE
 from msa_jax.models.outputs import (
@@ -28,20 +31,25 @@ from msa_jax.models.registry import (
   register,
   system_of,
 )
+from msa_jax.models.self_mm import SelfMM
 from msa_jax.models.system import Stage, System, TaskTerm
 from msa_jax.models.text_only import TextOnly
 
 __all__ = [
   "AWF",
+  "CENet",
   "DERL",
   "HGEM",
   "LFDNN",
   "LFLSTM",
+  "MAGBert",
+  "MISA",
   "MMoLRE",
   "MoMKE",
   "OutputSpec",
   "REGRESSION",
   "SYSTEMS",
+  "SelfMM",
   "Stage",
   "System",
   "TFN",

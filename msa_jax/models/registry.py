@@ -16,7 +16,17 @@ from typing import Any
 import flax.linen as nn
 
 from msa_jax.errors import UserError
-from msa_jax.models import derl, hgem, mmolre, momke, text_only
+from msa_jax.models import (
+  cenet,
+  derl,
+  hgem,
+  mag_bert,
+  misa,
+  mmolre,
+  momke,
+  self_mm,
+  text_only,
+)
 from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, tfn
 from msa_jax.models.system import System, system_of
 
@@ -24,12 +34,16 @@ GROUP = "msa_jax.systems"
 
 SYSTEMS: dict[str, System] = {
   "awf": awf.SYSTEM,
+  "cenet": cenet.SYSTEM,
   "derl": derl.SYSTEM,
   "hgem": hgem.SYSTEM,
   "lf_dnn": lf_dnn.SYSTEM,
   "lf_lstm": lf_lstm.SYSTEM,
+  "mag_bert": mag_bert.SYSTEM,
+  "misa": misa.SYSTEM,
   "mmolre": mmolre.SYSTEM,
   "momke": momke.SYSTEM,
+  "self_mm": self_mm.SYSTEM,
   "text_only": text_only.SYSTEM,
   "tfn": tfn.SYSTEM,
 }

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from msa_jax.config.options import OptimConfig
@@ -212,8 +213,9 @@ class System(NamedTuple):
 def system_of(network: type[nn.Module], **parts: Any) -> System:
   """A system whose options are the fields of its network.
 
-  Fields `output` (the task predicted), `outputs` (several) and `modalities` (names) are
-  filled in from the corpus; every other field needs a default.
+  Fields `output` (the task predicted), `outputs` (several), `modalities` (names),
+  `widths` (modality -> features per step) and `train_size` (rows of the training
+  split) are filled in from the corpus; every other field needs a default.
 
   >>> models.register("mine", models.system_of(Mine))
 
@@ -231,6 +233,8 @@ def _build(network: type[nn.Module], options: Options, spec: Spec) -> nn.Module:
     "output": lambda: primary_output(options, spec),
     "outputs": lambda: output_specs(options, spec),
     "modalities": lambda: spec.modalities,
+    "widths": lambda: FrozenDict(spec.widths),
+    "train_size": lambda: max(1, sum(spec.sources) or spec.train_size),
   }
   known = {field.name for field in dataclasses.fields(network)}
   fixed = {name: value() for name, value in of_corpus.items() if name in known}

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
 from msa_jax.layers.masking import hide_unavailable
+from msa_jax.models.with_anchor import WithAnchor
 from msa_jax.text import context, finetune
 from msa_jax.text.adapters import LowRank
 from msa_jax.text.bert import EncoderConfig, TextEncoder
@@ -50,7 +51,16 @@ class WithEncoder(nn.Module):
 
   def __call__(self, batch: Batch, *, train: bool, **call: Any) -> ModelOutput:
     """The system's own, of the encoded batch."""
+    if self._hooked() is not None:
+      call = {**call, "hooked": True}
     return self.inner(self.encoded(batch, train), train=train, **call)
+
+  @nn.nowrap
+  def _hooked(self) -> Any:
+    """The system's module, if it changes the encoder's states (`text.hooks`): it has a
+    method `hooks(batch, train)`, and takes `hooked` where they have been changed."""
+    inner = self.inner.anchored if isinstance(self.inner, WithAnchor) else self.inner
+    return inner if hasattr(inner, "hooks") else None
 
   @nn.compact
   def encoded(self, batch: Batch, train: bool) -> Batch:
@@ -72,8 +82,10 @@ class WithEncoder(nn.Module):
       name: jnp.where(visible, text.ids[name], rows - 1)
       for name, rows in self.encoder.extras
     }
+    hooked = self._hooked()
     encode = TextEncoder(
       self.encoder,
+      after={} if hooked is None else hooked.hooks(hide_unavailable(batch), train),
       trained=self.trained,
       frozen_dtype=self.frozen_dtype,
       low_rank=self.low_rank,

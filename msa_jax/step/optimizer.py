@@ -73,7 +73,8 @@ def _decays(optim: OptimConfig) -> Callable[[Names, Any], bool]:
   def decays(names: Names, leaf: Any) -> bool:
     if names[0] == ANCHOR:
       return leaf.ndim > 1
-    return names[0] != finetune.PARAMETERS or names[-1] not in _PLAIN
+    own = names[0] != finetune.PARAMETERS or optim.decay_norms
+    return own or names[-1] not in _PLAIN
 
   return decays
 

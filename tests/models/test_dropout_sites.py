@@ -82,6 +82,28 @@ SITES = {
     Site("post_dropout", "^head/hidden_0/kernel"),
   ],
 }
+SITES["self_mm"] = [
+  *(
+    Site(f"dropout.{name}", f"^post_{name}/layer_1/kernel", f"^post_{name}/")
+    for name in ("text", "audio", "vision")
+  ),
+  Site("post_dropout", "^post_fusion/layer_1/kernel", "^post_fusion/"),
+]
+SITES["misa"] = [
+  Site("fusion_dropout", "^fusion/attention/out/kernel", "^fusion/attention/"),
+  Site("fusion_dropout", "^fusion/attention/out/", "^fusion/drop_1$"),
+  Site("fusion_dropout", "^fusion/ffn_2/kernel", "^fusion/drop_ffn$"),
+  Site("fusion_dropout", "^fusion/ffn_2/", "^fusion/drop_2$"),
+  Site("dropout", "^hidden/", "^Dropout_0$"),
+]
+SITES["mag_bert"] = [
+  Site("dropout", "^gate/norm/", "^gate/"),
+  Site("post_dropout", "^head/out/kernel", "^head/drop$"),
+]
+SITES["cenet"] = [
+  Site("dropout", "^head/pooler/kernel", "^head/drop_input$"),
+  Site("dropout", "^head/out/kernel", "^head/drop$"),
+]
 SITES["text_only"] = [Site("dropout", "^heads/sentiment/kernel")]
 SITES["lf_dnn"] = SITES["tfn"] = [
   Site("dropout.text", "^last_text/kernel"),

@@ -111,6 +111,44 @@ FLAGS = {
     "dropout": (0.43, TRAINING),
     "tasks": ("", None),  # the corpus here has one
   },
+  "self_mm": {
+    **_sizes("hidden_dims.audio", "hidden_dims.vision", value=7),
+    **_sizes("feature_dims.audio", "feature_dims.vision", value=7),
+    **_sizes("head_dims.text", "head_dims.audio", "head_dims.vision", value=7),
+    **_sizes("fusion_dim", value=7),
+    **_rates("lf_dnn"),
+    "post_dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "compat": ("mmsa", PARAMETERS),
+    # Of the labels that training makes; `self_mm/` has their tests.
+    **dict.fromkeys(("exclude_zero", "label_limit"), ("", None)),
+  },
+  "misa": {
+    **_sizes("hidden_dim", "ffn_dim"),
+    "num_heads": (4, EVALUATION),
+    "cell": ("gru", PARAMETERS),
+    "similarity": ("adversarial", PARAMETERS),
+    "reverse_weight": ("", None),  # of the discriminator's gradient
+    "dropout": (0.43, TRAINING),
+    "fusion_dropout": (0.43, TRAINING),
+    "compat": ("mmsa", PARAMETERS),
+  },
+  "mag_bert": {
+    "beta": (0.1, EVALUATION),
+    "dropout": (0.43, TRAINING),
+    "post_dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "compat": ("mmsa", EVALUATION),
+  },
+  "cenet": {
+    "embedding": ("codes", PARAMETERS),
+    "score_scale": (1.0, EVALUATION),
+    "dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "compat": ("mmsa", EVALUATION),
+    # Of codes; of an encoder inside.
+    **dict.fromkeys(("num_codes", "injection_layer"), ("", None)),
+  },
 }
 NOT_OF_THE_NETWORK = {"task", "dtype"}  # what is predicted; how precisely
 

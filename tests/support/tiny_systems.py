@@ -34,6 +34,18 @@ LITTLE = {
   "momke": {"num_layers": 1, "level": "frame"},
 }
 
+_RECURRENT = {
+  "hidden_dims.audio": 4,
+  "hidden_dims.vision": 4,
+  "feature_dims.audio": 3,
+  "feature_dims.vision": 4,
+  "head_dims.text": 6,
+  "head_dims.audio": 4,
+  "head_dims.vision": 5,
+  "fusion_dim": 8,
+}
+NARROW["self_mm"] = _RECURRENT
+NARROW["misa"] = {"hidden_dim": 8, "ffn_dim": 8}
 _HIDDEN = {"hidden_dims.text": 8, "hidden_dims.audio": 8, "hidden_dims.vision": 8}
 # Tiny: compiled in a second or two.
 TINY = {
@@ -60,6 +72,10 @@ TINY = {
   "lf_dnn": {**_HIDDEN, "text_dim": 5, "post_dim": 6},
   "tfn": {**_HIDDEN, "text_dim": 3, "post_dim": 6},
   "text_only": {},
+  "self_mm": _RECURRENT,
+  "misa": NARROW["misa"],
+  "mag_bert": {},
+  "cenet": {},
 }
 
 
