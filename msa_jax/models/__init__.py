@@ -14,6 +14,7 @@ from msa_jax.models.late_fusion.lf_lstm import LFLSTM
 from msa_jax.models.late_fusion.tfn import TFN
 from msa_jax.models.mag_bert import MAGBert
 from msa_jax.models.misa import MISA
+from msa_jax.models.mmim import MMIM
 from msa_jax.models.mmolre import MMoLRE
 from msa_jax.models.momke import MoMKE
 from msa_jax.models.outputs import (
@@ -32,7 +33,7 @@ from msa_jax.models.registry import (
   system_of,
 )
 from msa_jax.models.self_mm import SelfMM
-from msa_jax.models.system import Stage, System, TaskTerm
+from msa_jax.models.system import Stage, System, TaskTerm, Turn
 from msa_jax.models.text_only import TextOnly
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
   "LFLSTM",
   "MAGBert",
   "MISA",
+  "MMIM",
   "MMoLRE",
   "MoMKE",
   "OutputSpec",
@@ -55,6 +57,7 @@ __all__ = [
   "TFN",
   "TextOnly",
   "TaskTerm",
+  "Turn",
   "get",
   "names",
   "output_spec",

@@ -60,6 +60,22 @@ def first_track(snapshots: Mapping[str, Params], final: Params) -> Params:
   return next(iter(snapshots.values()))
 
 
+class Turn(NamedTuple):
+  """What trains for one epoch of a stage, before another has its turn.
+
+  Attributes:
+    trainable: parameter path -> whether the turn trains it.
+    task: factor of the tasks' losses.
+    losses: name of an auxiliary loss -> its weight in this turn.
+    others: factor of the weights of all other auxiliary losses.
+  """
+
+  trainable: Callable[[tuple[str, ...]], bool]
+  task: float = 1.0
+  losses: Mapping[str, float] = MappingProxyType({})
+  others: float = 1.0
+
+
 class Stage(NamedTuple):
   """A part of the training with a graph, an optimizer and a selection of its own.
 
@@ -87,6 +103,8 @@ class Stage(NamedTuple):
       the stage before, in place of a fresh one.
     branched: the first axis of all trained parameters is that of branches, which train
       side by side and are clipped each for itself.
+    turns: objectives and optimizers that train in turn, an epoch each; () = one.
+    clip_all: gradients of what is not trained count in the clipping too.
   """
 
   name: str
@@ -101,6 +119,8 @@ class Stage(NamedTuple):
   missing: bool = True
   carry_opt_state: bool = False
   branched: bool = False
+  turns: tuple[Turn, ...] = ()
+  clip_all: bool = False
 
 
 def one_stage(

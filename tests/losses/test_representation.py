@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from published import Arrays, close
+from mmsa_arrays import Arrays, close
 
 from msa_jax.losses import contrastive, representation
 

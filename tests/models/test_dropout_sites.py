@@ -96,6 +96,13 @@ SITES["misa"] = [
   Site("fusion_dropout", "^fusion/ffn_2/", "^fusion/drop_2$"),
   Site("dropout", "^hidden/", "^Dropout_0$"),
 ]
+SITES["mmim"] = [
+  *(
+    Site(f"dropout.{name}", f"^encoder_{name}/linear/kernel", f"^encoder_{name}/")
+    for name in ("audio", "vision")
+  ),
+  Site("post_dropout", "^fusion_1/kernel", "^Dropout_0$"),
+]
 SITES["mag_bert"] = [
   Site("dropout", "^gate/norm/", "^gate/"),
   Site("post_dropout", "^head/out/kernel", "^head/drop$"),

@@ -133,6 +133,19 @@ FLAGS = {
     "fusion_dropout": (0.43, TRAINING),
     "compat": ("mmsa", PARAMETERS),
   },
+  "mmim": {
+    **_sizes("hidden_dims.audio", "hidden_dims.vision", value=7),
+    **_sizes("feature_dims.audio", "feature_dims.vision", value=7),
+    **_sizes("fusion_dim", value=7),
+    **dict.fromkeys(("dropout.audio", "dropout.vision"), (0.43, TRAINING)),
+    "post_dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "bidirectional": (False, PARAMETERS),
+    "num_predictor_layers": (2, PARAMETERS),
+    "all_pairs": (True, PARAMETERS),
+    "memory_batches": ("", None),  # of the entropies; `mmim/` has their tests
+    "compat": ("mmsa", PARAMETERS),
+  },
   "mag_bert": {
     "beta": (0.1, EVALUATION),
     "dropout": (0.43, TRAINING),

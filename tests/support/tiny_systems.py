@@ -45,6 +45,13 @@ _RECURRENT = {
   "fusion_dim": 8,
 }
 NARROW["self_mm"] = _RECURRENT
+NARROW["mmim"] = {
+  "hidden_dims.audio": 3,
+  "hidden_dims.vision": 4,
+  "feature_dims.audio": 4,
+  "feature_dims.vision": 5,
+  "fusion_dim": 6,
+}
 NARROW["misa"] = {"hidden_dim": 8, "ffn_dim": 8}
 _HIDDEN = {"hidden_dims.text": 8, "hidden_dims.audio": 8, "hidden_dims.vision": 8}
 # Tiny: compiled in a second or two.
@@ -74,6 +81,7 @@ TINY = {
   "text_only": {},
   "self_mm": _RECURRENT,
   "misa": NARROW["misa"],
+  "mmim": NARROW["mmim"],
   "mag_bert": {},
   "cenet": {},
 }

@@ -4,11 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import mmsa_arrays as published
 import numpy as np
-import published
 import pytest
 from changes import change
-from published import Arrays, close
+from mmsa_arrays import Arrays, close
 
 from configs import mag_bert as mag_config
 from msa_jax.config.experiment import experiment
@@ -143,7 +143,7 @@ def test_the_gate_inside_the_encoder_is_that_of_mmsa():
   close((errors**2).mean(), arrays["loss/mse"], 1e-6)
 
 
-def inside(changes=None, **optim):
+def inside(changes=None, anchor="none", **optim):
   """The recipe of a model around the tiny encoder."""
   config = change(
     experiment(mag_config.get_config("paper")),
@@ -156,6 +156,7 @@ def inside(changes=None, **optim):
       "learning_rate": 1e-3,
     },
     optim={"learning_rate": 1e-3, "weight_decay": 0.01, "batch_size": 4, **optim},
+    anchor={"to": anchor},
   )
   return compose.build(config.replace(spec=SPEC))
 
@@ -168,8 +169,8 @@ def test_training_is_that_of_mmsa():
   step = published.compiled(recipe.step)
   epochs = int(arrays["epochs"])
   for _ in range(epochs):
-    for number in range(5):
-      state, _ = step(state, published.token_batch(arrays, f"batch{number}"), 0)
+    for batch in published.batches(arrays, aligned=True):
+      state, _ = step(state, batch, 0)
   expected = parameters(arrays.below(f"after_epoch{epochs}"), "model.")
   published.trees_close(dict(state.params), expected, but=BUT)
 
@@ -214,3 +215,8 @@ def test_sequences_that_are_not_aligned_are_refused_with_the_remedy():
     mag_bert.build(mag_bert.SYSTEM.options, spec)
   with pytest.raises(UserError, match="must be text and another one"):
     MAGBert(modalities=("text",))
+
+
+def test_an_anchor_stands_beside_a_gate_inside_the_encoder():
+  params = jax.eval_shape(inside(anchor="text").init, 0).params
+  assert set(params) == {"text_encoder", "gate", "head", "anchor"}

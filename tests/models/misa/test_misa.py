@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import published
+import mmsa_arrays as published
 import pytest
 from changes import change
-from published import Arrays, close
+from mmsa_arrays import Arrays, close
 
 from configs import misa as misa_config
 from msa_jax.config.experiment import experiment
@@ -214,8 +214,8 @@ def test_two_epochs_of_training_are_those_of_mmsa():
   state = recipe.start(ours("initial"), {}, jnp.zeros((), jnp.int32))
   step = published.compiled(recipe.step)
   for _ in range(int(arrays["epochs"])):
-    for number in range(5):
-      state, _ = step(state, published.token_batch(arrays, f"batch{number}"), 0)
+    for batch in published.batches(arrays):
+      state, _ = step(state, batch, 0)
     state = recipe.end_epoch(state)
   but = ("key/bias",)
   published.trees_close(dict(state.params), ours("after_epoch2"), but=but)

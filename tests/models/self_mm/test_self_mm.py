@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import mmsa_arrays as published
 import numpy as np
-import published
 import pytest
 from changes import change
-from published import Arrays, close
+from mmsa_arrays import Arrays, close
 
 from configs import self_mm as self_mm_config
 from msa_jax.config.experiment import experiment
@@ -222,8 +222,8 @@ def test_three_epochs_of_training_are_those_of_mmsa():
   arrays, recipe, state = trained()
   step = published.compiled(recipe.step)
   for _ in range(int(arrays["epochs"])):
-    for number in range(5):
-      state, _ = step(state, published.token_batch(arrays, f"batch{number}"), 0)
+    for batch in published.batches(arrays):
+      state, _ = step(state, batch, 0)
     state = recipe.end_epoch(state)
   held = state.collections[tables.COLLECTION]["tables"]["tables"]
   for name in ("fusion", *NAMES):

@@ -160,21 +160,31 @@ def stub_batch(arrays, audio, vision, **more):
   )
 
 
-def token_batch(arrays, name):
-  """A batch of a trainer's run, with token ids."""
+def token_batch(arrays, name, aligned=False):
+  """A batch of a trainer's run, with token ids; where it is aligned, all sequences are
+  as long as the text."""
   part = arrays.below(name)
   ids = {"tokens": jnp.asarray(part["text"][:, 0], jnp.int32)}
   size, _, steps = part["text"].shape
-  text = modality(np.zeros((size, steps, 0)), part["text"][:, 1].sum(1), ids)
+  length = part["text"][:, 1].sum(1)
+  modalities = {"text": modality(np.zeros((size, steps, 0)), length, ids)}
+  for other in ("audio", "vision"):
+    own = length if aligned else part[f"{other}_lengths"]
+    modalities[other] = modality(part[other], own)
   return batch(
-    {
-      "text": text,
-      "audio": modality(part["audio"], part["audio_lengths"]),
-      "vision": modality(part["vision"], part["vision_lengths"]),
-    },
+    modalities,
     part["labels"],
     part["index"],
   )
+
+
+def batches(arrays, aligned=False):
+  """The batches of an epoch of a trainer's run."""
+  found = []
+  while f"batch{len(found)}/text" in arrays:
+    found.append(token_batch(arrays, f"batch{len(found)}", aligned))
+  assert len(found) > 1
+  return found
 
 
 def with_features(batch, features):
