@@ -5,6 +5,7 @@
 >>> models.register("mine", System(build=...))
 """
 
+from msa_jax.models.almt import ALMT
 from msa_jax.models.cenet import CENet
 from msa_jax.models.derl import DERL
 from msa_jax.models.hgem import HGEM
@@ -37,6 +38,7 @@ from msa_jax.models.system import Stage, System, TaskTerm, Turn
 from msa_jax.models.text_only import TextOnly
 
 __all__ = [
+  "ALMT",
   "AWF",
   "CENet",
   "DERL",

@@ -12,7 +12,7 @@ from msa_jax.config.values import kinds_of, like
 from msa_jax.errors import UserError
 
 # Fields that come from the corpus, or from Linen, and are no options.
-_OF_CORPUS = ("output", "outputs", "modalities", "widths", "train_size")
+_OF_CORPUS = ("output", "outputs", "modalities", "lengths", "train_size")
 _NOT_OPTIONS = (*_OF_CORPUS, "parent", "name")
 
 

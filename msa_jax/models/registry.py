@@ -17,6 +17,7 @@ import flax.linen as nn
 
 from msa_jax.errors import UserError
 from msa_jax.models import (
+  almt,
   cenet,
   derl,
   hgem,
@@ -34,6 +35,7 @@ from msa_jax.models.system import System, system_of
 GROUP = "msa_jax.systems"
 
 SYSTEMS: dict[str, System] = {
+  "almt": almt.SYSTEM,
   "awf": awf.SYSTEM,
   "cenet": cenet.SYSTEM,
   "derl": derl.SYSTEM,

@@ -234,8 +234,8 @@ def system_of(network: type[nn.Module], **parts: Any) -> System:
   """A system whose options are the fields of its network.
 
   Fields `output` (the task predicted), `outputs` (several), `modalities` (names),
-  `widths` (modality -> features per step) and `train_size` (rows of the training
-  split) are filled in from the corpus; every other field needs a default.
+  `lengths` (modality -> steps of the longest sequence) and `train_size` (rows of the
+  training split) are filled in from the corpus; every other field needs a default.
 
   >>> models.register("mine", models.system_of(Mine))
 
@@ -253,7 +253,7 @@ def _build(network: type[nn.Module], options: Options, spec: Spec) -> nn.Module:
     "output": lambda: primary_output(options, spec),
     "outputs": lambda: output_specs(options, spec),
     "modalities": lambda: spec.modalities,
-    "widths": lambda: FrozenDict(spec.widths),
+    "lengths": lambda: FrozenDict(spec.lengths),
     "train_size": lambda: max(1, sum(spec.sources) or spec.train_size),
   }
   known = {field.name for field in dataclasses.fields(network)}

@@ -96,6 +96,7 @@ SITES["misa"] = [
   Site("fusion_dropout", "^fusion/ffn_2/", "^fusion/drop_2$"),
   Site("dropout", "^hidden/", "^Dropout_0$"),
 ]
+SITES["almt"] = []  # nothing is dropped
 SITES["mmim"] = [
   *(
     Site(f"dropout.{name}", f"^encoder_{name}/linear/kernel", f"^encoder_{name}/")

@@ -133,6 +133,12 @@ FLAGS = {
     "fusion_dropout": (0.43, TRAINING),
     "compat": ("mmsa", PARAMETERS),
   },
+  "almt": {
+    **_sizes("hidden_dim", "ffn_dim", value=10),
+    **_sizes("num_tokens", "embedding_layers", "hyper_layers", "fusion_layers"),
+    "num_heads": (4, PARAMETERS),
+    "compat": ("mmsa", EVALUATION),
+  },
   "mmim": {
     **_sizes("hidden_dims.audio", "hidden_dims.vision", value=7),
     **_sizes("feature_dims.audio", "feature_dims.vision", value=7),

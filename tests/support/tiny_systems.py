@@ -45,6 +45,7 @@ _RECURRENT = {
   "fusion_dim": 8,
 }
 NARROW["self_mm"] = _RECURRENT
+NARROW["almt"] = {"hidden_dim": 8, "ffn_dim": 6, "num_heads": 2, "num_tokens": 2}
 NARROW["mmim"] = {
   "hidden_dims.audio": 3,
   "hidden_dims.vision": 4,
@@ -82,6 +83,7 @@ TINY = {
   "self_mm": _RECURRENT,
   "misa": NARROW["misa"],
   "mmim": NARROW["mmim"],
+  "almt": NARROW["almt"],
   "mag_bert": {},
   "cenet": {},
 }
