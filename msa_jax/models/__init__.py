@@ -35,6 +35,7 @@ from msa_jax.models.registry import (
 )
 from msa_jax.models.self_mm import SelfMM
 from msa_jax.models.system import Stage, System, TaskTerm, Turn
+from msa_jax.models.tetfn import TETFN
 from msa_jax.models.text_only import TextOnly
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
   "SelfMM",
   "Stage",
   "System",
+  "TETFN",
   "TFN",
   "TextOnly",
   "TaskTerm",

@@ -27,6 +27,7 @@ from msa_jax.models import (
   mmolre,
   momke,
   self_mm,
+  tetfn,
   text_only,
 )
 from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, tfn
@@ -48,6 +49,7 @@ SYSTEMS: dict[str, System] = {
   "mmolre": mmolre.SYSTEM,
   "momke": momke.SYSTEM,
   "self_mm": self_mm.SYSTEM,
+  "tetfn": tetfn.SYSTEM,
   "text_only": text_only.SYSTEM,
   "tfn": tfn.SYSTEM,
 }

@@ -96,6 +96,22 @@ SITES["misa"] = [
   Site("fusion_dropout", "^fusion/ffn_2/", "^fusion/drop_2$"),
   Site("dropout", "^hidden/", "^Dropout_0$"),
 ]
+SITES["tetfn"] = [
+  Site("dropout.relu", "/ffn_2/kernel"),
+  Site("dropout.residual", "/attention/out/", "drop_attention"),
+  Site("dropout.residual", "/ffn_2/", "drop_ffn"),
+  Site(
+    "attention_dropout.text",
+    "^((audio|vision)_|text_memory).*/attention/out/kernel",
+  ),
+  Site("attention_dropout.audio", "^text_with_audio/.*attention/out/kernel"),
+  Site("attention_dropout.vision", "^text_with_vision/.*attention/out/kernel"),
+  *(
+    Site(f"head_dropout.{name}", f"^post_{name}/layer_1/kernel", f"^post_{name}/")
+    for name in ("text", "audio", "vision")
+  ),
+  Site("post_dropout", "^post_fusion/layer_1/kernel", "^post_fusion/"),
+]
 SITES["almt"] = []  # nothing is dropped
 SITES["mmim"] = [
   *(

@@ -133,6 +133,24 @@ FLAGS = {
     "fusion_dropout": (0.43, TRAINING),
     "compat": ("mmsa", PARAMETERS),
   },
+  "tetfn": {
+    "hidden_dim": (8, PARAMETERS),
+    "num_heads": (4, EVALUATION),
+    **_sizes("lstm_dims.audio", "lstm_dims.vision", value=7),
+    **_sizes("head_dims.text", "head_dims.audio", "head_dims.vision", value=7),
+    **_sizes("fusion_dim", value=7),
+    **_sizes(*(f"kernel_sizes.{n}" for n in ("text", "audio", "vision")), value=2),
+    **{f"dropout.{n}": (0.43, TRAINING) for n in ("relu", "residual")},
+    **{
+      f"{group}.{name}": (0.43, TRAINING)
+      for group in ("attention_dropout", "head_dropout")
+      for name in ("text", "audio", "vision")
+    },
+    "post_dropout": (0.43, TRAINING),
+    "compat": ("mmsa", PARAMETERS),
+    # Of the labels that training makes; `self_mm/` has their tests.
+    **dict.fromkeys(("exclude_zero", "label_limit"), ("", None)),
+  },
   "almt": {
     **_sizes("hidden_dim", "ffn_dim", value=10),
     **_sizes("num_tokens", "embedding_layers", "hyper_layers", "fusion_layers"),

@@ -46,6 +46,16 @@ _RECURRENT = {
 }
 NARROW["self_mm"] = _RECURRENT
 NARROW["almt"] = {"hidden_dim": 8, "ffn_dim": 6, "num_heads": 2, "num_tokens": 2}
+NARROW["tetfn"] = {
+  "hidden_dim": 4,
+  "num_heads": 2,
+  "lstm_dims.audio": 3,
+  "lstm_dims.vision": 4,
+  "head_dims.text": 6,
+  "head_dims.audio": 4,
+  "head_dims.vision": 5,
+  "fusion_dim": 8,
+}
 NARROW["mmim"] = {
   "hidden_dims.audio": 3,
   "hidden_dims.vision": 4,
@@ -84,6 +94,7 @@ TINY = {
   "misa": NARROW["misa"],
   "mmim": NARROW["mmim"],
   "almt": NARROW["almt"],
+  "tetfn": NARROW["tetfn"],
   "mag_bert": {},
   "cenet": {},
 }
