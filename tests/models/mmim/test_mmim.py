@@ -235,7 +235,8 @@ def test_each_parameter_has_its_turn_and_classes_are_refused():
   }
 
   def turns(compat):
-    (stage,) = mmim.stages({**options, "compat": compat}, None, optim, "")
+    spec = Spec(widths={}, lengths={}, tasks={})
+    (stage,) = mmim.stages({**options, "compat": compat}, spec, optim, "")
     return [
       {name for name, path in paths.items() if turn.trainable(path)}
       for turn in stage.turns
