@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import mmsa_arrays as published
+import numpy as np
 import pytest
 from changes import change
 from mmsa_arrays import Arrays, close

@@ -10,7 +10,11 @@ from mmsa_arrays import Arrays, close
 
 from configs import self_mm as self_mm_config
 from msa_jax.config.experiment import experiment
-from msa_jax.models.self_mm import SelfMM, tables
+from msa_jax.config.options import ShardingConfig
+from msa_jax.devices import sharding
+from msa_jax.errors import UserError
+from msa_jax.models.outputs import OutputSpec
+from msa_jax.models.self_mm import SelfMM, network, tables
 from msa_jax.step import compose
 from msa_jax.typing import Spec
 
