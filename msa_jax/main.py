@@ -36,8 +36,13 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _COUNT = flags.DEFINE_integer("process_count", 0, "How many, unless auto.")
 _INDEX = flags.DEFINE_integer("process_index", -1, "Of this one, unless auto.")
-_INPUT = flags.DEFINE_string("input", "", "File to predict or evaluate.")
+_INPUT = flags.DEFINE_string(
+  "input", "", "File to predict or evaluate; predict takes clips, or a folder of them."
+)
 _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes.")
+_OTHER = flags.DEFINE_boolean(
+  "allow-other-extractor", False, "Predict clips with another extractor's version."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -49,6 +54,7 @@ def main(arguments: list[str]) -> None:
 
 def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
   # Imported here: a wrong flag is answered before JAX starts.
+  from msa_jax.clips import listing
   from msa_jax.config.experiment import experiment
   from msa_jax.devices import compilation, processes
   from msa_jax.report import terminal
@@ -88,6 +94,8 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
       return
     if not _INPUT.value:
       raise UserError("--mode=predict needs --input, the file to predict.")
+    if listing.is_clips(_INPUT.value):
+      sys.exit(_predict_clips(_WORKDIR.value))
     written = run.predict(_WORKDIR.value, _INPUT.value, pathlib.Path(_OUTPUT.value))
     say(f"predictions: {written}")
   except stopping.Interrupted as interruption:
@@ -103,6 +111,18 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
     raise
 
 
+def _predict_clips(workdir: str) -> int:
+  """Predicts clips; returns the exit code."""
+  from msa_jax.clips import command as clips_command
+  from msa_jax.runs import clip_predictions
+
+  made = clip_predictions.predict(workdir, _INPUT.value, _OUTPUT.value, _OTHER.value)
+  for line in made.differences:
+    print(f"another extractor: {line}", file=sys.stderr)
+  print(f"predictions: {_OUTPUT.value}")
+  return clips_command.say_failed(made.outcomes, made.failed)
+
+
 USES = {
   "train": (
     "Trains a system; the same command goes on where it was stopped.",
@@ -113,8 +133,9 @@ USES = {
     (_WORKDIR, _INPUT, _MISSING, _CONFIG),
   ),
   "predict": (
-    "Predicts every sample of a file with a trained run, into a csv file.",
-    (_WORKDIR, _INPUT, _OUTPUT, _CONFIG),
+    "Predicts every sample of a file, or every clip, with a trained run, into a csv"
+    " file.",
+    (_WORKDIR, _INPUT, _OUTPUT, _OTHER, _CONFIG),
   ),
 }
 
@@ -129,7 +150,7 @@ def run_mode(mode: str, arguments: Sequence[str]) -> NoReturn:
 
 def run_main() -> NoReturn:
   """`python -m msa_jax.main`."""
-  taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _MISSING)
+  taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _OTHER, _MISSING)
   taken = (*taken, _COORDINATOR, _COUNT, _INDEX)
   command.run(command.Program(main, __doc__ or "", taken, _CONFIG))
 
