@@ -116,6 +116,7 @@ def load_av() -> Any:
   try:
     import av
     import av.error
+    import av.logging
   except ImportError:
     raise UserError(
       "clips are decoded by PyAV: pip install 'msa_jax[clips]' (or av alone)"
@@ -181,13 +182,14 @@ def _check_length(seconds: float, most: float) -> None:
 def _sound(container: Any, most: float) -> Float[np.ndarray, " s"]:
   av = load_av()
   stream = container.streams.audio[0]
-  resampler = av.AudioResampler(format="flt", layout="mono", rate=AUDIO_RATE)
+  # Its own mix of channels adds them up; a mean cannot leave [-1, 1].
+  resampler = av.AudioResampler(format="fltp", rate=AUDIO_RATE)
   pieces, samples = [], 0
 
   def heard(frame: Any) -> None:
     nonlocal samples
     for made in resampler.resample(frame):
-      piece = made.to_ndarray().reshape(-1)
+      piece = made.to_ndarray().mean(axis=0)
       pieces.append(piece)
       samples += len(piece)
     _check_length(samples / AUDIO_RATE, most)

@@ -5,7 +5,7 @@ import importlib.util
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -58,6 +58,7 @@ class About:
   weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+@runtime_checkable
 class Extractor(Protocol):
   """Makes features of clips; called from several threads at once."""
 

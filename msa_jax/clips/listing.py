@@ -156,7 +156,8 @@ def of_list(
     folder: of the clips.
     labels: the file.
     split: name -> share of the videos, for lists with labels and without a column of
-      splits; None = `train` 0.7, `valid` 0.15, `test` 0.15, {} = all are `predict`.
+      splits; None = `train` 0.7, `valid` 0.15, `test` 0.15; {} = all are `predict`,
+      whatever the list says.
 
   Raises:
     UserError: the list cannot be read, or an id is there twice.
@@ -179,7 +180,7 @@ def of_list(
   ids = [item.id for item in items]
   arrays.check_unique({"the list": np.array(ids)})
   splits = table.splits()
-  if splits is None and split is not None and not split:
+  if split is not None and not split:
     splits = ["predict"] * len(items)
   elif splits is None and table.has_labels:
     groups = table.groups() or _videos(ids)
