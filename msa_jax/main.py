@@ -44,6 +44,10 @@ _OTHER = flags.DEFINE_boolean(
   "allow-other-extractor", False, "Predict clips with another extractor's version."
 )
 
+_REPORT = flags.DEFINE_string(
+  "report", "", "With predict of clips: an HTML page to write, of what counted in each."
+)
+
 
 def main(arguments: list[str]) -> None:
   """Does what the flags ask for; bad input ends with one line and exit code 2, a
@@ -120,6 +124,10 @@ def _predict_clips(workdir: str) -> int:
   for line in made.differences:
     print(f"another extractor: {line}", file=sys.stderr)
   print(f"predictions: {_OUTPUT.value}")
+  if _REPORT.value:
+    from msa_jax.report import clips as clips_report
+
+    print(f"report: {clips_report.write(made, pathlib.Path(_REPORT.value))}")
   return clips_command.say_failed(made.outcomes, made.failed)
 
 
@@ -135,7 +143,7 @@ USES = {
   "predict": (
     "Predicts every sample of a file, or every clip, with a trained run, into a csv"
     " file.",
-    (_WORKDIR, _INPUT, _OUTPUT, _OTHER, _CONFIG),
+    (_WORKDIR, _INPUT, _OUTPUT, _OTHER, _REPORT, _CONFIG),
   ),
 }
 
@@ -150,7 +158,7 @@ def run_mode(mode: str, arguments: Sequence[str]) -> NoReturn:
 
 def run_main() -> NoReturn:
   """`python -m msa_jax.main`."""
-  taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _OTHER, _MISSING)
+  taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _OTHER, _REPORT, _MISSING)
   taken = (*taken, _COORDINATOR, _COUNT, _INDEX)
   command.run(command.Program(main, __doc__ or "", taken, _CONFIG))
 

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from msa_jax.clips.extractor import Features
 from msa_jax.clips.parts import Part
 
+_SHORTEST = 0.02  # seconds of a word
+
 
 def by_words(part: Part) -> Part:
   """The part with a step per word in every modality.
@@ -30,8 +32,10 @@ def _weights(
 ) -> Float[np.ndarray, "w t"]:
   if found.words is not None:
     return (np.arange(len(spans))[:, None] == found.words[None]).astype(np.float64)
+  # Recognisers give short words no time at all.
+  ends = np.maximum(spans[:, 1], spans[:, 0] + _SHORTEST)
   begin = np.maximum(spans[:, None, 0], found.times[None, :, 0])
-  end = np.minimum(spans[:, None, 1], found.times[None, :, 1])
+  end = np.minimum(ends[:, None], found.times[None, :, 1])
   overlap = np.maximum(end - begin, 0.0).astype(np.float64)
   if found.lost is not None:
     overlap = np.where(found.lost[None], 0.0, overlap)
@@ -50,4 +54,5 @@ def _pooled(
       values=found.values[:0], times=spans[:0], lost=None, words=None
     )
   values = values.astype(found.values.dtype)
-  return Features(values, spans, lost if lost.any() else None)
+  words = None if found.words is None else np.arange(len(spans), dtype=np.int32)
+  return Features(values, spans, lost if lost.any() else None, words)

@@ -14,6 +14,7 @@ from msa_jax.clips.extraction import Outcome
 from msa_jax.clips.parts import Part
 from msa_jax.clips.recipe import Toolbox
 from msa_jax.errors import UserError
+from msa_jax.names import TEXT_WORDS
 from msa_jax.typing import Corpus, Sequences, Split
 
 WORDS = "words"  # --align
@@ -38,7 +39,8 @@ def assemble(
 
   Returns:
     The corpus; `extras` has `<modality>_times` [n t 2] in seconds, -1 where there is
-    none, and `notes["clips"]` how it was made.
+    none, and `text_words` [n t], the word of each step of text; `notes["clips"]` says
+    how it was made.
 
   Raises:
     UserError: no clip is left, or clips so unequal that padding would fill the memory.
@@ -107,7 +109,9 @@ def _split(split, paths, tools: Toolbox, folder: Path, align: str, noted) -> Spl
     made = part(row)
     for modality, arrays in padded.items():
       arrays.put(row, made.features[modality])
-  times = {f"{name}_times": arrays.times for name, arrays in padded.items()}
+  times: dict[str, Any] = {f"{n}_times": each.times for n, each in padded.items()}
+  if "text" in padded:
+    times[TEXT_WORDS] = padded["text"].words
   return dataclasses.replace(
     split,
     modalities={name: arrays.sequences() for name, arrays in padded.items()},
@@ -130,11 +134,14 @@ class _Padded:
     self._lengths = lengths
     self._lost = np.zeros((n, t), bool)
     self.times = np.full((n, t, 2), _NO_TIME, np.float32)
+    self.words = np.full((n, t), -1, np.int32)
 
   def put(self, row: int, found) -> None:
     steps = slice(0, len(found.values))
     self._features[row, steps] = found.values
     self.times[row, steps] = found.times
+    if found.words is not None:
+      self.words[row, steps] = found.words
     if found.lost is not None:
       self._lost[row, steps] = found.lost
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from msa_jax.clips import making
 from msa_jax.clips.extraction import Outcome
 from msa_jax.runs import prediction_files, prepare, run
-from msa_jax.runs.open import open_run
+from msa_jax.runs.open import OpenRun, open_run
+from msa_jax.typing import Corpus
 
 
 class Predicted(NamedTuple):
@@ -19,12 +20,16 @@ class Predicted(NamedTuple):
     failed: csv file of those that could not; None = all could.
     outcomes: of every clip.
     differences: of the extractors from those of the run, one line each.
+    corpus: of the clips that could be read, before any transform.
+    opened: the run.
   """
 
   columns: prediction_files.Columns
   failed: Path | None
   outcomes: Sequence[Outcome]
   differences: Sequence[str]
+  corpus: Corpus
+  opened: OpenRun
 
 
 def predict(
@@ -48,10 +53,18 @@ def predict(
   opened = open_run(workdir)
   notes = opened.directory.read_json("data.json")["notes"]
   read = making.read(path, notes, allow_other_extractor)
-  corpus = prepare.reload(opened.config, opened.pipeline, corpus=read.corpus, own=False)
-  columns = run.columns_of(opened, corpus)
+  columns = columns_of(opened, read.corpus)
   output = Path(output).expanduser()
   prediction_files.write_csv(output, prediction_files.rounded(columns))
   failed = output.with_name(f"{output.stem}.failed.csv")
   wrong = making.write_failed(read.outcomes, failed)
-  return Predicted(columns, failed if wrong else None, read.outcomes, read.differences)
+  return Predicted(
+    *(columns, failed if wrong else None, read.outcomes, read.differences),
+    *(read.corpus, opened),
+  )
+
+
+def columns_of(opened: OpenRun, corpus: Corpus) -> prediction_files.Columns:
+  """Predictions of a corpus that went through no transform yet."""
+  made = prepare.reload(opened.config, opened.pipeline, corpus=corpus, own=False)
+  return run.columns_of(opened, made)

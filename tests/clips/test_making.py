@@ -8,7 +8,7 @@ import pytest
 import tiny_clips
 from tiny_clips import TINY, film, gray, registered, tone, wav
 
-from msa_jax.clips import listing, making, recipe
+from msa_jax.clips import aligned, listing, making, parts, recipe
 from msa_jax.clips.recipe import Recipe
 from msa_jax.data import __main__ as data
 from msa_jax.data import read
@@ -149,6 +149,15 @@ def test_aligned_steps_are_means_over_the_words(loudness, clips, tmp_path):
   np.testing.assert_allclose(vision, [100, expected], atol=3)
   # Nothing was said in the others.
   assert split.modalities["audio"].lengths.tolist() == [2, 0, 0, 0]
+
+
+def test_a_word_without_any_duration_has_the_step_that_it_falls_into():
+  values = np.array([[1.0], [2.0]], np.float32)
+  times = np.array([[0.0, 1.0], [1.0, 2.0]], np.float32)
+  found = tiny_clips.words.Word("a", 1.5, 1.5)
+  part = parts.Part({"audio": tiny_clips.Features(values, times)}, [found], [], 2.0)
+  made = aligned.by_words(part).features["audio"]
+  assert made.values.tolist() == [[2.0]] and made.lost is None
 
 
 def test_words_of_subtitles_keep_their_times(loudness, tmp_path):

@@ -149,3 +149,32 @@ def test_the_command_says_what_failed_and_ends_with_three(trained, tmp_path, cap
   written = capsys.readouterr()
   assert "failed: bad.mp4: the file is empty" in written.err
   assert [row["id"] for row in rows(tmp_path / "out.csv")] == ["good.wav"]
+
+
+def test_a_page_shows_what_counts_by_hiding_it(trained, tmp_path):
+  from msa_jax.report import clips as clips_report
+
+  listed = trained / "C" / "one.csv"
+  listed.write_text("path,text\nv9.mkv,word word WORDY\n")
+  made = clip_predictions.predict(trained / "run", listed, tmp_path / "out.csv")
+  (split,) = made.corpus.splits.values()
+  found = clips_report.spans(split, 0)
+  # 1.4 s of sound and .6 s of pictures: two stretches, one; and three words.
+  assert [span.modality for span in found] == ["text"] * 3 + ["audio"] * 2 + ["vision"]
+  effects = clips_report.contributions(made.opened, made.corpus, 0, found)
+  assert list(effects) == ["sentiment"] and effects["sentiment"].shape == (6,)
+  # By hand: the same clip without pictures at all.
+  vision = split.modalities["vision"]
+  gone = dataclasses.replace(vision, lengths=np.zeros_like(vision.lengths))
+  without = dataclasses.replace(split, modalities={**split.modalities, "vision": gone})
+  corpus = dataclasses.replace(made.corpus, splits={"predict": without})
+  rest = clip_predictions.columns_of(made.opened, corpus)["sentiment"][0]
+  expected = made.columns["sentiment"][0] - rest
+  assert abs(expected) > 1e-4
+  assert effects["sentiment"][5] == pytest.approx(expected, abs=1e-5)
+  page = clips_report.write(made, tmp_path / "page.html").read_text()
+  assert page.count("<span style") == 3 and ">WORDY</span>" in page
+  assert (
+    "data:image/png;base64" in page and f"{made.columns['sentiment'][0]:.3f}" in page
+  )
+  listed.unlink()
