@@ -1,4 +1,4 @@
-"""The real networks and recognisers, where the packages that hold them are installed."""
+"""The real networks and recognisers, where their packages are installed."""
 
 import importlib.util
 import sys
