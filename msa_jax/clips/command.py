@@ -6,6 +6,7 @@ from pathlib import Path
 
 from msa_jax.clips import listing, making
 from msa_jax.clips.recipe import AUTO, NONE, Recipe
+from msa_jax.devices import stopping
 from msa_jax.errors import UserError
 
 _LICENCES = {
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace, output: Path) -> int:
     output: absolute path of the corpus.
 
   Returns:
-    The exit code: 0, or `making.EXIT_CODE` where some clips failed.
+    The exit code: 0, `making.EXIT_CODE` where some clips failed, or that of a stop.
 
   Raises:
     UserError: the input is at fault.
@@ -58,7 +59,11 @@ def run(options: argparse.Namespace, output: Path) -> int:
   for name in parts.values():
     if warning := _LICENCES.get(name.partition(":")[0]):
       print(f"note: {warning}", file=sys.stderr)
-  made = making.make(found, chosen, output, options.align, options.workers)
+  try:
+    made = making.make(found, chosen, output, options.align, options.workers)
+  except KeyboardInterrupt:
+    print("stopped; the same command does what is left", file=sys.stderr)
+    return stopping.EXIT_CODE
   return report(made)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -81,6 +82,12 @@ def empty(width: int, note: str) -> Features:
   return Features(
     np.zeros((0, width), np.float32), np.zeros((0, 2), np.float32), note=note
   )
+
+
+def cores() -> int:
+  """Cores that this process may use, four at most."""
+  known = getattr(os, "sched_getaffinity", None)  # of Linux alone
+  return min(4, len(known(0)) if known else os.cpu_count() or 1)
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -136,6 +136,7 @@ def _id(relative: Path) -> str:
 
 def _unlabelled(items: Sequence[Item], name: str) -> Listing:
   ids = np.array([item.id for item in items])
+  arrays.check_unique({"the folder": ids})
   videos = fields.videos(ids)
   return Listing(
     items, Corpus(name, {"predict": Split(ids, {}, {}, groups=videos)}, {})

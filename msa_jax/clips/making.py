@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from msa_jax.clips import assembly, extraction, listing, recipe
+from msa_jax.clips import assembly, extraction, extractor, listing, recipe
 from msa_jax.clips.extraction import Outcome
 from msa_jax.clips.listing import Listing
 from msa_jax.clips.recipe import Recipe, Toolbox
@@ -44,7 +44,7 @@ class Made(NamedTuple):
 
 def workers_of(asked: int) -> int:
   """Clips at once: as asked, or one for each core, four at most."""
-  return asked or min(4, len(os.sched_getaffinity(0)))
+  return asked or extractor.cores()
 
 
 def make(

@@ -1,6 +1,5 @@
 """Speech to words with times, by faster-whisper and weights on this machine."""
 
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -53,13 +52,12 @@ class Whisper(Recogniser):
       raise UserError(
         "speech: not installed; pip install 'msa_jax[clips]' (or faster-whisper)"
       ) from None
-    threads = min(4, len(os.sched_getaffinity(0)))
     try:
       self._model: Any = WhisperModel(
         str(folder),
         device="cpu",
         compute_type="int8",
-        cpu_threads=threads,
+        cpu_threads=extractor.cores(),
         local_files_only=True,
       )
     except Exception as error:  # noqa: BLE001  Whatever it says, one line.

@@ -36,6 +36,12 @@ def test_one_letter_in_two_spellings_is_one_name(tmp_path):
   assert listing.of_folder(tmp_path).items[0].id == "caf\u00e9.wav"
 
 
+def test_two_files_of_one_name_are_refused(tmp_path):
+  touch(tmp_path, "cafe\u0301.wav", "caf\u00e9.wav")
+  with pytest.raises(UserError, match="occurs twice"):
+    listing.of_folder(tmp_path)
+
+
 def test_an_empty_folder_and_no_folder_are_one_line(tmp_path):
   with pytest.raises(UserError, match="has no clips"):
     listing.of_folder(tmp_path)

@@ -110,6 +110,30 @@ def test_a_second_call_does_what_is_left(loudness, clips, tmp_path):
   assert data.main([*call, "--force"]) == 0
 
 
+def test_a_stopped_call_keeps_what_is_done(
+  loudness, clips, tmp_path, capsys, monkeypatch
+):
+  output = tmp_path / "mine.npz"
+  call = ["clips", str(clips), f"--output={output}", *FLAGS, "--workers=1"]
+  read_first, extract = [], loudness.extract
+
+  def stopped(clip):
+    if clip.path.name == "mute.mkv":
+      raise KeyboardInterrupt
+    read_first.append(clip.path.name)
+    return extract(clip)
+
+  monkeypatch.setattr(loudness, "extract", stopped)
+  assert data.main(call) == 75
+  assert "does what is left" in capsys.readouterr().err and not output.exists()
+  assert read_first[:2] == ["both.mkv", "dark.mkv"]
+  monkeypatch.setattr(loudness, "extract", extract)
+  loudness.read.clear()
+  assert data.main(call) == 3
+  good = {"both.mkv", "dark.mkv", "mute.mkv", "sound é.wav"}
+  assert set(loudness.read) == good - set(read_first)
+
+
 def test_another_extractor_or_a_damaged_part_is_made_anew(loudness, clips, tmp_path):
   output = tmp_path / "mine.npz"
   found, chosen = listing.of_folder(clips), Recipe(TINY)
