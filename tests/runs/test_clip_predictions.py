@@ -14,6 +14,7 @@ from msa_jax.clips.recipe import Recipe
 from msa_jax.data import read
 from msa_jax.errors import UserError
 from msa_jax.runs import clip_predictions, run
+from msa_jax.runs.open import open_run
 
 OPTIONS = {"optim.epochs": 2, "optim.batch_size": 8, "data.standardize": ()}
 
@@ -43,7 +44,11 @@ def trained(extractors, tmp_path_factory):
   making.make(found, Recipe(TINY), root / "mine.npz")
   options = OPTIONS | {"data.path": str(root / "mine.npz")}
   msa_jax.train("lf_dnn", workdir=root / "run", options=options)
-  return root
+  opened = open_run(root / "run")  # once, so that its program is compiled once
+  with pytest.MonkeyPatch.context() as patch:
+    for module in (run, clip_predictions):
+      patch.setattr(module, "open_run", lambda _: opened)
+    yield root
 
 
 def rows(path):
