@@ -43,10 +43,10 @@ _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes
 _OTHER = flags.DEFINE_boolean(
   "allow-other-extractor", False, "Predict clips with another extractor's version."
 )
-
 _REPORT = flags.DEFINE_string(
   "report", "", "With predict of clips: an HTML page to write, of what counted in each."
 )
+_FORCE = flags.DEFINE_bool("force", False, "Replace predictions that are there.")
 
 
 def main(arguments: list[str]) -> None:
@@ -98,9 +98,12 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
       return
     if not _INPUT.value:
       raise UserError("--mode=predict needs --input, the file to predict.")
+    output = pathlib.Path(_OUTPUT.value)
+    if output.exists() and not _FORCE.value:
+      raise UserError(f"{output} exists; --force replaces it, --output=FILE keeps it.")
     if listing.is_clips(_INPUT.value):
       sys.exit(_predict_clips(_WORKDIR.value))
-    written = run.predict(_WORKDIR.value, _INPUT.value, pathlib.Path(_OUTPUT.value))
+    written = run.predict(_WORKDIR.value, _INPUT.value, output)
     say(f"predictions: {written}")
   except stopping.Interrupted as interruption:
     say(interruption, file=sys.stderr)
@@ -120,6 +123,9 @@ def _predict_clips(workdir: str) -> int:
   from msa_jax.clips import command as clips_command
   from msa_jax.runs import clip_predictions
 
+  report = pathlib.Path(_REPORT.value).expanduser()
+  if _REPORT.value and report.exists() and not _FORCE.value:
+    raise UserError(f"{report} exists; --force replaces it.")
   made = clip_predictions.predict(workdir, _INPUT.value, _OUTPUT.value, _OTHER.value)
   for line in made.differences:
     print(f"another extractor: {line}", file=sys.stderr)
@@ -127,7 +133,7 @@ def _predict_clips(workdir: str) -> int:
   if _REPORT.value:
     from msa_jax.report import clips as clips_report
 
-    print(f"report: {clips_report.write(made, pathlib.Path(_REPORT.value))}")
+    print(f"report: {clips_report.write(made, report)}")
   return clips_command.say_failed(made.outcomes, made.failed)
 
 
@@ -143,7 +149,7 @@ USES = {
   "predict": (
     "Predicts every sample of a file, or every clip, with a trained run, into a csv"
     " file.",
-    (_WORKDIR, _INPUT, _OUTPUT, _OTHER, _REPORT, _CONFIG),
+    (_WORKDIR, _INPUT, _OUTPUT, _FORCE, _OTHER, _REPORT, _CONFIG),
   ),
 }
 
@@ -158,8 +164,8 @@ def run_mode(mode: str, arguments: Sequence[str]) -> NoReturn:
 
 def run_main() -> NoReturn:
   """`python -m msa_jax.main`."""
-  taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _OTHER, _REPORT, _MISSING)
-  taken = (*taken, _COORDINATOR, _COUNT, _INDEX)
+  taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _FORCE, _OTHER, _REPORT)
+  taken = (*taken, _MISSING, _COORDINATOR, _COUNT, _INDEX)
   command.run(command.Program(main, __doc__ or "", taken, _CONFIG))
 
 
