@@ -161,6 +161,8 @@ def inside(changes=None, anchor="none", **optim):
   return compose.build(config.replace(spec=SPEC))
 
 
+# CENet's trainer is followed always; this one, of the same hooks, on request.
+@pytest.mark.slow
 def test_training_is_that_of_mmsa():
   arrays = Arrays("mag_bert_training")
   # Half the usual shift: the file does not say so, but no other gives its numbers.

@@ -119,7 +119,10 @@ def squares(model):
   return published.compiled(run)
 
 
-CASES = [("gru", "mmsa", ""), ("lstm", "none", "own_lengths/")]
+CASES = [
+  pytest.param("gru", "mmsa", "", marks=pytest.mark.slow),
+  ("lstm", "none", "own_lengths/"),
+]
 
 
 @pytest.mark.parametrize(("cell", "compat", "start"), CASES)

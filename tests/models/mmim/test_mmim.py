@@ -102,7 +102,7 @@ def begun(va):
   return arrays, params, held
 
 
-@pytest.mark.parametrize("va", [False, True])
+@pytest.mark.parametrize("va", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_three_batches_with_memory_are_those_of_mmsa(va):
   arrays, params, held = begun(va)
   for number in range(3):

@@ -113,7 +113,11 @@ def computed(compat):
   return arrays, published.compiled(both)(published.features_of(batch))
 
 
-@pytest.mark.parametrize("compat", ["mmsa", "none"])
+# Masks are followed in Self-MM and MulT always, whose parts these are.
+MODES = ["mmsa", pytest.param("none", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("compat", MODES)
 def test_outputs_and_gradients_are_published_whole_and_of_unpadded_samples(compat):
   arrays, (_, of_square, _, (_, output)) = computed(compat)
   start = "" if compat == "mmsa" else "alone_"
