@@ -52,6 +52,7 @@ def _paper(config):
   config.text.learning_rate = 5e-5
   config.optim.update({"name": "adam", "learning_rate": 1e-3, "weight_decay": 1e-4})
   config.optim.update({"warmup_fraction": 0.0, "schedule": "constant"})
+  config.optim.decay_norms = True
   config.optim.update({"grad_clip_norm": 1.0, "epochs": 200, "patience": 16})
 
 

@@ -396,12 +396,12 @@ def stages(
   literal = options.get("compat") == "mmsa"
 
   def estimates(path):
-    # In the released code an optimizer has the projections that never sees a gradient
-    # of theirs.
-    return _is_estimator(path) and (literal or path[1] != _ENTROPY)
+    return _is_estimator(path) and path[1] != _ENTROPY
 
   def others(path):
-    return not estimates(path)
+    # In the released code the projections are in an optimizer that never sees a
+    # gradient of theirs.
+    return not (_is_estimator(path) if literal else estimates(path))
 
   first = Turn(estimates, task=0.0, losses={"likelihood": 1.0}, others=0.0)
   stage = Stage(

@@ -243,6 +243,6 @@ def test_each_parameter_has_its_turn_and_classes_are_refused():
     ]
 
   assert turns("none") == [{"density"}, {"projection", "rest"}]
-  assert turns("mmsa") == [{"density", "projection"}, {"rest"}]
+  assert turns("mmsa") == [{"density"}, {"rest"}]
   with pytest.raises(UserError, match="MMIM estimates entropies of positive and of"):
     MMIM(output=OutputSpec("emotion", "classes", 4))
