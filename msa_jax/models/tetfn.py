@@ -26,7 +26,12 @@ from msa_jax.models.late_fusion.base import (
 )
 from msa_jax.models.options import check, defaults
 from msa_jax.models.outputs import REGRESSION, OutputSpec, shape_predictions
-from msa_jax.models.self_mm.heads import BranchHead, PseudoLabels, check_regression
+from msa_jax.models.self_mm.heads import (
+  LOSSES,
+  BranchHead,
+  PseudoLabels,
+  check_regression,
+)
 from msa_jax.models.self_mm.tables import FUSION, Rules
 from msa_jax.models.system import system_of
 from msa_jax.typing import MODALITIES, Batch, ModelOutput
@@ -229,5 +234,5 @@ def options() -> dict[str, Any]:
 SYSTEM = system_of(
   TETFN,
   partition=partition,
-  losses={f"unimodal_{name}": 1.0 for name in MODALITIES},
+  losses=LOSSES,
 )

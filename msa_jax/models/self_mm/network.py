@@ -18,7 +18,12 @@ from msa_jax.layers.recurrent import LSTM
 from msa_jax.models.late_fusion.base import COMPAT, check_by_modality, check_present
 from msa_jax.models.options import check, defaults
 from msa_jax.models.outputs import REGRESSION, OutputSpec, shape_predictions
-from msa_jax.models.self_mm.heads import BranchHead, PseudoLabels, check_regression
+from msa_jax.models.self_mm.heads import (
+  LOSSES,
+  BranchHead,
+  PseudoLabels,
+  check_regression,
+)
 from msa_jax.models.self_mm.tables import FUSION, Rules
 from msa_jax.models.system import system_of
 from msa_jax.typing import MODALITIES, Batch, Modality, ModelOutput
@@ -166,5 +171,5 @@ def options() -> dict[str, Any]:
 SYSTEM = system_of(
   SelfMM,
   partition=partition,
-  losses={f"unimodal_{name}": 1.0 for name in MODALITIES},
+  losses=LOSSES,
 )
