@@ -38,11 +38,11 @@ _RECURRENT = {
   "hidden_dims.audio": 4,
   "hidden_dims.vision": 4,
   "feature_dims.audio": 3,
-  "feature_dims.vision": 4,
+  "feature_dims.vision": 8,
   "head_dims.text": 6,
   "head_dims.audio": 4,
   "head_dims.vision": 5,
-  "fusion_dim": 8,
+  "fusion_dim": 24,
 }
 NARROW["self_mm"] = _RECURRENT
 NARROW["almt"] = {"hidden_dim": 8, "ffn_dim": 6, "num_heads": 2, "num_tokens": 2}
@@ -54,7 +54,7 @@ NARROW["tetfn"] = {
   "head_dims.text": 6,
   "head_dims.audio": 4,
   "head_dims.vision": 5,
-  "fusion_dim": 8,
+  "fusion_dim": 24,
 }
 NARROW["mmim"] = {
   "hidden_dims.audio": 3,
