@@ -187,6 +187,8 @@ class System(NamedTuple):
     attention: options -> a name in the path of the modules whose attention keeps the
       top k of its keys, for the report's figure of one sample; "" = none. Its tokens
       are all real steps, the modalities of a step side by side in canonical order.
+    search_space: options that the study `tune` searches beside those of every system
+      (`studies/spaces.py`), dotted key -> values as `--space` takes them.
     options: defaults of `config.model`, where no config file gives them.
     losses: the same of `config.loss`: weights of the auxiliary losses.
   """
@@ -205,6 +207,7 @@ class System(NamedTuple):
   router_variants: Variants = MappingProxyType({})
   robustness: Variants = MappingProxyType({})
   attention: Callable[[Options], str] = no_attention
+  search_space: Mapping[str, str] = MappingProxyType({})
   options: Options = MappingProxyType({})
   losses: Options = MappingProxyType({})
 

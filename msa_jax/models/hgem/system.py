@@ -168,4 +168,13 @@ SYSTEM = System(
   router_variants=FUSIONS,
   robustness={"without_robust": {"model.disabled_experts": ("robust",)}},
   attention=selecting_module,
+  search_space={
+    "model.dropout.embed": "0..0.6",
+    "model.dropout.ffn": "0..0.5",
+    "model.dropout.gate": "0..0.5",
+    "model.dropout.expert": "0..0.5",
+    "model.dropout.head": "0..0.5",
+    "loss.route_discrimination": "0.01..1:log",
+    "loss.route_mi": "0.01..0.5:log",
+  },
 )
