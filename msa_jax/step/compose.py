@@ -142,13 +142,21 @@ def build(config: Experiment, stage: int = -1) -> Recipe:
   return with_prior(made, spec.priors, system.reads(config.model, spec))
 
 
+def _with_rate(
+  system: System, rates: Mapping[str, float], path: tuple[str, ...]
+) -> str:
+  """Partition of a parameter: `new` if its own has no rate and needs none."""
+  name = system.partition(path)
+  return "new" if name in system.own_rates and name not in rates else name
+
+
 def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
   """One model and its optimizers, without any behaviour around them."""
   spec, optim, text = config.corpus_spec, config.optim, config.text
   inner, outer = networks(config)
   objective = objective_of(config, system, inner)
   shared, rates, frozen = system.shared, optim.rates, None
-  partition = system.partition
+  partition = functools.partial(_with_rate, system, rates)
   if config.anchor.is_on:
     partition, shared = beside_anchor(partition, "new"), beside_anchor(shared, "")
   if text.is_tuned:

@@ -197,7 +197,7 @@ class _State:
       )
     try:
       trials = [_read(entry) for entry in saved["trials"]]
-      _check_values(trials[1:], dimensions)
+      _check_values(trials, dimensions, own_values(config, dimensions))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
       raise UserError(f"{path} is damaged ({error}): choose another --workdir.") from (
         error
@@ -221,9 +221,24 @@ def _read(entry: Mapping[str, Any]) -> Tried:
   return trial
 
 
-def _check_values(trials: Sequence[Tried], dimensions: Mapping[str, Dimension]) -> None:
+def own_values(
+  config: Experiment, dimensions: Mapping[str, Dimension]
+) -> dict[str, Any]:
+  """The config's own values of what is searched, which the first trial has."""
+  return {
+    path: current(config, path)
+    for path, dimension in dimensions.items()
+    if not dimension.is_fixed
+  }
+
+
+def _check_values(
+  trials: Sequence[Tried], dimensions: Mapping[str, Dimension], own: Mapping[str, Any]
+) -> None:
   """Refuses values outside the space; those of the first trial are the config's own."""
-  for trial in trials:
+  if trials and trials[0].values != own:
+    raise ValueError(f"{trials[0].values} are not the config's own values")
+  for trial in trials[1:]:
     for path, value in trial.values.items():
       if not dimensions[path].holds(value):
         raise ValueError(f"{path}={value}")
@@ -251,14 +266,6 @@ class _Session:
     """The config of a trial that trains some seeds."""
     return changed(self.base, {**trial.values, "replicas.seeds": self.seeds[:count]})
 
-  def own(self) -> dict[str, Any]:
-    """The config's own values, which the first trial has."""
-    return {
-      path: current(self.base, path)
-      for path, dimension in self.dimensions.items()
-      if not dimension.is_fixed
-    }
-
   def run(self) -> None:
     """Tries until there are as many trials as were asked for."""
     tried = self.state.trials
@@ -274,7 +281,7 @@ class _Session:
     """Enters the next trial into the state; False where nothing new is left."""
     tried = self.state.trials
     outcomes = [trial.outcome for trial in tried]
-    values = self.own()
+    values = own_values(self.base, self.dimensions)
     if tried:
       values = proposals.propose(self.dimensions, outcomes, _SEED)
     if values is None:
