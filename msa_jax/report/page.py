@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from msa_jax.errors import UserError
-from msa_jax.report import errors, figures, grids, results, style, tuning
+from msa_jax.report import errors, experts, figures, grids, results, style, tuning
 from msa_jax.report import studies as studies_lib
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
@@ -60,6 +60,7 @@ def drawings(
     ("routing", lambda: errors.routing(run)),
     ("attention of a sample", lambda: _attention(run, sample)),
     ("router entropy", lambda: figures.entropies(run)),
+    ("worth of the experts", lambda: experts.drawings(run)),
     ("expert load", lambda: figures.expert_weights(run)),
     ("balance", lambda: figures.balance([run])),
     ("missing modalities", lambda: grids.drawings(run)),

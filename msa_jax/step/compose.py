@@ -142,10 +142,16 @@ def build(config: Experiment, stage: int = -1) -> Recipe:
   return with_prior(made, spec.priors, system.reads(config.model, spec))
 
 
-def _with_rate(
+def partition_with_rate(
   system: System, rates: Mapping[str, float], path: tuple[str, ...]
 ) -> str:
-  """Partition of a parameter: `new` if its own has no rate and needs none."""
+  """Partition of a parameter: `new` where its own has no rate and needs none.
+
+  Args:
+    system: whose partitions they are.
+    rates: partition -> learning rate.
+    path: of the parameter.
+  """
   name = system.partition(path)
   return "new" if name in system.own_rates and name not in rates else name
 
@@ -156,7 +162,7 @@ def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
   inner, outer = networks(config)
   objective = objective_of(config, system, inner)
   shared, rates, frozen = system.shared, optim.rates, None
-  partition = functools.partial(_with_rate, system, rates)
+  partition = functools.partial(partition_with_rate, system, rates)
   if config.anchor.is_on:
     partition, shared = beside_anchor(partition, "new"), beside_anchor(shared, "")
   if text.is_tuned:
