@@ -54,8 +54,8 @@ def _worth(
   caption = (
     f"On {run.experts['split']}, mean and deviation over {len(run.experts['seeds'])}"
     " seeds. Without an expert the gate chooses among the others; exchanged, every"
-    " sample gets the decision made of another. Near zero, the expert or the choice is worth"
-    " nothing, however sure the gate is."
+    " sample gets the decision made of another. Near zero, the expert or the choice is"
+    " worth nothing, however sure the gate is."
   )
   return Drawing(f"experts_{task}", f"Worth of the experts: {task}", caption, figure)
 
