@@ -139,8 +139,8 @@ def entropies(run: Run) -> Drawing | None:
   caption = (
     "Left: mean over samples of the entropy of the gate's distribution before"
     " selection, as a share of its maximum: 1 = no preference, 0 = always one expert."
-    " Right: the entropy of the mean distribution minus that mean, in nats: 0 = every sample is"
-    " routed alike, log(experts) = each surely and all experts used."
+    " Right: the entropy of the mean distribution minus that mean, in nats: 0 = every"
+    " sample is routed alike, log(experts) = each surely and all experts used."
   )
   return Drawing("entropies", "Router entropy over training", caption, figure)
 
