@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from msa_jax import models
 from msa_jax.config.experiment import Experiment
 from msa_jax.errors import UserError
+from msa_jax.models.system import one_stage
 from msa_jax.studies import sweep
 from msa_jax.studies.changes import current, parse_values
 
@@ -76,7 +77,8 @@ def shared(config: Experiment) -> dict[str, str]:
   found = {"optim.learning_rate": f"{rate / 5:.3g}..{rate * 5:.3g}:log"}
   if config.optim.name == "adamw":
     found["optim.weight_decay"] = "1e-3..0.5:log"
-  found["optim.ema_decay"] = "0,0.98,0.995"
+  if models.get(config.system).stages is one_stage:  # it averages one training
+    found["optim.ema_decay"] = "0,0.98,0.995"
   if config.text.is_tuned:
     rate = config.text.learning_rate
     found["text.learning_rate"] = f"{rate / 3:.3g}..{rate * 3:.3g}:log"
