@@ -6,6 +6,7 @@ mean of the parameters -> prior.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
