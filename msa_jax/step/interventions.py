@@ -40,14 +40,12 @@ def gates_of(
     recipe: of the system.
     params, collections, batch: as of `recipe.predict`; nothing is computed.
   """
-  found: dict[str, tuple[str, ...]] = {}
+  found: dict[str, int] = {}
 
   def listen(following, args, kwargs, context):
     output = following(*args, **kwargs)
     if _is_gate(output, context):
-      count = output.probs.shape[1]
-      names = output.experts or tuple(map(str, range(count)))
-      found[context.module.name] = tuple(names)
+      found[context.module.name] = output.probs.shape[1]
     return output
 
   def predict(params, collections, batch):
@@ -55,7 +53,11 @@ def gates_of(
       return recipe.predict(params, collections, batch).routing
 
   there = jax.eval_shape(predict, params, collections, batch)
-  return {name: experts for name, experts in found.items() if name in there}
+  return {
+    name: tuple(there[name].experts or map(str, range(count)))
+    for name, count in found.items()
+    if name in there
+  }
 
 
 def with_interventions(recipe: Recipe) -> Recipe:

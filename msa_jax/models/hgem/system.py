@@ -131,8 +131,8 @@ def auxiliary(
     `route_discrimination` (Eq. 10) and `route_mi` (-I_NCE, Eq. 11) of Gate 2's routes,
     zero without labels; `denoising`, the denoiser's error; `load_balance` of Gate 1
     (1 = even); `information_<gate>` of gates 0 to 2, minus the information in nats that
-    the gate's choice has about the sample (`information`). Zero for what an ablation
-    leaves out.
+    the gate's choice has about the sample (`sample_information`). Zero for what an
+    ablation leaves out.
   """
   del progress
   content = batch.sample_mask & has_content(batch)
@@ -151,7 +151,7 @@ def auxiliary(
     "denoising": output.losses["denoising"],
     "load_balance": load_balance(output.routing["gate1"], content),
     **{
-      f"information_{gate}": -information(output.routing[gate], content)
+      f"information_{gate}": -sample_information(output.routing[gate], content)
       for gate in INFORMED_GATES
       if gate in output.routing
     },
@@ -164,7 +164,7 @@ INFORMED_GATES = ("gate0", "gate1", "gate2")
 GATES = "gate"  # the optimizer's partition of the gates
 
 
-def information(routing: Routing, rows: Bool[Array, " b"]) -> Float[Array, ""]:
+def sample_information(routing: Routing, rows: Bool[Array, " b"]) -> Float[Array, ""]:
   """I(sample; expert) = H(mean distribution) - mean H(distribution), in nats.
 
   The reading of the paper's information constraint that needs no label: a gate has it

@@ -188,7 +188,7 @@ def test_descent_on_the_information_makes_decisions_firm_and_uses_all_experts():
   rows = jnp.ones(12, bool)
 
   def loss(logits):
-    return -hgem.information(route(logits), rows)
+    return -hgem.sample_information(route(logits), rows)
 
   step = jax.jit(lambda logits: logits - 5.0 * jax.grad(loss)(logits))
   for _ in range(200):
