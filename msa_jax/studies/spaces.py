@@ -153,7 +153,7 @@ def _dimension(config: Experiment, path: str, text: str) -> Dimension:
     raise UserError(f"the logarithm needs a range above 0, not from {ends[0]}.")
   if kind and not log and not 0 < step <= ends[1] - ends[0]:
     raise UserError(f"the step {step} must be above 0 and within the range.")
-  return Dimension(path, text, (), *ends, log, step, whole)
+  return Dimension(path, text, (), ends[0], ends[1], log, step, whole)
 
 
 def _number(text: str, whole: bool) -> float | int:

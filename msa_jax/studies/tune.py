@@ -256,7 +256,7 @@ class _Session:
   state: _State
 
   def __post_init__(self):
-    self.summaries: dict[str, Mapping[str, Any]] = {}
+    self.summaries: Mapping[str, Mapping[str, Any]] = {}
 
   @property
   def seeds(self) -> tuple[int, ...]:

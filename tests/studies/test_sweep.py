@@ -237,9 +237,7 @@ def test_what_cannot_be_ranked_or_built_is_refused_before_it_trains(
   splits = {name: corpus.splits[name] for name in ("train", "test")}
   without = dataclasses.replace(corpus, splits=splits)
   monkeypatch.setattr(prepare, "load", lambda config, **_: without)
-  with pytest.raises(
-    UserError, match="selection_split='val', but 'toy' has"
-  ):
+  with pytest.raises(UserError, match="selection_split='val', but 'toy' has"):
     sweep.study(config, tmp_path, ["optim.epochs=1,2"])
   assert not list(tmp_path.iterdir())
 
