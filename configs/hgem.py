@@ -41,7 +41,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
     }
   )
   config.optim.update({"learning_rate": 3e-4, "epochs": 10})
-  config.optim.learning_rates.gate = 3e-4
+  config.optim.learning_rates.gate = 0.0  # the gates' own; 0 = that of the rest
   config.missing.train = "dropout:0.1"
   return presets.apply(config, chosen, VARIANTS, DATA_SETS)
 

@@ -168,7 +168,7 @@ class System(NamedTuple):
     partition: parameter path -> name of its optimizer partition: `new`
       (`config.optim.learning_rate`) or a key of `config.optim.learning_rates`.
     own_rates: partitions that train with the rate of `new` where
-      `config.optim.learning_rates` does not name them.
+      `config.optim.learning_rates` does not name them, or says 0.
     stages: (options, spec, optim, monitor) -> stages of the training, in order.
     recipe: (model, stage, default recipe) -> `step.recipe.Recipe` of a stage, for a
       system that trains differently.

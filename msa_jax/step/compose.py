@@ -156,7 +156,7 @@ def partition_with_rate(
     path: of the parameter.
   """
   name = system.partition(path)
-  return "new" if name in system.own_rates and name not in rates else name
+  return "new" if name in system.own_rates and not rates.get(name) else name
 
 
 def _core(config: Experiment, system: System, stage: Stage) -> Recipe:

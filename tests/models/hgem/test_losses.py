@@ -204,8 +204,9 @@ def test_gates_train_with_a_rate_of_their_own_where_it_is_given():
   found = [compose.partition_with_rate(hgem.SYSTEM, own, path) for path in names]
   assert found == ["gate", "gate", "new", "new"]
   # A run of an earlier version has no such rate.
-  found = [compose.partition_with_rate(hgem.SYSTEM, {"new": 1.0}, n) for n in names]
-  assert found == ["new"] * 4
+  for rates in ({"new": 1.0}, {"new": 1.0, "gate": 0.0}):
+    found = [compose.partition_with_rate(hgem.SYSTEM, rates, path) for path in names]
+    assert found == ["new"] * 4
 
 
 def test_an_objective_of_an_earlier_version_has_no_information_loss():
