@@ -23,7 +23,6 @@ from msa_jax.models.self_mm.tables import (
 )
 from msa_jax.typing import Batch
 
-
 # Weights of what `PseudoLabels` gives.
 LOSSES = {"unimodal_text": 1.0, "unimodal_audio": 1.0, "unimodal_vision": 1.0}
 
