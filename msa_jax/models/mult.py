@@ -96,7 +96,8 @@ class MulT(nn.Module):
     unknown = [name for name in self.targets if name not in self.modalities]
     if unknown:
       raise UserError(
-        f"model.targets names {unknown[0]!r}; choose of {self.modalities}, or () for all."
+        f"model.targets names {unknown[0]!r}; choose of {self.modalities}, or () for"
+        " all."
       )
     super().__post_init__()
 

@@ -190,6 +190,6 @@ def test_what_is_masked_has_no_influence_on_the_encoder(getkey):
   np.testing.assert_array_equal(plain, run(*junk))
   assert np.all(np.asarray(plain)[~np.asarray(mask)] == 0.0)
   # The first step of row 0 sees key 0 of three, not the others: l_q = l_k.
-  later = run(values, source.at[0, 1:].add(1.0))
+  later = run(values, source.at[0, 1:].multiply(-1.0))
   np.testing.assert_array_equal(plain[0, 0], later[0, 0])
   assert np.abs(np.asarray(plain[0, 1] - later[0, 1])).max() > 1e-3
