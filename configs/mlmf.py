@@ -21,7 +21,7 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   chosen = config_lib.parse_variants(variants, VARIANTS, DATA_SETS)
   model = multitask.options("mlmf", multitask.MLMF)
   config = presets.late_fusion(model, multitask.losses())
-  presets.unimodal_labels(config)
+  presets.unimodal_labels(config, "factors")
   config.model.hidden_dims.update({"text": 64, "audio": 16, "vision": 32})
   return presets.apply(config, chosen, VARIANTS, DATA_SETS, presets.POOLED_TEXT)
 

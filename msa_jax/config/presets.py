@@ -147,14 +147,15 @@ def mmsa_sizes(
   config.model.post_dropout = post_dropout
 
 
-def unimodal_labels(config: ConfigDict) -> None:
+def unimodal_labels(config: ConfigDict, *others: str) -> None:
   """A synthetic corpus with labels of each modality, and optimizer partitions of the
-  modalities' networks, which learn at the common rate until another is set."""
+  modalities' networks, and others, which learn at the common rate until another is
+  set."""
   alone = tuple(f"sentiment_{name}" for name in MODALITIES)
   config.data.synthetic.tasks = ("sentiment", *alone)
-  for name in (*MODALITIES, "factors"):
-    config.optim.learning_rates[name] = config.optim.get_ref("learning_rate")
-    config.optim.weight_decays[name] = config.optim.get_ref("weight_decay")
+  for name in (*MODALITIES, *others):
+    # A reference of its own: who sets one of them sets no other.
+    config.optim.learning_rates[name] = config.optim.get_ref("learning_rate") * 1.0
 
 
 def same_rates(config: ConfigDict, **rates: float) -> None:

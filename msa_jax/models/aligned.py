@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from msa_jax.errors import UserError
 from msa_jax.layers.windows import window_mean
-from msa_jax.models.late_fusion.base import with_padding
+from msa_jax.models.late_fusion.base import check_present, with_padding
 from msa_jax.typing import Batch, Modality, Spec
 
 
@@ -68,12 +68,7 @@ def aligned(batch: Batch, modalities: tuple[str, ...], compat: str) -> Aligned:
   Raises:
     UserError: the batch lacks a modality.
   """
-  lacking = [name for name in modalities if name not in batch.modalities]
-  if lacking:
-    raise UserError(
-      f"the batch has no {lacking[0]}, only {', '.join(batch.order)}: make the model"
-      " with modalities=(...) that the batches have."
-    )
+  check_present(modalities, batch)
   if compat == "mmsa":
     batch = with_padding(batch)
   found = {name: batch.modalities[name] for name in modalities}

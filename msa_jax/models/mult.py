@@ -23,7 +23,7 @@ from msa_jax.layers.convolution import ValidConvolution
 from msa_jax.layers.crossmodal import CrossmodalEncoder
 from msa_jax.layers.dropout import Dropout
 from msa_jax.layers.masking import last_step
-from msa_jax.models.late_fusion.base import COMPAT, with_padding
+from msa_jax.models.late_fusion.base import COMPAT, check_present, with_padding
 from msa_jax.models.options import check, defaults
 from msa_jax.models.outputs import REGRESSION, OutputSpec, shape_predictions
 from msa_jax.models.system import system_of
@@ -128,12 +128,7 @@ class MulT(nn.Module):
   @nn.nowrap
   def _projected(self, batch: Batch, train: bool) -> dict[str, Sequence]:
     """Modality -> its sequence at the common width, and what of it is real."""
-    lacking = [name for name in self.modalities if name not in batch.modalities]
-    if lacking:
-      raise UserError(
-        f"the batch has no {lacking[0]}, only {', '.join(batch.order)}: make the model"
-        " with modalities=(...) that the batches have."
-      )
+    check_present(self.modalities, batch)
     if self.compat == "mmsa":
       batch = with_padding(batch)
     found = {}

@@ -157,10 +157,7 @@ class GraphMFN(nn.Module):
     Raises:
       UserError: the batch lacks a modality.
     """
-
-    def mlp(name, width):
-      return Mlp(self.mlp_dims[name], width, self.dropout[name], not train, name=name)
-
+    units, rates = self.mlp_dims, self.dropout
     states = lockstep(aligned(batch, self.modalities, self.compat), self.hidden_dims)
     views = {}
     for name, outputs in states.outputs.items():
@@ -171,14 +168,26 @@ class GraphMFN(nn.Module):
       self.node_dim, self.bounded, self.compat == "mmsa", name="graph"
     )
     top, efficacies = graph(views)
-    candidates = jnp.tanh(mlp("candidate", self.memory_dim)(top))
+    candidate = Mlp(
+      units["candidate"],
+      self.memory_dim,
+      rates["candidate"],
+      not train,
+      name="candidate",
+    )
+    candidates = jnp.tanh(candidate(top))
     memory = GatedMemory(
       self.memory_dim, self.mlp_dims, self.dropout, not train, name="memory"
     )(top, candidates, states.real)
     last = states.last()
-    values = mlp("output", self.output.num_outputs)(
-      jnp.concatenate([last, memory], axis=-1)
+    head = Mlp(
+      units["output"],
+      self.output.num_outputs,
+      rates["output"],
+      not train,
+      name="output",
     )
+    values = head(jnp.concatenate([last, memory], axis=-1))
     predictions = {self.output.name: shape_predictions(self.output, values)}
     reported = {"efficacies": jnp.swapaxes(efficacies, 0, 1)}
     return ModelOutput(predictions, {"last": last, "memory": memory, **reported})

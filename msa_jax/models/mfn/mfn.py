@@ -79,23 +79,39 @@ class MFN(nn.Module):
     Raises:
       UserError: the batch lacks a modality.
     """
-
-    def mlp(name, width):
-      return Mlp(self.mlp_dims[name], width, self.dropout[name], not train, name=name)
-
+    units, rates = self.mlp_dims, self.dropout
     states = lockstep(aligned(batch, self.modalities, self.compat), self.hidden_dims)
     cells = jnp.concatenate(list(states.cells.values()), axis=-1)
     change = jnp.concatenate([before(cells), cells], axis=-1)  # [t b 2c]
-    weights = jax.nn.softmax(mlp("attention", change.shape[-1])(change), axis=-1)
+    attention = Mlp(
+      units["attention"],
+      change.shape[-1],
+      rates["attention"],
+      not train,
+      name="attention",
+    )
+    weights = jax.nn.softmax(attention(change), axis=-1)
     attended = weights * change
-    candidates = jnp.tanh(mlp("candidate", self.memory_dim)(attended))
+    candidate = Mlp(
+      units["candidate"],
+      self.memory_dim,
+      rates["candidate"],
+      not train,
+      name="candidate",
+    )
+    candidates = jnp.tanh(candidate(attended))
     memory = GatedMemory(
       self.memory_dim, self.mlp_dims, self.dropout, not train, name="memory"
     )(attended, candidates, states.real)
     last = states.last()
-    values = mlp("output", self.output.num_outputs)(
-      jnp.concatenate([last, memory], axis=-1)
+    head = Mlp(
+      units["output"],
+      self.output.num_outputs,
+      rates["output"],
+      not train,
+      name="output",
     )
+    values = head(jnp.concatenate([last, memory], axis=-1))
     predictions = {self.output.name: shape_predictions(self.output, values)}
     return ModelOutput(predictions, {"last": last, "memory": memory})
 

@@ -96,12 +96,12 @@ class GatedMemory(nn.Module):
   ) -> Float[Array, "b m"]:
     """The memory after the last real step; it starts at zero, others leave it."""
     n_seen, gates, shares, keeps = seen.shape[-1], {}, {}, {}
-    for name in ("retain", "update"):
-      units = self.hidden_dims[name]
+    sizes = {"retain": self.hidden_dims["retain"], "update": self.hidden_dims["update"]}
+    rates = {"retain": self.dropout["retain"], "update": self.dropout["update"]}
+    for name, units in sizes.items():
       kernel, bias = Affine((n_seen + self.width, units), name=f"{name}_hidden")()
       shares[name] = seen @ kernel[:n_seen] + bias[None, None]
-      rate = self.dropout[name]
-      drop = Dropout(rate, self.deterministic, name=f"drop_{name}")
+      drop = Dropout(rates[name], self.deterministic, name=f"drop_{name}")
       keeps[name] = drop(jnp.ones(shares[name].shape, seen.dtype))
       out = Affine((units, self.width), name=f"{name}_out")()
       gates[name] = (kernel[n_seen:], *out)

@@ -181,12 +181,11 @@ def test_only_compat_mode_leaves_the_networks_of_the_nodes_alone():
 
 def test_a_norm_of_steps_counts_real_entries_alone_and_serves_any_length():
   random = np.random.default_rng(0)
-  values = random.normal(size=(3, 5, 4)).astype("f")
-  mask = random.random((3, 5, 4)) < 0.7
-  mask[:, 3] = False
+  values = jnp.asarray(random.normal(size=(3, 5, 4)), jnp.float32)
+  mask = jnp.asarray(random.random((3, 5, 4)) < 0.7).at[:, 3].set(False)
   layer = StepBatchNorm(use_running_average=False, n_steps=4)
-  start = {"mean": np.full(4, 2.0, "f"), "var": np.full(4, 3.0, "f")}
-  params = {"scale": np.arange(1.0, 5.0), "bias": np.arange(4.0)}
+  start = {"mean": jnp.full(4, 2.0), "var": jnp.full(4, 3.0)}
+  params = {"scale": jnp.arange(1.0, 5.0), "bias": jnp.arange(4.0)}
   result, new = layer.apply(
     {"params": params, "batch_stats": start}, values, mask, mutable=["batch_stats"]
   )

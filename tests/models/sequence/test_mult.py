@@ -106,7 +106,7 @@ def trained():
   arrays = np.load(REFERENCE / "mult_training.npz")
   rates = {f"dropout.{site}": 0.0 for site in MulT.dropout}
   rates |= {f"attention_dropout.{name}": 0.0 for name in SHORT}
-  sizes = {"hidden_dim": 8, "num_heads": 2, "num_layers": 2}
+  sizes = {"hidden_dim": 8, "num_heads": 2, "num_layers": 1}
   kernels = {"text": 3, "audio": 1, "vision": 3}
   sizes |= {f"kernel_sizes.{name}": size for name, size in kernels.items()}
   config = changed(
