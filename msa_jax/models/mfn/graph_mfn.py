@@ -79,7 +79,7 @@ class FusionGraph(nn.Module):
         values = values @ kernel + bias.reshape(*[1] * (values.ndim - 1), -1)
       return values
 
-    nodes = {(name,): values for name, values in views.items()}
+    nodes: dict[tuple[str, ...], Array] = {(n,): value for n, value in views.items()}
     uses = [
       (node, [part for part in subsets(node) if part != node])
       for node in subsets(tuple(views))
