@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
+import tiny_fusion
+import tiny_systems
 import torch_weights
 from flax.core import FrozenDict
 from paths import REFERENCE
@@ -20,6 +22,7 @@ from msa_jax.models.late_fusion.lmf import LMF
 from msa_jax.models.late_fusion.multitask import MLFDNN, MLMF, MTFN
 from msa_jax.step import compose
 from msa_jax.step.objective import objective_terms
+from msa_jax.studies.changes import changed
 from msa_jax.typing import Spec, Task
 
 ARRAYS = np.load(REFERENCE / "sequence_reference.npz")
@@ -224,3 +227,21 @@ def test_partitions_are_by_name():
   assert list(found.values()) == ["text", "vision", "new", "factors", "new"]
   assert lmf.factors_apart(("head", "factor_audio")) == "factors"
   assert lmf.factors_apart(("last_audio", "kernel")) == "new"
+
+
+@pytest.mark.parametrize("name", ["lmf", "mlf_dnn"])
+def test_b_fusion_moves_the_weights_of_the_modalities(name):
+  sizes = {f"model.{key}": value for key, value in tiny_systems.TINY[name].items()}
+  config = changed(
+    tiny_systems.config(name),
+    {**sizes, "balance.enabled": True, "balance.omega_lr": "1"},
+  )
+  recipe = compose.build(config)
+  params, collections = tiny_systems.variables(recipe)
+  batch = tiny_systems.batch(config)
+  state = recipe.start(params, collections, jnp.zeros((), jnp.int32))
+  moved, metrics = tiny_fusion.quick_jit(recipe.step)(state, batch, 0)
+  for leaf in jax.tree.leaves((moved, metrics)):
+    assert np.all(np.isfinite(leaf))
+  before, after = (s.collections["balance"]["omega"] for s in (state, moved))
+  assert np.all(np.asarray(before) != np.asarray(after))
