@@ -1,7 +1,7 @@
 """MulT's encoder: a sequence attends to another, or to itself, layer after layer."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -149,7 +149,7 @@ class CrossmodalEncoder(nn.Module):
       CrossmodalLayer,
       variable_axes={"params": 0},
       split_rngs={"params": True, "dropout": True},
-      in_axes=nn.broadcast,
+      in_axes=cast(Any, nn.broadcast),
       length=self.n_layers,
     )(
       self.n_heads,
