@@ -219,5 +219,7 @@ SYSTEM = System(
     "model.dropout.head": "0..0.5",
     "loss.route_discrimination": "0.01..1:log",
     "loss.route_mi": "0.01..0.5:log",
+    "loss.information_gate1": "0..0.5",
+    "optim.learning_rates.gate": "0,1e-3,3e-3",
   },
 )
