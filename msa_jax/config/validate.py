@@ -21,7 +21,8 @@ INITIAL = ("encoder", "all")  # what `config.init.from_run` gives
 _TASKS = {"task": "auto", "tasks": ("a",), "modalities": ("a",)}
 _LOSSES = {"aux_warmup_fraction": 0.0}
 _LOSSES |= {name: "default" for name in ("task", "sentiment", "emotion")}
-ANCHORS = ("none", "text")
+ANCHORS = ("auto", "none", "text")
+TEXT_HEADS = ("linear", "random")
 REPLICA_MODES = ("auto", "vmap", "sequential")
 _POSITIVE = (lambda value: value > 0, "positive")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 (off) or positive")
@@ -111,6 +112,10 @@ def validate(config: Experiment) -> None:
     )
   if config.init.what not in INITIAL:
     raise UserError(f"config.init.what={config.init.what!r} must be one of {INITIAL}.")
+  if config.init.text_head not in TEXT_HEADS:
+    raise UserError(
+      f"config.init.text_head={config.init.text_head!r} must be one of {TEXT_HEADS}."
+    )
   if config.init.from_run and config.text.start == "scratch":
     raise UserError(
       f"config.init.from_run={config.init.from_run!r} gives the encoder its values:"

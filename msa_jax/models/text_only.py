@@ -119,4 +119,5 @@ SYSTEM = system_of(
   TextOnly,
   options={key: value for key, value in options().items() if key != "name"},
   units=("utterance", "dialogue"),
+  text_heads=("heads",),
 )

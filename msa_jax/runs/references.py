@@ -40,11 +40,8 @@ def fit(config: Experiment, corpus: Corpus) -> dict[str, dict[str, Reference]]:
     corpus: preprocessed, as the system is trained on it.
 
   Returns:
-    Task -> name -> reference; empty if `config.train.references` is off, or where the
-    encoder that the text began with is gone.
+    Task -> name -> reference; empty where the encoder that the text began with is gone.
   """
-  if not config.train.references:
-    return {}
   try:
     return _fit(config, corpus)
   except UserError as error:

@@ -1,6 +1,7 @@
 """Whole runs: train all seeds into a run directory, evaluate it, predict with it."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import time
@@ -118,10 +119,11 @@ def _train(config, run, corpus, stop) -> dict[str, Any]:
       processes.await_shared(run.config_path)
     feeds = feeds_of(config, corpus, mesh)
     replicas = [loop.Replica(seed, run) for seed in config.replicas.seeds]
-    trained = schedule.train(config, replicas, feeds, labels or {}, run, stop)
+    linear = functools.cache(functools.partial(references.fit, config, corpus))
+    trained = schedule.train(config, replicas, feeds, labels or {}, run, stop, linear)
     if done is not None and done["parameter_hash"] == summary.hashes(trained):
       return done
-    return _conclude(run, config, corpus, feeds, trained)
+    return _conclude(run, config, corpus, feeds, trained, linear)
 
 
 def _begin(run: RunDirectory, prepared: prepare.Inputs) -> dict[str, Any] | None:
@@ -141,7 +143,7 @@ def _begin(run: RunDirectory, prepared: prepare.Inputs) -> dict[str, Any] | None
   return done
 
 
-def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
+def _conclude(run, config, corpus, feeds, trained, linear) -> dict[str, Any]:
   """Final figures. The test split is read here, once, with what validation selected."""
   mesh = mesh_of(config)
   system = sharding.shard_recipe(compose.build(config), mesh)
@@ -155,7 +157,7 @@ def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
     for split in ("valid", "test")
     if split in feeds
   }
-  fitted = references.fit(config, corpus)
+  fitted = linear() if config.train.references else {}
   if processes.is_primary():
     references.save(run.path, fitted)
   return summary.write(run, config, corpus, predictions, trained, fitted)
