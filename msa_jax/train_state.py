@@ -21,9 +21,9 @@ import ml_collections
 from msa_jax import models
 from msa_jax.config.experiment import Experiment, from_json, to_json
 from msa_jax.data.batching import batches
+from msa_jax.runs import linear_start, references, warm_start
 from msa_jax.runs import prepare as prepare_lib
 from msa_jax.runs import run as run_lib
-from msa_jax.runs import linear_start, references, warm_start
 from msa_jax.step import compose, ema, objective, recipe
 from msa_jax.step.recipe import Recipe
 from msa_jax.text import finetune

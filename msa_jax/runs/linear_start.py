@@ -34,7 +34,9 @@ def is_possible(config: Experiment) -> bool:
   the mean of the text's steps, as it is before anything is trained."""
   path = compose.text_head_path(config)
   pool = config.anchor.pool if config.anchor.is_on else config.model.get("pool", "mean")
-  other_run = config.init.from_run and (config.text.is_tuned or config.init.what == "all")
+  other_run = config.init.from_run and (
+    config.text.is_tuned or config.init.what == "all"
+  )
   scratch = config.text.is_tuned and config.text.start == "scratch"
   return bool(path) and pool == "mean" and not (other_run or scratch)
 
