@@ -102,7 +102,7 @@ def create(
   state = _programs(config).init(seed)
   if corpus is None:
     return state
-  fit = functools.partial(references.fit, config, corpus)
+  fit = functools.partial(references.fit_text, config, corpus)
   return linear_start.place(config, state, linear_start.heads(config, fit))
 
 

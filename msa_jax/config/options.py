@@ -242,8 +242,8 @@ class InitConfig:
   Attributes:
     text_head: linear layers that read pooled text (those of `text_only`, and of the
       anchor) start as the `linear` model of it, ridge or logistic regression fitted on
-      training with its penalty chosen on validation (`runs/linear_start.py` says where
-      that cannot be), or with `random` values.
+      training (`runs/linear_start.py` says how, and where that cannot be), or with
+      `random` values.
     from_run: folder of a finished run; "" = none.
     what: `encoder`: the text encoder that it trained; `all`: every parameter.
     parameter_hash: of what is taken, one for each seed of that run; filled in when the

@@ -1,11 +1,11 @@
 """Heads on pooled text that start as the linear model of it, `config.init.text_head`.
 
 A linear layer on the mean of about a thousand texts learns slowly, and never as well as
-ridge regression with a penalty chosen on validation, which is solved in a second. So
+ridge regression with a good penalty, which is solved in a second. So
 that layer, of `text_only` or of an anchor, starts as that model (ridge, or logistic
-regression for classes and questions), and is trained from there: what is found later is
-not worse on validation, and an encoder that is trained gets useful gradients from the
-first step on.
+regression for classes and questions), and is trained from there; an encoder that is
+trained gets useful gradients from the first step on. Its penalty is chosen by
+cross-validation on training, not on validation, which picks the epoch.
 
 Source: linear probing, then fine-tuning: Kumar et al., ICLR 2022.
 """
@@ -19,12 +19,9 @@ import numpy as np
 
 from msa_jax.config.experiment import Experiment
 from msa_jax.linear.references import Reference
-from msa_jax.runs.references import Fitted
 from msa_jax.step import compose, ema
 from msa_jax.step.recipe import Recipe, Seed
 from msa_jax.typing import TrainState
-
-MODEL = "linear_text"
 
 Heads = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -41,12 +38,12 @@ def is_possible(config: Experiment) -> bool:
   return bool(path) and pool == "mean" and not (other_run or scratch)
 
 
-def heads(config: Experiment, fit: Callable[[], Fitted]) -> Heads:
+def heads(config: Experiment, fit: Callable[[], Mapping[str, Reference]]) -> Heads:
   """Task -> `kernel` [d c] and `bias` [c] that its head starts with.
 
   Args:
     config: resolved.
-    fit: gives the linear models; called if heads are to start as those.
+    fit: gives the linear model of each task's text; called if heads are to start so.
 
   Returns:
     Tasks that have a model of their text; none where `config.init.text_head` is
@@ -54,9 +51,7 @@ def heads(config: Experiment, fit: Callable[[], Fitted]) -> Heads:
   """
   if config.init.text_head != "linear" or not is_possible(config):
     return {}
-  return {
-    task: as_layer(models[MODEL]) for task, models in fit().items() if MODEL in models
-  }
+  return {task: as_layer(model) for task, model in fit().items()}
 
 
 def as_layer(model: Reference) -> dict[str, np.ndarray]:

@@ -119,11 +119,11 @@ def _train(config, run, corpus, stop) -> dict[str, Any]:
       processes.await_shared(run.config_path)
     feeds = feeds_of(config, corpus, mesh)
     replicas = [loop.Replica(seed, run) for seed in config.replicas.seeds]
-    linear = functools.cache(functools.partial(references.fit, config, corpus))
+    linear = functools.partial(references.fit_text, config, corpus)
     trained = schedule.train(config, replicas, feeds, labels or {}, run, stop, linear)
     if done is not None and done["parameter_hash"] == summary.hashes(trained):
       return done
-    return _conclude(run, config, corpus, feeds, trained, linear)
+    return _conclude(run, config, corpus, feeds, trained)
 
 
 def _begin(run: RunDirectory, prepared: prepare.Inputs) -> dict[str, Any] | None:
@@ -143,7 +143,7 @@ def _begin(run: RunDirectory, prepared: prepare.Inputs) -> dict[str, Any] | None
   return done
 
 
-def _conclude(run, config, corpus, feeds, trained, linear) -> dict[str, Any]:
+def _conclude(run, config, corpus, feeds, trained) -> dict[str, Any]:
   """Final figures. The test split is read here, once, with what validation selected."""
   mesh = mesh_of(config)
   system = sharding.shard_recipe(compose.build(config), mesh)
@@ -157,7 +157,7 @@ def _conclude(run, config, corpus, feeds, trained, linear) -> dict[str, Any]:
     for split in ("valid", "test")
     if split in feeds
   }
-  fitted = linear() if config.train.references else {}
+  fitted = references.fit(config, corpus)
   if processes.is_primary():
     references.save(run.path, fitted)
   return summary.write(run, config, corpus, predictions, trained, fitted)

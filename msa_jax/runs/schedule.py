@@ -12,8 +12,8 @@ from msa_jax.config.experiment import Experiment
 from msa_jax.devices import processes
 from msa_jax.devices.flops import matmul_flops
 from msa_jax.devices.stopping import StopRequest
+from msa_jax.linear.references import Reference
 from msa_jax.runs import linear_start, warm_start
-from msa_jax.runs.references import Fitted
 from msa_jax.step import compose
 from msa_jax.step.recipe import Recipe, example_batch
 from msa_jax.training import loop
@@ -36,7 +36,7 @@ def train(
   labels: Mapping[str, Any],
   root: RunDirectory,
   stop: StopRequest,
-  linear: Callable[[], Fitted] = dict,
+  linear: Callable[[], Mapping[str, Reference]] = dict,
 ) -> list[TrainResult]:
   """Trains every replica that is not trained yet, resuming what was begun.
 
@@ -140,7 +140,7 @@ def _programs(
   config: Experiment,
   count: int,
   cache: dict[int, CompiledStages],
-  linear: Callable[[], Fitted],
+  linear: Callable[[], Mapping[str, Reference]],
 ) -> CompiledStages:
   """Programs for some trainings; as many trainings share them."""
   if count not in cache:

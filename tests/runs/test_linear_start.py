@@ -71,7 +71,7 @@ def test_states_start_with_it_alone_side_by_side_and_with_a_mean(toy_system):
   gone = batch.available.at[2, batch.order.index("text")].set(False)
   batch = batch.replace(available=gone)
   found = train_state.predict(config, one, batch).predictions["sentiment@anchor"]
-  model = references.fit(config, corpus)["sentiment"]["linear_text"]
+  model = references.fit_text(config, corpus)["sentiment"]
   expected = linear.predict(model, references.pool(config, corpus.splits["test"]))
   rows = np.arange(len(expected)) != 2
   np.testing.assert_allclose(
@@ -108,7 +108,7 @@ def test_a_run_of_several_seeds_starts_there(toy_system, tmp_path, references_on
   alone = summary["splits"]["test"]["sentiment@anchor"]["mae"]
   config, corpus = train_state.prepare(made)
   assert config.anchor.to == "text"
-  model = references.fit(config, corpus)["sentiment"]["linear_text"]
+  model = references.fit_text(config, corpus)["sentiment"]
   said = linear.predict(model, references.pool(config, corpus.splits["test"]))
   error = np.mean(np.abs(said - corpus.splits["test"].labels["sentiment"]))
   np.testing.assert_allclose(alone["values"], [error, error], rtol=1e-4)
