@@ -299,6 +299,9 @@ class DataConfig:
     extra_evaluation: validation and test are those of all files, not of `path` alone.
     pseudo_label_run: run whose predictions are the labels that training lacks.
     modalities: () = every modality of the corpus.
+    screen_level: leave out modalities that say nothing of the labels, as far as linear
+      models of them can tell on the training split; probability that one of pure noise
+      stays, such as .05; 0 = none is left out.
     features: modality -> MMSA's separate feature file that replaces the main file's,
       or GCNet's folder of one .npy per utterance.
     valence: ratings of valence in 1..5 become sentiment in [-3, 3].
@@ -325,6 +328,7 @@ class DataConfig:
   extra_evaluation: bool = False
   pseudo_label_run: str = ""
   modalities: tuple[str, ...] = ()
+  screen_level: float = 0.0
   features: Mapping[str, str] = _mapping(text="", audio="", vision="")
   valence: bool = False
   sample_unit: str = "utterance"

@@ -43,6 +43,7 @@ _RANGES = {
   "optim.weight_decay": _DECAY,
   "optim.momentum": _BELOW_ONE,
   "data.train_fraction": _ABOVE_ZERO,
+  "data.screen_level": _BELOW_ONE,
   "data.device_budget_mib": _NOT_NEGATIVE,
   "text.learning_rate": _FINITE,
   "sharding.data": _POSITIVE,
