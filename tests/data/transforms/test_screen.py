@@ -51,8 +51,7 @@ def corpus(kind="regression", text="tells", rows=ROWS):
   }
   ids = np.array([f"v{v}$_${i}" for i, v in enumerate(video)])
   split = Split(ids, modalities, {"y": labels})
-  task = Task(kind, classes={"classes": "abc", "binary": "de"}.get(kind, ""))
-  task = dataclasses.replace(task, classes=tuple(task.classes))
+  task = Task(kind, classes=tuple({"classes": "abc", "binary": "de"}.get(kind, "")))
   return Corpus("made", {"train": split, "test": split}, {"y": task})
 
 
@@ -65,7 +64,6 @@ def test_noise_goes_and_what_tells_the_label_stays(kind):
   found = screen().apply(made, state)
   assert names_of(found) == ["text", "vision"]
   assert found.notes["screened_out"] == ["audio"]
-  assert found.splits["test"].available.shape == (ROWS, 2)
 
 
 def test_it_is_a_matter_of_training_and_is_replayed(tmp_path):
