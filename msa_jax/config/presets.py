@@ -11,17 +11,17 @@ from typing import Any
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax.config import regimes
+from msa_jax.config import files, regimes
 from msa_jax.config.config_dict import ConfigDict
 from msa_jax.data.synthetic.generator import ONE_FAST, ONE_STRONG
 
 # Variants that say how a paper, or its code, trains: never changed by a recipe.
 LITERAL = ("paper", "paper_min", "official")
-# A pretrained encoder has read the sequence: a recurrent network on top of it learns
-# from a thousand samples what the mean of the states already says.
 # Frozen features of real corpora: text says most, and there are a thousand samples. The
 # synthetic corpus is learned from all its modalities alike.
 ANCHORED = {"anchor.to": "auto"}
+# A pretrained encoder has read the sequence: a recurrent network on top of it learns
+# from a thousand samples what the mean of the states already says.
 POOLED_TEXT = {"tuned": {"model.text_encoder": "mean"}}
 
 
@@ -67,6 +67,7 @@ def apply(
   of_data_set = [name for name in chosen if name in data_sets]
   for name in of_data_set:
     variants[name](config)
+    config.data.recipe = "" if name == files.OWN else name
   found = {name: dict(values) for name, values in (recipes or {}).items()}
   if of_data_set or anchored:
     found["frozen"] = {**ANCHORED, **found.get("frozen", {})}

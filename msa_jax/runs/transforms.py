@@ -46,7 +46,7 @@ def pipeline_of(
     Subsample(data.train_fraction),
     PseudoLabels(data.pseudo_label_run, fill) if data.pseudo_label_run else None,
     Relabel(),
-    SelectionSplit(config.train.selection_split),
+    SelectionSplit(config.train.selection_split, data.iemocap_val == "none"),
     Screen(data.screen_level, value.moments, value.of, value.FEWEST)
     if data.screen_level
     else None,
