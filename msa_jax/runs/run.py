@@ -27,7 +27,7 @@ from msa_jax.runs import (
   summary,
 )
 from msa_jax.runs.feeds import feeds_of, make_feeds
-from msa_jax.runs.open import PREPROCESSING, open_run, restore
+from msa_jax.runs.open import PREPROCESSING, OpenRun, open_run, restore
 from msa_jax.step import compose
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import loop, scoring, selection
@@ -281,8 +281,16 @@ def predicted_columns(
     UserError: no such run or file, or `output` cannot be written.
   """
   opened = open_run(workdir)
+  corpus = prepare.reload(opened.config, opened.pipeline, path, corpus, own=False)
+  columns = columns_of(opened, corpus)
+  if output is not None:
+    prediction_files.write_csv(pathlib.Path(output), prediction_files.rounded(columns))
+  return columns
+
+
+def columns_of(opened: OpenRun, corpus: Corpus) -> prediction_files.Columns:
+  """Columns of `predicted_columns` of a corpus that went through the pipeline."""
   config = opened.config
-  corpus = prepare.reload(config, opened.pipeline, path, corpus, own=False)
   columns: prediction_files.Columns = {}
   for name, feed in opened.feeds(corpus).items():
     per_seed = opened.predictions(feed)
@@ -295,6 +303,4 @@ def predicted_columns(
     part |= prediction_files.gate_columns(per_seed)
     for key, column in part.items():
       columns[key] = np.append(columns[key], column) if key in columns else column
-  if output is not None:
-    prediction_files.write_csv(pathlib.Path(output), prediction_files.rounded(columns))
   return columns
