@@ -1,11 +1,11 @@
 """Heads on pooled text that start as the linear model of it, `config.init.text_head`.
 
 A linear layer on the mean of about a thousand texts learns slowly, and never as well as
-ridge regression with a good penalty, which is solved in a second. So
-that layer, of `text_only` or of an anchor, starts as that model (ridge, or logistic
-regression for classes and questions), and is trained from there; an encoder that is
-trained gets useful gradients from the first step on. Its penalty is chosen by
-cross-validation on training, not on validation, which picks the epoch.
+ridge regression with a good penalty, which is solved in a second. So that layer, of
+`text_only` or of an anchor, starts as that model (ridge, or logistic regression for
+classes and questions), and is trained from there. Its penalty is chosen by
+cross-validation on training, not on validation, which picks the epoch. Where an encoder
+is trained as well, the model is fitted on what the checkpoint says.
 
 Source: linear probing, then fine-tuning: Kumar et al., ICLR 2022.
 """
