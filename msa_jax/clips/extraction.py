@@ -54,13 +54,14 @@ def extract(item: Item, tools: Toolbox) -> Part:
   heard = Clip(item.path, tuple(words or ()), recipe.max_seconds)
   if "audio" in clip.__dict__:
     heard.__dict__["audio"] = clip.audio  # decoded once
-  features = {}
-  for modality, tool in tools.extractors.items():
-    found = features[modality] = _checked(
-      modality, tool.extract(heard), tool.about.width
-    )
-    if found.note:
-      notes.append(f"{modality}: {found.note}")
+  # Pictures and sound at once: one clip alone uses two cores too.
+  with futures.ThreadPoolExecutor(len(tools.extractors)) as pool:
+    made = pool.map(lambda tool: tool.extract(heard), tools.extractors.values())
+    features = {
+      modality: _checked(modality, found, tools.extractors[modality].about.width)
+      for modality, found in zip(tools.extractors, made, strict=True)
+    }
+  notes += [f"{name}: {each.note}" for name, each in features.items() if each.note]
   if not any(len(found.values) for found in features.values()):
     raise UserError("; ".join(notes) or "nothing in it that an extractor reads")
   return Part(features, list(heard.words), notes, heard.duration)

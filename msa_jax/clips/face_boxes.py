@@ -9,7 +9,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 INPUT = 128  # pixels of the square that the detector sees
 _STRIDES = (8, 16, 16, 16)
@@ -59,15 +59,11 @@ def sample(
   reach = side * 0.71 + 2.0  # of a turned square's corners
   left, top = np.maximum(np.floor(centre - reach), 0).astype(int)
   right, bottom = np.maximum(np.ceil(centre + reach), 0).astype(int)
-  image = pixels[top:bottom, left:right].astype(np.float32)
+  image = pixels[top:bottom, left:right]
   if not image.size:
     return np.zeros((size, size, 3), np.float32)
   block = max(1, int(side / size))
-  if block > 1:
-    height, width = (max(1, length // block) for length in image.shape[:2])
-    image = np.pad(image, ((0, block), (0, block), (0, 0)), "edge")
-    image = image[: height * block, : width * block]
-    image = image.reshape(height, block, width, block, 3).mean(axis=(1, 3))
+  image = _averaged(image, block) if block > 1 else image
   steps = ((np.arange(size) + 0.5) / size - 0.5) * side
   across, down = np.meshgrid(steps, steps)
   cos, sin = np.cos(angle), np.sin(angle)
@@ -76,22 +72,41 @@ def sample(
   return _bilinear(image, x.ravel(), y.ravel()).reshape(size, size, 3)
 
 
+def _averaged(
+  image: UInt8[np.ndarray, "h w 3"], block: int
+) -> Float[np.ndarray, "h2 w2 3"]:
+  """Means of whole blocks; what is smaller than one is one."""
+  height, width = (max(1, length // block) for length in image.shape[:2])
+  short = [max(0, block - length) for length in image.shape[:2]]
+  if any(short):
+    image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)), "edge")
+  image = image[: height * block, : width * block]
+  total = np.zeros((height, width, 3), np.float32)
+  for row in range(block):
+    for column in range(block):
+      total += image[row::block, column::block]
+  return total / block**2
+
+
 def _bilinear(
-  image: Float[np.ndarray, "h w 3"],
+  image: Shaped[np.ndarray, "h w 3"],
   x: Float[np.ndarray, " n"],
   y: Float[np.ndarray, " n"],
 ) -> Float[np.ndarray, "n 3"]:
   height, width = image.shape[:2]
   flat = image.reshape(-1, 3)
-  first, upper = np.floor(x).astype(int), np.floor(y).astype(int)
+  first, upper = np.floor(x).astype(np.int32), np.floor(y).astype(np.int32)
+  right, low = (x - first).astype(np.float32), (y - upper).astype(np.float32)
   made = np.zeros((len(x), 3), np.float32)
-  for dy in (0, 1):
-    for dx in (0, 1):
-      column, row = first + dx, upper + dy
-      inside = (column >= 0) & (row >= 0) & (column < width) & (row < height)
-      weight = (1.0 - np.abs(x - column)) * (1.0 - np.abs(y - row)) * inside
-      place = np.clip(row, 0, height - 1) * width + np.clip(column, 0, width - 1)
-      made += weight.astype(np.float32)[:, None] * flat.take(place, axis=0)
+  for dy, down in ((0, 1 - low), (1, low)):
+    row = upper + dy
+    down = down * ((row >= 0) & (row < height))
+    start = np.clip(row, 0, height - 1) * width
+    for dx, across in ((0, 1 - right), (1, right)):
+      column = first + dx
+      weight = down * across * ((column >= 0) & (column < width))
+      place = start + np.clip(column, 0, width - 1)
+      made += weight[:, None] * flat.take(place, axis=0)
   return made
 
 

@@ -1,6 +1,6 @@
 """Vision features: the face that is followed, its geometry and its expression."""
 
-import threading
+import queue
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,10 +63,11 @@ class Faces:
     """Makes an extractor of networks.
 
     Args:
-      make: called once in each thread, as interpreters serve one at a time.
+      make: called as often as clips are read at once: each reads with its own.
       about: `packages` and `weights` for `About`.
     """
-    self._make, self._own = make, threading.local()
+    self._make = make
+    self._free: queue.SimpleQueue[Networks] = queue.SimpleQueue()
     self.about = About(
       name="faces",
       version="1",
@@ -79,11 +80,19 @@ class Faces:
 
   def extract(self, clip: Clip) -> Features:
     """Features of the clip's video track."""
-    if not hasattr(self._own, "networks"):
-      self._own.networks = self._make()
+    try:
+      networks = self._free.get_nowait()
+    except queue.Empty:
+      networks = self._make()
+    try:
+      return self._extract(clip, networks)
+    finally:
+      self._free.put(networks)
+
+  def _extract(self, clip: Clip, networks: Networks) -> Features:
     rows, times, crowd, before = [], [], 0, None
     for time, pixels in clip.frames(RATE):
-      found, before, count = self._picture(pixels, before)
+      found, before, count = self._picture(networks, pixels, before)
       rows.append(found)
       times.append((time, time + 1.0 / RATE))
       crowd += count > 1
@@ -98,44 +107,48 @@ class Faces:
     note = f"no face in any of {len(rows)} pictures" if lost.all() else note
     return Features(values, np.array(times, np.float32), lost, note=note)
 
-  def _picture(self, pixels: UInt8[np.ndarray, "h w 3"], before: Face | None):
+  def _picture(
+    self, networks: Networks, pixels: UInt8[np.ndarray, "h w 3"], before: Face | None
+  ):
     """Features of a picture or None, the face, and how many there are."""
     seen, side, corner = face_boxes.letterbox(pixels)
-    raw, logits = self._own.networks.detector(seen)
+    raw, logits = networks.detector(seen)
     faces = face_boxes.decode(raw[0], logits[0, :, 0], side, corner)
     face = face_boxes.choose(faces, before)
     if face is None:
       return None, before, 0
-    mesh, roll = self._mesh(pixels, face)
+    mesh, roll = _mesh(networks, pixels, face)
     if mesh is None:
       return None, before, len(faces)
     height, width = pixels.shape[:2]
     (left, top, right, bottom), size = face.box, np.array([width, height] * 2)
     box = np.array([left + right, top + bottom, 2 * (right - left), 2 * (bottom - top)])
-    shown = self._expression(pixels, face)
+    shown = _expression(networks, pixels, face)
     parts = [box / 2 / size, [face.score, len(faces)], geometry(mesh), [roll], shown]
     return np.concatenate(parts).astype(np.float32), face, len(faces)
 
-  def _mesh(
-    self, pixels, face: Face
-  ) -> tuple[Float[np.ndarray, "468 3"] | None, float]:
-    eyes = face.points[face_boxes.LEFT_EYE] - face.points[face_boxes.RIGHT_EYE]
-    angle = float(np.arctan2(eyes[1], eyes[0]))
-    side = _MESH_SIDE * max(face.box[2:] - face.box[:2])
-    middle = (face.box[:2] + face.box[2:]) / 2
-    square = face_boxes.sample(pixels, middle, side, _MESH_SIZE, angle) / 255.0
-    points, logit = self._own.networks.mesh(square[None].astype(np.float32))
-    if np.ravel(logit)[-1] <= 0:
-      return None, angle
-    return np.reshape(points, (-1, 3)), angle
 
-  def _expression(self, pixels, face: Face) -> Float[np.ndarray, " 7"]:
-    side = _FACE_SIDE * max(face.box[2:] - face.box[:2])
-    middle = (face.box[:2] + face.box[2:]) / 2
-    square = face_boxes.sample(pixels, middle, side, _FACE_SIZE)
-    gray = square @ np.array([0.299, 0.587, 0.114], np.float32)
-    (found,) = self._own.networks.expression(gray[None, :, :, None] / 127.5 - 1.0)
-    return found[0]
+def _mesh(
+  networks: Networks, pixels, face: Face
+) -> tuple[Float[np.ndarray, "468 3"] | None, float]:
+  eyes = face.points[face_boxes.LEFT_EYE] - face.points[face_boxes.RIGHT_EYE]
+  angle = float(np.arctan2(eyes[1], eyes[0]))
+  side = _MESH_SIDE * max(face.box[2:] - face.box[:2])
+  middle = (face.box[:2] + face.box[2:]) / 2
+  square = face_boxes.sample(pixels, middle, side, _MESH_SIZE, angle) / 255.0
+  points, logit = networks.mesh(square[None].astype(np.float32))
+  if np.ravel(logit)[-1] <= 0:
+    return None, angle
+  return np.reshape(points, (-1, 3)), angle
+
+
+def _expression(networks: Networks, pixels, face: Face) -> Float[np.ndarray, " 7"]:
+  side = _FACE_SIDE * max(face.box[2:] - face.box[:2])
+  middle = (face.box[:2] + face.box[2:]) / 2
+  square = face_boxes.sample(pixels, middle, side, _FACE_SIZE)
+  gray = square @ np.array([0.299, 0.587, 0.114], np.float32)
+  (found,) = networks.expression(gray[None, :, :, None] / 127.5 - 1.0)
+  return found[0]
 
 
 def geometry(mesh: Float[np.ndarray, "468 3"]) -> Float[np.ndarray, " 14"]:

@@ -32,7 +32,12 @@ from msa_jax.step import compose
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import loop, scoring, selection
 from msa_jax.training.compiled_stages import mesh_of
-from msa_jax.training.run_directory import RunDirectory, fold_folders, only_warn
+from msa_jax.training.run_directory import (
+  Listener,
+  RunDirectory,
+  fold_folders,
+  only_warn,
+)
 from msa_jax.typing import Corpus
 
 __all__ = [
@@ -60,6 +65,7 @@ def train(
   config: ml_collections.ConfigDict | Experiment,
   workdir: str | pathlib.Path,
   corpus: Corpus | None = None,
+  listener: Listener | None = None,
 ) -> dict[str, Any]:
   """Trains every seed of `config.replicas.seeds`, or resumes; writes the run directory.
 
@@ -69,6 +75,7 @@ def train(
     config: of a config file, not resolved.
     workdir: folder of the run; one that holds this run already is resumed.
     corpus: in memory, in place of the file that `config.data.path` names.
+    listener: is told the record of every epoch, as metrics.jsonl has it.
 
   Returns:
     The contents of summary.json; with `repeated` where the run had finished before and
@@ -81,10 +88,11 @@ def train(
   """
   config = experiment(config)
   if config.data.is_cross_validated:
-    return folds.train(train, config, workdir, corpus)
+    one = functools.partial(train, listener=listener)
+    return folds.train(one, config, workdir, corpus)
   with stopping.listening() as stop:
     try:
-      return _train(config, RunDirectory(workdir), corpus, stop)
+      return _train(config, RunDirectory(workdir, listener), corpus, stop)
     except KeyboardInterrupt:
       if not stop.requested():
         raise

@@ -6,6 +6,7 @@ mean of the parameters -> prior.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -163,6 +164,20 @@ def build(config: Experiment, stage: int = -1) -> Recipe:
   return with_prior(made, spec.priors, system.reads(config.model, spec))
 
 
+def partition_with_rate(
+  system: System, rates: Mapping[str, float], path: tuple[str, ...]
+) -> str:
+  """Partition of a parameter: `new` where its own has no rate and needs none.
+
+  Args:
+    system: whose partitions they are.
+    rates: partition -> learning rate.
+    path: of the parameter.
+  """
+  name = system.partition(path)
+  return "new" if name in system.own_rates and not rates.get(name) else name
+
+
 def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
   """One model and its optimizers, without any behaviour around them."""
   spec, optim, text = config.corpus_spec, config.optim, config.text
@@ -205,7 +220,8 @@ def _optimizer(
 ) -> optax.GradientTransformation:
   """The update rule of a stage, a text encoder's included."""
   spec, optim, text = config.corpus_spec, config.optim, config.text
-  rates, frozen, partition = optim.rates, None, system.partition
+  rates, frozen = optim.rates, None
+  partition = functools.partial(partition_with_rate, system, rates)
   if config.anchor.is_on:
     partition = beside_anchor(partition, "new")
   if text.is_tuned:

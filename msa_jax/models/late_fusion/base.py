@@ -20,6 +20,11 @@ from msa_jax.typing import MODALITIES, Batch, ModelOutput, modality_order
 Features = Mapping[str, jax.Array]
 Omega = Mapping[str, jax.Array] | None
 COMPAT = ("none", "mmsa")
+# What the study `tune` searches of systems with a rate for each modality.
+DROPOUTS = {
+  **{f"model.dropout.{name}": "0..0.6" for name in MODALITIES},
+  "model.post_dropout": "0..0.6",
+}
 
 
 class LateFusion(nn.Module):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from msa_jax.models.late_fusion.base import (
   COMPAT,
+  DROPOUTS,
   Features,
   LateFusion,
   check_by_modality,
@@ -133,4 +134,4 @@ def options() -> dict[str, Any]:
   return {"name": "tfn", **defaults(TFN)}
 
 
-SYSTEM = system_of(TFN)
+SYSTEM = system_of(TFN, search_space=DROPOUTS)
