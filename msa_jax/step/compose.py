@@ -77,7 +77,8 @@ def with_anchor_chosen(config: Experiment) -> Experiment:
   can = "text" in config.corpus_spec.modalities
   can = can and not models.get(config.system).text_heads
   outputs = output_specs(config.model, config.corpus_spec)
-  can = can and all(output.kind == "regression" for output in outputs)
+  # What is said of one modality alone must not hear of the text.
+  can = can and [output.kind for output in outputs] == ["regression"]
   can = can and not any(stage.branched for stage in stages_of(config))
   return config.replace("anchor", to="text" if can else "none")
 
