@@ -150,8 +150,8 @@ class AnchorConfig:
 
   Attributes:
     to: `text`, or `none`: the system predicts by itself, as its paper has it; `auto`:
-      text wherever the corpus has it and the one task is a real number, unless the system
-      reads nothing else or trains branches that have nothing in common. A run's
+      text wherever the corpus has it and the one task is a real number, unless the
+      system reads nothing else or trains branches that have nothing in common. A run's
       config.json says which it was.
     pool: text that the anchor reads: the `mean` of its steps, or the `first`.
     dropout: rate on the pooled text.
