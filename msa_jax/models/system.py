@@ -210,6 +210,8 @@ class System(NamedTuple):
     attention: options -> a name in the path of the modules whose attention keeps the
       top k of its keys, for the report's figure of one sample; "" = none. Its tokens
       are all real steps, the modalities of a step side by side in canonical order.
+    text_heads: path of linear layers by task that read the pooled text, of a system
+      that reads nothing else; () = it has none.
     search_space: options that the study `tune` searches beside those of every system
       (`studies/spaces.py`), dotted key -> values as `--space` takes them.
     options: defaults of `config.model`, where no config file gives them.
@@ -232,6 +234,7 @@ class System(NamedTuple):
   router_variants: Variants = MappingProxyType({})
   robustness: Variants = MappingProxyType({})
   attention: Callable[[Options], str] = no_attention
+  text_heads: tuple[str, ...] = ()
   search_space: Mapping[str, str] = MappingProxyType({})
   options: Options = MappingProxyType({})
   losses: Options = MappingProxyType({})

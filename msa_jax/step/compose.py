@@ -18,7 +18,7 @@ from msa_jax.data import missing
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
 from msa_jax.models.system import Stage, System
-from msa_jax.models.with_anchor import beside_anchor, with_anchor
+from msa_jax.models.with_anchor import ANCHOR, HEADS, beside_anchor, with_anchor
 from msa_jax.models.with_text_encoder import (
   PARAMETERS,
   in_encoder_or,
@@ -69,6 +69,26 @@ def networks(config: Experiment) -> Networks:
   narrow = config.model.get("dtype", "float32") == "bfloat16"
   outer = with_encoder(outer, config.text, spec, narrow, system.sees_dropped)
   return Networks(inner, outer)
+
+
+def with_anchor_chosen(config: Experiment) -> Experiment:
+  """A resolved experiment whose `config.anchor.to` is `text` or `none`, not `auto`."""
+  if config.anchor.to != "auto":
+    return config
+  can = "text" in config.corpus_spec.modalities
+  can = can and not models.get(config.system).text_heads
+  outputs = output_specs(config.model, config.corpus_spec)
+  # What is said of one modality alone must not hear of the text.
+  can = can and [output.kind for output in outputs] == ["regression"]
+  can = can and not any(stage.branched for stage in stages_of(config))
+  return config.replace("anchor", to="text" if can else "none")
+
+
+def text_head_path(config: Experiment) -> tuple[str, ...]:
+  """Where the parameters of linear layers on pooled text lie, by task; () = nowhere."""
+  if config.anchor.is_on:
+    return (ANCHOR, HEADS)
+  return models.get(config.system).text_heads
 
 
 def stages_of(config: Experiment) -> tuple[Stage, ...]:
