@@ -127,6 +127,20 @@ class Memory(NamedTuple):
   signs: jax.Array
 
 
+def _remembered(
+  memory: Memory, projected: Float[Array, "b c"], signs: Int[Array, " b"]
+) -> dict[str, jax.Array]:
+  """The memory with a batch in front; rows that a smaller batch lacks do not count."""
+  rows = memory.signs.shape[1]
+  lacking = max(0, rows - len(signs))
+  values = jnp.pad(projected[:rows], ((0, lacking), (0, 0)))
+  signs = jnp.pad(signs[:rows], (0, lacking))
+  return {
+    "values": jnp.concatenate([values[None], memory.values[:-1]]),
+    "signs": jnp.concatenate([signs[None], memory.signs[:-1]]),
+  }
+
+
 def entropy(
   projected: Float[Array, "b c"],
   signs: Int[Array, " b"],
@@ -347,12 +361,7 @@ class MMIM(nn.Module):
       signs = jnp.where(kept[name], sign, 0)
       memory = Memory(held.value[name]["values"], held.value[name]["signs"])
       total += entropy(projected, signs, memory, literal)
-      newest = lax.stop_gradient(projected)[None], signs[None]
-      values = jnp.concatenate([newest[0], memory.values[:-1]])
-      after[name] = {
-        "values": values,
-        "signs": jnp.concatenate([newest[1], memory.signs[:-1]]),
-      }
+      after[name] = _remembered(memory, lax.stop_gradient(projected), signs)
     # The released code computes them when the memory is full, and uses them one batch
     # later.
     used = count.value > self.memory_batches if literal else full
