@@ -34,10 +34,14 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
       "route_mi": 0.05,
       "denoising": 0.1,
       "load_balance": 0.01,
+      "information_gate0": 0.0,
+      "information_gate1": 0.0,
+      "information_gate2": 0.0,
       "aux_warmup_fraction": 0.1,
     }
   )
   config.optim.update({"learning_rate": 3e-4, "epochs": 10})
+  config.optim.learning_rates.gate = 0.0  # the gates' own; 0 = that of the rest
   config.missing.train = "dropout:0.1"
   return presets.apply(config, chosen, VARIANTS, DATA_SETS)
 

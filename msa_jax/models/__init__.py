@@ -6,13 +6,19 @@
 """
 
 from msa_jax.models.derl import DERL
+from msa_jax.models.ef_lstm import EFLSTM
 from msa_jax.models.hgem import HGEM
 from msa_jax.models.late_fusion.awf import AWF
 from msa_jax.models.late_fusion.lf_dnn import LFDNN
 from msa_jax.models.late_fusion.lf_lstm import LFLSTM
+from msa_jax.models.late_fusion.lmf import LMF
+from msa_jax.models.late_fusion.multitask import MLFDNN, MLMF, MTFN
 from msa_jax.models.late_fusion.tfn import TFN
+from msa_jax.models.mfn.graph_mfn import GraphMFN
+from msa_jax.models.mfn.mfn import MFN
 from msa_jax.models.mmolre import MMoLRE
 from msa_jax.models.momke import MoMKE
+from msa_jax.models.mult import MulT
 from msa_jax.models.outputs import (
   REGRESSION,
   OutputSpec,
@@ -34,11 +40,19 @@ from msa_jax.models.text_only import TextOnly
 __all__ = [
   "AWF",
   "DERL",
+  "EFLSTM",
+  "GraphMFN",
   "HGEM",
   "LFDNN",
   "LFLSTM",
+  "LMF",
+  "MFN",
+  "MLFDNN",
+  "MLMF",
   "MMoLRE",
+  "MTFN",
   "MoMKE",
+  "MulT",
   "OutputSpec",
   "REGRESSION",
   "SYSTEMS",

@@ -16,8 +16,9 @@ from typing import Any
 import flax.linen as nn
 
 from msa_jax.errors import UserError
-from msa_jax.models import derl, hgem, mmolre, momke, text_only
-from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, tfn
+from msa_jax.models import derl, ef_lstm, hgem, mmolre, momke, mult, text_only
+from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, lmf, multitask, tfn
+from msa_jax.models.mfn import graph_mfn, mfn
 from msa_jax.models.system import System, system_of
 
 GROUP = "msa_jax.systems"
@@ -25,11 +26,19 @@ GROUP = "msa_jax.systems"
 SYSTEMS: dict[str, System] = {
   "awf": awf.SYSTEM,
   "derl": derl.SYSTEM,
+  "ef_lstm": ef_lstm.SYSTEM,
+  "graph_mfn": graph_mfn.SYSTEM,
   "hgem": hgem.SYSTEM,
   "lf_dnn": lf_dnn.SYSTEM,
   "lf_lstm": lf_lstm.SYSTEM,
+  "lmf": lmf.SYSTEM,
+  "mfn": mfn.SYSTEM,
+  "mlf_dnn": multitask.MLF_DNN_SYSTEM,
+  "mlmf": multitask.MLMF_SYSTEM,
   "mmolre": mmolre.SYSTEM,
   "momke": momke.SYSTEM,
+  "mtfn": multitask.MTFN_SYSTEM,
+  "mult": mult.SYSTEM,
   "text_only": text_only.SYSTEM,
   "tfn": tfn.SYSTEM,
 }

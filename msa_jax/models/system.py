@@ -167,6 +167,8 @@ class System(NamedTuple):
       schedules.
     partition: parameter path -> name of its optimizer partition: `new`
       (`config.optim.learning_rate`) or a key of `config.optim.learning_rates`.
+    own_rates: partitions that train with the rate of `new` where
+      `config.optim.learning_rates` does not name them, or says 0.
     stages: (options, spec, optim, monitor) -> stages of the training, in order.
     recipe: (model, stage, default recipe) -> `step.recipe.Recipe` of a stage, for a
       system that trains differently.
@@ -187,13 +189,19 @@ class System(NamedTuple):
     attention: options -> a name in the path of the modules whose attention keeps the
       top k of its keys, for the report's figure of one sample; "" = none. Its tokens
       are all real steps, the modalities of a step side by side in canonical order.
+    text_heads: path of linear layers by task that read the pooled text, of a system
+      that reads nothing else; () = it has none.
+    search_space: options that the study `tune` searches beside those of every system
+      (`studies/spaces.py`), dotted key -> values as `--space` takes them.
     options: defaults of `config.model`, where no config file gives them.
-    losses: the same of `config.loss`: weights of the auxiliary losses.
+    losses: the same of `config.loss`: weights of the auxiliary losses, which count also
+      where a config does not have them.
   """
 
   build: Callable[[Options, Spec], nn.Module]
   auxiliary: Callable[..., Mapping[str, jax.Array]] = no_auxiliary
   partition: Callable[[tuple[str, ...]], str] = one_partition
+  own_rates: tuple[str, ...] = ()
   stages: Callable[[Options, Spec, OptimConfig, str], tuple[Stage, ...]] = one_stage
   recipe: Callable[[nn.Module, Stage, Any], Any] = default_recipe
   terms: Callable[[Options, Spec], Mapping[str, TaskTerm]] = one_loss
@@ -205,6 +213,8 @@ class System(NamedTuple):
   router_variants: Variants = MappingProxyType({})
   robustness: Variants = MappingProxyType({})
   attention: Callable[[Options], str] = no_attention
+  text_heads: tuple[str, ...] = ()
+  search_space: Mapping[str, str] = MappingProxyType({})
   options: Options = MappingProxyType({})
   losses: Options = MappingProxyType({})
 

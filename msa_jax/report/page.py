@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from msa_jax.errors import UserError
-from msa_jax.report import errors, figures, grids, results, style
+from msa_jax.report import errors, experts, figures, grids, results, style, tuning
 from msa_jax.report import studies as studies_lib
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
@@ -29,6 +29,7 @@ td.remark { padding-top: .8rem; white-space: normal; }
 @media print { div.table { overflow-x: visible; } }
 tr.own { font-weight: 600; }
 thead { border-bottom: 2px solid #888; }
+pre { background: #f6f6f6; padding: .5rem 1rem; white-space: pre-wrap; }
 .gaps { background: #fff4e0; padding: .5rem 1rem; border-left: 4px solid #E69F00; }
 """
 
@@ -59,6 +60,7 @@ def drawings(
     ("routing", lambda: errors.routing(run)),
     ("attention of a sample", lambda: _attention(run, sample)),
     ("router entropy", lambda: figures.entropies(run)),
+    ("worth of the experts", lambda: experts.drawings(run)),
     ("expert load", lambda: figures.expert_weights(run)),
     ("balance", lambda: figures.balance([run])),
     ("missing modalities", lambda: grids.drawings(run)),
@@ -155,6 +157,8 @@ def _study(study: str | pathlib.Path, folder: pathlib.Path) -> str:
   parts = [f"<h2>Study {html.escape(path.name)}</h2>"]
   board = lines[0]["study"] == "leaderboard" and bool(runs)
   sweep = studies_lib.is_sweep(lines)
+  if tuning.is_search(lines):
+    return "\n".join([*parts, *_search(path, lines, folder, gaps)])
   if sweep and (ranking := studies_lib.ranking(path, gaps)):
     parts.append(_table(ranking.title, "setting", ranking.names, ranking.blocks))
   for table in studies_lib.result_tables(lines, runs):
@@ -180,6 +184,22 @@ def _study(study: str | pathlib.Path, folder: pathlib.Path) -> str:
     f" {html.escape(str(path))}/TRIAL</p>"
   )
   return "\n".join(parts)
+
+
+def _search(path, lines, folder: pathlib.Path, gaps: list[str]) -> list[str]:
+  """What there is of a search: how it went and what it chose, of validation alone."""
+  parts, report = [], tuning.read(path, gaps)
+  if report is not None:
+    parts.append(f"<pre>{html.escape(tuning.about(path))}</pre>")
+    ranked = tuning.table(report)
+    parts.append(_table(ranked.title, "trial", ranked.names, ranked.blocks))
+    folder.mkdir(parents=True, exist_ok=True)
+    with style.look():
+      drawn = _made([("the search", lambda: tuning.drawings(report))], gaps)
+      parts += [_figure(drawing, folder) for drawing in drawn]
+  for table in studies_lib.result_tables(lines, []):
+    parts.append(_table(table.title, "trial", table.names, table.blocks))
+  return [*parts, _gaps(gaps)]
 
 
 def _of_trial(run: Run) -> list[Drawing]:

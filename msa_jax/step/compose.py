@@ -6,6 +6,7 @@ mean of the parameters -> prior.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ from msa_jax.data import missing
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
 from msa_jax.models.system import Stage, System
-from msa_jax.models.with_anchor import beside_anchor, with_anchor
+from msa_jax.models.with_anchor import ANCHOR, HEADS, beside_anchor, with_anchor
 from msa_jax.models.with_text_encoder import (
   PARAMETERS,
   in_encoder_or,
@@ -67,6 +68,26 @@ def networks(config: Experiment) -> Networks:
   narrow = config.model.get("dtype", "float32") == "bfloat16"
   outer = with_encoder(outer, config.text, spec, narrow, system.sees_dropped)
   return Networks(inner, outer)
+
+
+def with_anchor_chosen(config: Experiment) -> Experiment:
+  """A resolved experiment whose `config.anchor.to` is `text` or `none`, not `auto`."""
+  if config.anchor.to != "auto":
+    return config
+  can = "text" in config.corpus_spec.modalities
+  can = can and not models.get(config.system).text_heads
+  outputs = output_specs(config.model, config.corpus_spec)
+  # What is said of one modality alone must not hear of the text.
+  can = can and [output.kind for output in outputs] == ["regression"]
+  can = can and not any(stage.branched for stage in stages_of(config))
+  return config.replace("anchor", to="text" if can else "none")
+
+
+def text_head_path(config: Experiment) -> tuple[str, ...]:
+  """Where the parameters of linear layers on pooled text lie, by task; () = nowhere."""
+  if config.anchor.is_on:
+    return (ANCHOR, HEADS)
+  return models.get(config.system).text_heads
 
 
 def stages_of(config: Experiment) -> tuple[Stage, ...]:
@@ -144,6 +165,20 @@ def build(config: Experiment, stage: int = -1) -> Recipe:
   return with_prior(made, spec.priors, system.reads(config.model, spec))
 
 
+def partition_with_rate(
+  system: System, rates: Mapping[str, float], path: tuple[str, ...]
+) -> str:
+  """Partition of a parameter: `new` where its own has no rate and needs none.
+
+  Args:
+    system: whose partitions they are.
+    rates: partition -> learning rate.
+    path: of the parameter.
+  """
+  name = system.partition(path)
+  return "new" if name in system.own_rates and not rates.get(name) else name
+
+
 def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
   """One model and its optimizers, without any behaviour around them."""
   spec, optim, text = config.corpus_spec, config.optim, config.text
@@ -186,7 +221,8 @@ def _optimizer(
 ) -> optax.GradientTransformation:
   """The update rule of a stage, a text encoder's included."""
   spec, optim, text = config.corpus_spec, config.optim, config.text
-  rates, frozen, partition = optim.rates, None, system.partition
+  rates, frozen = optim.rates, None
+  partition = functools.partial(partition_with_rate, system, rates)
   if config.anchor.is_on:
     partition = beside_anchor(partition, "new")
   if text.is_tuned:

@@ -55,6 +55,41 @@ def _late(**others):
   }
 
 
+def _all(option, *names, value=7, kind=PARAMETERS):
+  return {f"{option}.{name}": (value, kind) for name in names}
+
+
+_NAMES = ("text", "audio", "vision")
+
+
+def _low_rank(**others):
+  return {
+    **_all("hidden_dims", *_NAMES),
+    **_all("dropout", *_NAMES, value=0.43, kind=TRAINING),
+    "rank": (5, PARAMETERS),
+    "text_encoder": ("mean", PARAMETERS),
+    "compat": ("mmsa", EVALUATION),
+    **others,
+  }
+
+
+def _unimodal():
+  return {
+    **_all("unimodal_dims", *_NAMES),
+    **_all("unimodal_dropout", *_NAMES, value=0.43, kind=TRAINING),
+  }
+
+
+def _memory(*parts):
+  return {
+    **_all("hidden_dims", *_NAMES),
+    **_all("mlp_dims", *parts),
+    **_all("dropout", *parts, value=0.43, kind=TRAINING),
+    "memory_dim": (7, PARAMETERS),
+    "compat": ("mmsa", EVALUATION),
+  }
+
+
 FLAGS = {
   "derl": {
     **_sizes("hidden_dim", "num_layers", "ffn_multiplier"),
@@ -106,6 +141,42 @@ FLAGS = {
   "lf_dnn": _late(text_dim=(9, PARAMETERS), text_encoder=("mean", PARAMETERS)),
   "lf_lstm": _late(feature_dim=(9, PARAMETERS)),
   "tfn": _late(text_dim=(9, PARAMETERS), text_encoder=("mean", PARAMETERS)),
+  "lmf": _low_rank(),
+  "mlmf": _low_rank(**_unimodal()),
+  "mlf_dnn": _late(
+    **_unimodal(), text_dim=(9, PARAMETERS), text_encoder=("mean", PARAMETERS)
+  ),
+  "mtfn": _late(
+    **_unimodal(), text_dim=(9, PARAMETERS), text_encoder=("mean", PARAMETERS)
+  ),
+  "ef_lstm": {
+    **_sizes("hidden_dim", "num_layers", value=3),
+    "dropout": (0.43, TRAINING),
+    "compat": ("mmsa", EVALUATION),
+  },
+  "mfn": _memory("attention", "candidate", "retain", "update", "output"),
+  "graph_mfn": {
+    **_memory("candidate", "retain", "update", "output"),
+    "node_dim": (7, PARAMETERS),
+    "bounded": (True, EVALUATION),
+  },
+  "mult": {
+    **_sizes("hidden_dim", value=12),
+    **_sizes("num_layers", value=2),
+    **_all("kernel_sizes", *_NAMES, value=3),
+    **_all("attention_dropout", *_NAMES, value=0.43, kind=TRAINING),
+    **_all(
+      "dropout",
+      *("text", "embed", "relu", "residual", "output"),
+      value=0.43,
+      kind=TRAINING,
+    ),
+    "targets": (("text", "audio"), PARAMETERS),
+    "num_heads": (4, EVALUATION),
+    "positions": (True, EVALUATION),
+    "future_mask": (False, EVALUATION),
+    "compat": ("mmsa", EVALUATION),
+  },
   "text_only": {
     "pool": ("first", EVALUATION),
     "dropout": (0.43, TRAINING),

@@ -16,7 +16,10 @@ def with_spec(config, variant):
     tasks = {name: Task("classes", classes=EMOTIONS, protocol="classes")}
   else:
     limit, protocol = (1.0, "sims") if "sims" in variant else (3.0, "mosi")
-    tasks = {"sentiment": Task("regression", -limit, limit, protocol=protocol)}
+    sentiment = Task("regression", -limit, limit, protocol=protocol)
+    # Systems that learn from labels of one modality have them in their own corpus.
+    alone = [n for n in config.data.synthetic.tasks if n.startswith("sentiment_")]
+    tasks = dict.fromkeys(("sentiment", *alone), sentiment)
   names = ("text", "audio", "vision")
   spec = Spec(
     widths=dict(zip(names, (12, 5, 7), strict=True)),

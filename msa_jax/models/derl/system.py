@@ -61,4 +61,16 @@ ABLATIONS = {
   "layers": {f"layers_{n}": {"model.num_layers": n} for n in range(1, 7)},
 }
 
-SYSTEM = System(build=build, reads=reads, ablations=ABLATIONS)
+SYSTEM = System(
+  build=build,
+  reads=reads,
+  ablations=ABLATIONS,
+  search_space={
+    "model.dropout.attention": "0..0.5",
+    "model.dropout.residual": "0..0.5",
+    "model.dropout.ffn": "0..0.5",
+    "model.dropout.text": "0..0.5",
+    "model.num_layers": "1..4",
+    "loss.dissimilarity": "1e-3..0.5:log",
+  },
+)

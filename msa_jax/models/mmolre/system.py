@@ -147,4 +147,9 @@ SYSTEM = System(
   terms=terms,
   shared=shared,
   reads=modalities_of,
+  search_space={
+    "model.dropout": "0..0.5",
+    "model.attention_dropout": "0..0.5",
+    "loss.load_balance": "0..0.1",
+  },
 )

@@ -259,4 +259,12 @@ def join_branches(snapshots: Mapping[str, Params], final: Params) -> Params:
   return {**final, "branches": branches}
 
 
-SYSTEM = System(build=build, stages=stages, units=("dialogue", "utterance"))
+SYSTEM = System(
+  build=build,
+  stages=stages,
+  units=("dialogue", "utterance"),
+  search_space={
+    "model.dropout": "0..0.6",
+    "model.num_layers": "1..4",
+  },
+)
