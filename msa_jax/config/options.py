@@ -32,6 +32,7 @@ class OptimConfig:
     grad_clip_value: greatest absolute entry of the gradient; 0 = no clipping.
     weight_decay: L2 for `adam` and `sgd`, decoupled and of matrices for `adamw`.
     weight_decays: of a system's partitions, by name; others have `weight_decay`.
+    decay_norms: L2 also of a text encoder's norms and biases, which have none else.
     epsilon: of Adam's denominator.
     accumulate_steps: batches whose gradients make one update.
     accumulation: of these gradients the `mean`, which at the end of an epoch is that of
@@ -53,6 +54,7 @@ class OptimConfig:
   grad_clip_value: float = 0.0
   weight_decay: float = 0.0
   weight_decays: Mapping[str, float] = _mapping()
+  decay_norms: bool = False
   epsilon: float = 1e-8
   accumulate_steps: int = 1
   accumulation: str = "mean"

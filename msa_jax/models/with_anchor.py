@@ -92,6 +92,10 @@ class WithAnchor(nn.Module):
     pooled, seen = read_text(batch, self.pool)
     return self.corrected(output, pooled, seen, train)
 
+  def hooks_of_anchored(self, batch: Batch, train: bool) -> Any:
+    """What the system's module changes of a text encoder's states."""
+    return self.anchored.hooks(batch, train)
+
   def corrected(
     self,
     output: ModelOutput,

@@ -27,6 +27,7 @@ from msa_jax.models.with_text_encoder import (
 )
 from msa_jax.step import optimizer, task_gradients
 from msa_jax.step.accumulation import accumulated
+from msa_jax.step.alternating import alternating
 from msa_jax.step.balance.recipe import balanced
 from msa_jax.step.ema import with_ema
 from msa_jax.step.objective import Objective, make_objective
@@ -153,7 +154,9 @@ def build(config: Experiment, stage: int = -1) -> Recipe:
   if chosen.epochs != config.optim.epochs:
     config = config.replace("optim", epochs=chosen.epochs)
   system, spec, text = models.get(config.system), config.corpus_spec, config.text
-  made = system.recipe(networks(config).inner, chosen, _core(config, system, chosen))
+  made = system.recipe(
+    networks(config).inner, chosen, _in_turns(config, system, chosen)
+  )
   # Where another run gives the values, `runs.warm_start` reads them.
   if text.is_tuned and text.start == "pretrained" and not config.init.from_run:
     made = with_pretrained(made, text, spec.encoder)
@@ -179,11 +182,40 @@ def partition_with_rate(
   return "new" if name in system.own_rates and not rates.get(name) else name
 
 
-def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
+def _in_turns(config: Experiment, system: System, stage: Stage) -> Recipe:
+  """One model and its optimizers, or several of these in turn."""
+  objective = objective_of(config, system, networks(config).inner)
+  if not stage.turns:
+    return _core(config, system, stage, objective)
+  if config.optim.accumulate_steps > 1:
+    raise UserError(
+      f"config.optim.accumulate_steps={config.optim.accumulate_steps}: {config.system}"
+      " has several optimizers, which update with every batch; set it to 1."
+    )
+  recipes = []
+  for turn in stage.turns:
+    terms = {
+      name: term._replace(weight=turn.task * term.weight)
+      for name, term in objective.terms.items()
+    }
+    weights = {
+      name: turn.losses.get(name, turn.others * weight)
+      if isinstance(weight, int | float)
+      else weight
+      for name, weight in objective.weights.items()
+    }
+    own = stage._replace(trainable=turn.trainable)
+    chosen = objective._replace(terms=terms, weights=weights)
+    recipes.append(_core(config, system, own, chosen))
+  return alternating(recipes)
+
+
+def _core(
+  config: Experiment, system: System, stage: Stage, objective: Objective
+) -> Recipe:
   """One model and its optimizers, without any behaviour around them."""
   spec, optim, text = config.corpus_spec, config.optim, config.text
-  inner, outer = networks(config)
-  objective = objective_of(config, system, inner)
+  outer = networks(config).outer
   shared = system.shared
   if config.anchor.is_on:
     shared = beside_anchor(shared, "")
@@ -238,4 +270,5 @@ def _optimizer(
     rates,
     frozen,
     text.layer_decay if text.is_tuned else 1.0,
+    stage.clip_all,
   )
