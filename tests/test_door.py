@@ -27,7 +27,7 @@ def _msa_jax(*arguments, folder=ROOT):
   [
     ((), "predict   predicts every sample"),
     (("--help",), "bench     measures"),
-    (("train", "--help"), "Configs: awf, derl, hgem"),
+    (("train", "--help"), "Configs: almt, awf, "),
     (("train", "--config=lf_dnn:mosi", "--help"), "--config.optim.batch_size=128"),
     (("evaluate", "-h"), "--missing"),
     (("predict", "--help"), "--output           Where predict writes. (default: pred"),
