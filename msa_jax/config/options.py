@@ -29,7 +29,14 @@ class OptimConfig:
     warmup_fraction: of all steps, in [0, 1].
     schedule: after the warm-up: `constant`, `linear` or `cosine`.
     grad_clip_norm: greatest global norm of the gradient; 0 = no clipping.
+    grad_clip_value: greatest absolute entry of the gradient; 0 = no clipping.
     weight_decay: L2 for `adam` and `sgd`, decoupled and of matrices for `adamw`.
+    weight_decays: of a system's partitions, by name; others have `weight_decay`.
+    epsilon: of Adam's denominator.
+    accumulate_steps: batches whose gradients make one update.
+    accumulation: of these gradients the `mean`, which at the end of an epoch is that of
+      the batches that are left; or their `sum`, as MMSA's trainers have it: its entries
+      are clipped after every batch, and what is left over is dropped.
     momentum: of `sgd`.
     ema_decay: of a running mean of the parameters, which then predicts; 0 = none.
     epochs: most epochs.
@@ -43,7 +50,12 @@ class OptimConfig:
   warmup_fraction: float = 0.1
   schedule: str = "linear"
   grad_clip_norm: float = 2.0
+  grad_clip_value: float = 0.0
   weight_decay: float = 0.0
+  weight_decays: Mapping[str, float] = _mapping()
+  epsilon: float = 1e-8
+  accumulate_steps: int = 1
+  accumulation: str = "mean"
   momentum: float = 0.0
   ema_decay: float = 0.0
   epochs: int = 40

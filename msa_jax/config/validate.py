@@ -16,6 +16,7 @@ from msa_jax.errors import UserError
 from msa_jax.layers.masking import POOLS
 from msa_jax.text import options as text_options
 
+ACCUMULATIONS = ("mean", "sum")  # as `step.accumulation` has them
 INITIAL = ("encoder", "all")  # what `config.init.from_run` gives
 # Options of several systems, by an example of what they are.
 _TASKS = {"task": "auto", "tasks": ("a",), "modalities": ("a",)}
@@ -47,6 +48,9 @@ _RANGES = {
   "sharding.replica": _POSITIVE,
   "sharding.expert": _POSITIVE,
   "optim.grad_clip_norm": _DECAY,
+  "optim.grad_clip_value": _DECAY,
+  "optim.epsilon": _FINITE,
+  "optim.accumulate_steps": _POSITIVE,
   "optim.patience": _NOT_NEGATIVE,
   "data.max_steps": _NOT_NEGATIVE,
   "data.num_frame_clusters": _NOT_NEGATIVE,
@@ -93,6 +97,21 @@ def validate(config: Experiment) -> None:
         f"config.optim.learning_rates.{name}={rate} must be 0 (frozen) or more, and"
         " finite."
       )
+  for name, decay in config.optim.weight_decays.items():
+    if not 0.0 <= decay < math.inf:
+      raise UserError(
+        f"config.optim.weight_decays.{name}={decay} must be 0 or more, and finite."
+      )
+  if config.optim.accumulation not in ACCUMULATIONS:
+    raise UserError(
+      f"config.optim.accumulation={config.optim.accumulation!r} must be one of"
+      f" {ACCUMULATIONS}."
+    )
+  if config.optim.accumulate_steps > 1 and config.is_balanced:
+    raise UserError(
+      f"config.optim.accumulate_steps={config.optim.accumulate_steps}: B-fusion updates"
+      " with every batch; set it to 1, or config.balance.enabled=False."
+    )
   _check_effects(config.data)
   for key in ("train", "eval"):
     missing.parse(getattr(config.missing, key), option=f"config.missing.{key}: ")

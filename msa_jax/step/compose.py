@@ -9,6 +9,7 @@ import functools
 from typing import NamedTuple
 
 import flax.linen as nn
+import optax
 
 from msa_jax import models
 from msa_jax.config.experiment import Experiment
@@ -24,6 +25,7 @@ from msa_jax.models.with_text_encoder import (
   with_pretrained,
 )
 from msa_jax.step import optimizer, task_gradients
+from msa_jax.step.accumulation import accumulated
 from msa_jax.step.balance.recipe import balanced
 from msa_jax.step.ema import with_ema
 from msa_jax.step.objective import Objective, make_objective
@@ -147,26 +149,16 @@ def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
   spec, optim, text = config.corpus_spec, config.optim, config.text
   inner, outer = networks(config)
   objective = objective_of(config, system, inner)
-  shared, rates, frozen = system.shared, optim.rates, None
-  partition = system.partition
+  shared = system.shared
   if config.anchor.is_on:
-    partition, shared = beside_anchor(partition, "new"), beside_anchor(shared, "")
+    shared = beside_anchor(shared, "")
   if text.is_tuned:
-    partition = functools.partial(in_encoder_or, partition)
     shared = functools.partial(in_encoder_or, shared)
-    rates = {**rates, PARAMETERS: text.learning_rate}
-    frozen = finetune.is_frozen if finetune.freezes(text, spec.encoder) else None
-  branched = stage.branched and not config.is_balanced
-  rule = optimizer.build(
-    optim,
-    objective.total_steps,
-    partition,
-    stage.trainable,
-    branched,
-    rates,
-    frozen,
-    text.layer_decay if text.is_tuned else 1.0,
-  )
+  rule, end_epoch = _optimizer(config, system, stage), None
+  if optim.accumulate_steps > 1:
+    rule, end_epoch = accumulated(
+      rule, optim.accumulate_steps, optim.accumulation, optim.grad_clip_value
+    )
   example = example_batch(spec)
   if config.balance is not None and config.is_balanced:
     if stage.call:
@@ -186,9 +178,34 @@ def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
       task_gradients.gradient_by_task, shared, vectors=of_epoch
     )
   made = supervised(Supervised(outer, example, objective, rule, gradient, stage.call))
-  if compares:
-    if of_epoch:
-      per_epoch = spec.steps_per_epoch(optim.batch_size)
-      made = task_gradients.with_epoch_cosines(made, example, per_epoch)
-    made = task_gradients.with_shared_check(made, shared, config.system)
-  return made
+  made = made._replace(end_epoch=end_epoch)
+  if not compares:
+    return made
+  if of_epoch:
+    per_epoch = spec.steps_per_epoch(optim.batch_size)
+    made = task_gradients.with_epoch_cosines(made, example, per_epoch)
+  return task_gradients.with_shared_check(made, shared, config.system)
+
+
+def _optimizer(
+  config: Experiment, system: System, stage: Stage
+) -> optax.GradientTransformation:
+  """The update rule of a stage, a text encoder's included."""
+  spec, optim, text = config.corpus_spec, config.optim, config.text
+  rates, frozen, partition = optim.rates, None, system.partition
+  if config.anchor.is_on:
+    partition = beside_anchor(partition, "new")
+  if text.is_tuned:
+    partition = functools.partial(in_encoder_or, partition)
+    rates = {**rates, PARAMETERS: text.learning_rate}
+    frozen = finetune.is_frozen if finetune.freezes(text, spec.encoder) else None
+  return optimizer.build(
+    optim,
+    optimizer.total_updates(spec, optim),
+    partition,
+    stage.trainable,
+    stage.branched and not config.is_balanced,
+    rates,
+    frozen,
+    text.layer_decay if text.is_tuned else 1.0,
+  )

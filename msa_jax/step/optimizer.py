@@ -20,8 +20,15 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
 def total_steps(spec: Spec, optim: OptimConfig) -> int:
-  """Optimizer updates of a whole run: epochs times batches of the training split."""
+  """Batches of a whole run: epochs times those of the training split."""
   return max(1, spec.steps_per_epoch(optim.batch_size) * optim.epochs)
+
+
+def total_updates(spec: Spec, optim: OptimConfig) -> int:
+  """Updates of a whole run, of `optim.accumulate_steps` batches each."""
+  batches, every = spec.steps_per_epoch(optim.batch_size), optim.accumulate_steps
+  tail = every - 1 if optim.accumulation == "mean" else 0
+  return max(1, (batches + tail) // every * optim.epochs)
 
 
 def schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
@@ -58,7 +65,7 @@ def _decays(optim: OptimConfig) -> Callable[[Names, Any], bool]:
     # Biases, norm scales and other vectors are not decayed. Those of stacked layers and
     # experts are matrices, known by their names.
     return lambda names, leaf: leaf.ndim > 1 and names[-1] not in _PLAIN
-  if not optim.weight_decay:
+  if not any((optim.weight_decay, *optim.weight_decays.values())):
     return lambda names, leaf: False
 
   # Published for systems from scratch, where everything decays; a pretrained encoder's
@@ -107,7 +114,31 @@ def _update_rule(optim: OptimConfig) -> optax.GradientTransformation:
     return optax.trace(decay=optim.momentum)
   if optim.name not in OPTIMIZERS:
     raise UserError(f"config.optim.name={optim.name!r} must be one of {OPTIMIZERS}.")
-  return optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+  return optax.scale_by_adam(b1=0.9, b2=0.999, eps=optim.epsilon)
+
+
+def _decayed(
+  optim: OptimConfig, kind_of: KindOf, mask: Callable[[Any], Any]
+) -> optax.GradientTransformation:
+  """Adds each parameter times the weight decay of its partition.
+
+  Args:
+    optim: the decays.
+    kind_of: of the trees that the transformation sees.
+    mask: parameters -> which of them decay.
+  """
+  if not optim.weight_decays:
+    return optax.add_decayed_weights(optim.weight_decay, mask=mask)
+
+  def update(updates, state, params=None):
+    def add(path, gradient, leaf):
+      kind = kind_of(names_of(path), leaf)
+      decay = optim.weight_decays.get(kind.partition, optim.weight_decay)
+      return gradient + decay * leaf if kind.decays and decay else gradient
+
+    return jax.tree_util.tree_map_with_path(add, updates, params), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _only(
@@ -210,17 +241,18 @@ def build(
       one below it.
 
   Returns:
-    Clip by global norm over all partitions, then weight decay as a part of the gradient
-    of every parameter but a text encoder's norms and biases (L2; `adam`, `sgd`), the
-    update rule, or after it decoupled weight decay on matrices (`adamw`), the schedule
-    and each partition's learning rate.
+    Clip by value and by global norm over all partitions, then weight decay as a part of
+    the gradient of every parameter but a text encoder's norms and biases (L2; `adam`,
+    `sgd`), the update rule, or after it decoupled weight decay on matrices (`adamw`),
+    the schedule and each partition's learning rate.
 
   Raises:
     UserError: unknown optimizer or schedule, or a partition without learning rate.
   """
   rates = optim.rates if rates is None else rates
   rule, relative = _update_rule(optim), schedule(optim, steps)
-  clip, decay = optim.grad_clip_norm, optim.weight_decay
+  clip, value = optim.grad_clip_norm, optim.grad_clip_value
+  decays = any((optim.weight_decay, *optim.weight_decays.values()))
 
   def rules(kind_of: KindOf) -> optax.GradientTransformation:
     def each(entry):
@@ -231,12 +263,13 @@ def build(
 
       return of
 
-    parts = [] if branched or not clip else [optax.clip_by_global_norm(clip)]
-    decayed = optax.add_decayed_weights(decay, mask=each("decays"))
+    parts = [optax.clip(value)] if value else []
+    parts += [] if branched or not clip else [optax.clip_by_global_norm(clip)]
+    decayed = _decayed(optim, kind_of, each("decays"))
     if optim.name == "adamw":
       parts += [rule, decayed]
     else:
-      parts += [decayed, rule] if decay else [rule]
+      parts += [decayed, rule] if decays else [rule]
     scales: dict[Hashable, Any] = {
       name: optax.scale(-rate) for name, rate in rates.items()
     }

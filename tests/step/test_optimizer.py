@@ -125,3 +125,43 @@ def test_lower_layers_of_a_text_encoder_learn_more_slowly():
       found["layers"]["query"][layer], -0.05 * share, rtol=1e-5
     )
   np.testing.assert_allclose(found["embeddings"]["word"], -0.05 * 0.125, rtol=1e-5)
+
+
+def test_partitions_have_decays_of_their_own():
+  config = _optim(
+    name="sgd",
+    warmup_fraction=0.0,
+    schedule="constant",
+    grad_clip_norm=0.0,
+    weight_decay=0.1,
+    weight_decays={"gate": 0.5},
+  )
+  optimizer = _build(config)
+  params = {"gate": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 1))}}
+  zeros = {"gate": {"kernel": jnp.zeros((2, 2))}, "head": {"kernel": jnp.zeros((2, 1))}}
+  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["gate"]["kernel"], -0.01 * 0.5, rtol=1e-5)
+  np.testing.assert_allclose(updates["head"]["kernel"], -0.05 * 0.1, rtol=1e-5)
+
+
+def test_clipping_by_value_bounds_every_entry():
+  config = _optim(
+    name="sgd",
+    warmup_fraction=0.0,
+    schedule="constant",
+    grad_clip_norm=0.0,
+    grad_clip_value=0.5,
+  )
+  optimizer = _build(config)
+  params = {"head": {"kernel": jnp.zeros((2, 1))}}
+  gradients = {"head": {"kernel": jnp.asarray([[-3.0], [0.2]])}}
+  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  expected = [[0.05 * 0.5], [-0.05 * 0.2]]
+  np.testing.assert_allclose(updates["head"]["kernel"], expected, rtol=1e-5)
+
+
+def test_updates_of_several_batches_are_counted_with_or_without_the_rest():
+  spec = Spec(widths={}, lengths={}, tasks={}, train_size=41)  # 5 batches
+  assert optim.total_updates(spec, _optim(accumulate_steps=2)) == 15
+  dropped = _optim(accumulate_steps=2, accumulation="sum")
+  assert optim.total_updates(spec, dropped) == 10
