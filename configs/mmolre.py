@@ -10,9 +10,9 @@ are yours to give), `own` (data of your own: the epochs of `paper` at the defaul
 width) and `paper` (width 768, 12.9 M parameters; made for an accelerator).
 They combine: `configs/mmolre.py:mosei,paper`. MOSI has no emotion labels: with
 `data.extra_train_paths=mosei.npz` batches draw from both corpora equally and the
-emotion head learns from MOSEI; without, sentiment is learned alone. `conflict` is a synthetic
-corpus whose two tasks need different things of one text, with fewer ranks than both
-need: `msa-jax studies ablation --config=mmolre:conflict --table=sharing`.
+emotion head learns from MOSEI; without, sentiment is learned alone. `conflict` is a
+synthetic corpus whose two tasks need different things of one text, and more than they
+share: `msa-jax studies ablation --config=mmolre:conflict --table=sharing`.
 
 The default trains a narrow preset of the same network on the synthetic corpus with both
 of its labels, which needs no file and no accelerator. Only the paper's abstract is

@@ -20,8 +20,8 @@ text WA .735 UA .743, audio .418 .435, both .747 .753 (`conditions`: .733 .745,
 .427 .436, .745 .755).
 
 Ablations: `msa-jax studies ablation --config=momke --table=parts` (no stage 1, no
-stage 2, no router, own expert only) or `experts` (own expert with one other). `echo` is
-a synthetic corpus on which they can be told apart: text repeats some of what audio says.
+stage 2, no router, own expert only) or `experts` (own expert with one other). `echo`
+is a synthetic corpus to look at them with: text repeats some of what audio says.
 IEMOCAP: `--config.data.fold=1` to 5 is the session to test on.
 """
 

@@ -57,7 +57,13 @@ def test_mmolres_routers_and_modality_gates_move_their_own_task_alone():
   made, params, data, plain = tiny_mmolre.base()
   predict = tiny_mmolre.predict(made)
   paths = {
-    f"router_{m}_0_{task}": (f"unitse_{m}", "block_0", f"router_{task}", "bias")
+    f"router_{m}_0_{task}": (
+      f"unitse_{m}",
+      "block_0",
+      f"router_{task}",
+      "logits",
+      "bias",
+    )
     for m in ("text", "audio")
     for task in tiny_mmolre.TASKS
   }

@@ -59,4 +59,11 @@ MUTATIONS = [
     "(mean + (new - mean))",
     ("tests/step/test_ema.py",),
   ),
+  Mutation(
+    "task gradients: sums of an epoch go on into the next",
+    "step/task_gradients.py",
+    "jnp.where(place == 0, 0.0, total)",
+    "total",
+    ("tests/step/test_objective.py", "-k", "cosines_of_an_epoch"),
+  ),
 ]

@@ -157,4 +157,18 @@ MUTATIONS = [
     "proposed = proposed * rest / jnp.sum(jnp.where(seen, proposed, 0.0))",
     (BALANCE + "test_omega.py", "-k", "sum3"),
   ),
+  Mutation(
+    "momke: own+other keeps every expert",
+    "models/momke/blocks.py",
+    "compared = without_others(logits, other)",
+    "compared = logits",
+    (MOMKE + "test_network.py", "-k", "one_other"),
+  ),
+  Mutation(
+    "mmolre: hard sharing is compared with fewer ranks",
+    "models/mmolre/system.py",
+    '"model.shared_ranks": (*ranks, own, own)',
+    '"model.shared_ranks": (*ranks, own)',
+    ("tests/studies/test_ablation.py", "-k", "depend_on_sizes"),
+  ),
 ]

@@ -168,7 +168,7 @@ ONE_FAST = SyntheticOptions(
 
 # Worlds that show what a mechanism of a system is good for.
 CONFLICT = SyntheticOptions(world="conflict", sizes=(1200, 300, 600))
-ECHO = SyntheticOptions(world="echo", sizes=(1200, 300, 600))
+ECHO = SyntheticOptions(world="echo", sizes=(600, 300, 600))
 
 PRESETS = {
   "mosi": SyntheticOptions(),
