@@ -9,13 +9,12 @@ The mean over steps says nothing; a hidden unit along d_k says a_k. Sentiment is
 1.5 (a_1 - a_2), the emotion which of a_3 and a_4 exceed their median: each task needs
 two units of its own, and two that are shared serve one of them only.
 
-`echo`: an absent modality that another one tells of, for MoMKE. Audio says a value w,
-and what counts is v = sin 5w, which no linear model hears and an expert needs samples
-to learn. Text says another value u plainly, and repeats w: truly in some, another
-one in the others; a tell says which. It seldom does in training, and in half of the
-samples of validation and test. The label is 1.5 (u + v). Without audio, text's own
-expert has few samples to learn v from; audio's expert knows it, and the router can tell
-when to ask it.
+`echo`: an absent modality that another one tells of, for MoMKE. Audio says a value v
+by p, q and r with v = p q r (p, q = +-1): no linear model hears it, and an expert
+needs many samples to learn it. Text says another value u plainly, and repeats what
+audio says: truly in a share of the samples, at random in the others; a tell says which.
+The label is 1.5 (u + v). Without audio, text's own expert has fewer samples to learn
+the product from than audio's, and the router can tell when to ask that one.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ from msa_jax.typing import Corpus, Sequences, Split, Task
 
 STEPS, WIDTH = 16, 16
 QUADRANTS = ("neither", "first", "second", "both")
-ECHO_SHARES = (0.2, 0.5, 0.5)  # of train, valid, test
+ECHO_SHARE = 0.4
 _QUIET = 0.2  # deviation of the noise along what is meant to be heard
 _LABEL_NOISE = 0.1
 
@@ -74,22 +73,29 @@ def _conflict(options: SyntheticOptions, number: int):
 
 def _echo(options: SyntheticOptions, number: int):
   rng, size = _stream(options, number)
-  directions = _directions(options, 3)
-  said, heard, other = rng.uniform(-1.0, 1.0, (3, size))
-  repeated = rng.random(size) < ECHO_SHARES[number]
+  directions = _directions(options, 5)
+  said = rng.uniform(-1.0, 1.0, size)
+  heard = _factors(rng, size)
+  repeated = rng.random(size) < ECHO_SHARE
+  echoed = np.where(repeated[:, None], heard, _factors(rng, size))
   tell = np.where(repeated, 1.0, -1.0)
-  echoed = np.where(repeated, heard, other)
-  text = np.stack([said, echoed, tell], axis=1) @ directions
-  audio = heard[:, None] @ directions[1:2]
+  text = np.concatenate([said[:, None], echoed, tell[:, None]], axis=1) @ directions
+  audio = heard @ directions[1:4]
   modalities = {}
   for name, values in (("text", text), ("audio", audio)):
     noise = _noise(rng, (size, STEPS), directions)
     modalities[name] = _text(values[:, None] + noise)
-  meant = np.sin(5 * heard)
-  label = 1.5 * (said + meant) + _LABEL_NOISE * rng.standard_normal(size)
+  label = 1.5 * (said + heard.prod(axis=1))
+  label += _LABEL_NOISE * rng.standard_normal(size)
   labels = {"sentiment": np.clip(label, -3, 3).astype(np.float32)}
-  extras = {"said": said, "meant": meant, "repeated": repeated}
+  extras = {"said": said, "heard": heard.prod(axis=1), "repeated": repeated}
   return modalities, labels, extras
+
+
+def _factors(rng, size: int) -> np.ndarray:
+  """p, q = +-1 and r in [0, 1]: [n 3]."""
+  signs = rng.choice([-1.0, 1.0], (size, 2))
+  return np.concatenate([signs, rng.uniform(0.0, 1.0, (size, 1))], axis=1)
 
 
 def _corpus(name: str, draw: Callable, tasks: Mapping[str, Task]):
