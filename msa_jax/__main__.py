@@ -3,6 +3,7 @@
   train     trains a system on a corpus
   evaluate  scores a trained run again, also with modalities missing
   predict   predicts every sample of a file with a trained run
+  configs   lists systems and variants, and the options of one
   data      checks, converts and describes data files
   studies   trains and compares what a paper's table does
   report    draws runs and studies, or compares them in tables
@@ -27,7 +28,7 @@ _PROGRAMS = {
   "bench": "benchmarks.__main__",
 }
 _MODES = ("train", "evaluate", "predict")
-COMMANDS = (*_MODES, "data", *_PROGRAMS)
+COMMANDS = (*_MODES, "configs", "data", *_PROGRAMS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   except UserError as error:
     command.fail(error)
   # Imported by name: each program defines flags of its own, and only one may.
+  if name == "configs":
+    sys.exit(importlib.import_module("msa_jax.config.listing").main(rest))
   if name == "data":
     program = importlib.import_module("msa_jax.data.__main__")
     with command.one_line():

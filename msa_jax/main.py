@@ -38,6 +38,7 @@ _COUNT = flags.DEFINE_integer("process_count", 0, "How many, unless auto.")
 _INDEX = flags.DEFINE_integer("process_index", -1, "Of this one, unless auto.")
 _INPUT = flags.DEFINE_string("input", "", "File to predict or evaluate.")
 _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes.")
+_FORCE = flags.DEFINE_bool("force", False, "Replace predictions that are there.")
 
 
 def main(arguments: list[str]) -> None:
@@ -88,7 +89,10 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
       return
     if not _INPUT.value:
       raise UserError("--mode=predict needs --input, the file to predict.")
-    written = run.predict(_WORKDIR.value, _INPUT.value, pathlib.Path(_OUTPUT.value))
+    output = pathlib.Path(_OUTPUT.value)
+    if output.exists() and not _FORCE.value:
+      raise UserError(f"{output} exists; --force replaces it, --output=FILE keeps it.")
+    written = run.predict(_WORKDIR.value, _INPUT.value, output)
     say(f"predictions: {written}")
   except stopping.Interrupted as interruption:
     say(interruption, file=sys.stderr)
@@ -114,7 +118,7 @@ USES = {
   ),
   "predict": (
     "Predicts every sample of a file with a trained run, into a csv file.",
-    (_WORKDIR, _INPUT, _OUTPUT, _CONFIG),
+    (_WORKDIR, _INPUT, _OUTPUT, _FORCE, _CONFIG),
   ),
 }
 
@@ -129,7 +133,7 @@ def run_mode(mode: str, arguments: Sequence[str]) -> NoReturn:
 
 def run_main() -> NoReturn:
   """`python -m msa_jax.main`."""
-  taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _MISSING)
+  taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _FORCE, _MISSING)
   taken = (*taken, _COORDINATOR, _COUNT, _INDEX)
   command.run(command.Program(main, __doc__ or "", taken, _CONFIG))
 

@@ -65,15 +65,6 @@ def prose(text: str) -> str:
   return "\n\n".join(parts)
 
 
-def entries(text: str) -> dict[str, str]:
-  """Name -> description, of the attributes that a docstring lists."""
-  found = {}
-  for part in sections(text):
-    if part.kind.value == "attributes":
-      found |= {item.name: " ".join(item.description.split()) for item in part.value}
-  return found
-
-
 def paragraphs(text: str, start: str) -> list[str]:
   """Paragraphs that begin with a word, e.g. `Source:`, without it."""
   found = inspect.cleandoc(text).split("\n\n")

@@ -1,6 +1,7 @@
 """The page of the options that all systems share."""
 
 from docs.generate import tables
+from msa_jax.config import described
 from msa_jax.config.defaults import SECTIONS
 from msa_jax.config.options import BalanceConfig
 
@@ -19,7 +20,7 @@ def page() -> str:
   """The page, as Markdown."""
   parts = [_START]
   for name, section in {**SECTIONS, "balance": BalanceConfig}.items():
-    for group in tables.groups(section):
+    for group in described.groups(section):
       key = f"{name}.{group.key}".rstrip(".")
       parts.append(f"{'###' if group.key else '##'} `{key}`")
       parts.append(group.summary)

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from docs.generate import docstrings, tables
-from docs.generate.tables import Group, Option, code, literal
+from docs.generate.tables import code
 from msa_jax import models
+from msa_jax.config import described
 from msa_jax.config.defaults import SECTIONS
+from msa_jax.config.described import Group, Option, literal
 from msa_jax.config.experiment import Experiment, experiment, flatten, to_tree
 from msa_jax.config.options import BalanceConfig
 from msa_jax.models.system import System, no_auxiliary
@@ -102,9 +104,8 @@ def entry(key: str) -> Entry:
   config = importlib.import_module(f"configs.{key}")
   default = experiment(config.get_config())
   spec = example_spec(default.data.sample_unit)
-  network = type(system.build(default.model, spec))
-  own = getattr(system.build, "__module__", None)  # a partial has none
-  home = sys.modules[own or network.__module__]
+  network = described.network_of(system, default.model, spec)
+  home = described.home_of(system, network)
   return Entry(key, system, network, config, home, default)
 
 
@@ -177,8 +178,8 @@ def groups(made: Entry) -> list[Group]:
     ValueError: an option that no docstring tells of.
   """
   names = [name for name in made.default.model if name != "name"]
-  owners = (made.network, *_plans(made.home))
-  found = [group for owner in owners for group in tables.groups(owner, names)]
+  owners = described.owners(made.network, made.home)
+  found = [group for owner in owners for group in described.groups(owner, names)]
   told = {each.key.partition(".")[0] for group in found for each in group.options}
   unknown = [name for name in names if name not in {*told, *_READ}]
   if unknown:
@@ -186,18 +187,6 @@ def groups(made: Entry) -> list[Group]:
   read = tuple(_READ[name] for name in names if name not in told)
   first, *rest = found
   return [first._replace(options=(*read, *first.options)), *rest]
-
-
-def _plans(home: ModuleType) -> list[type]:
-  """Dataclasses of options that lie beside those of the network."""
-  return [
-    each
-    for each in vars(home).values()
-    if isinstance(each, type)
-    and dataclasses.is_dataclass(each)
-    and each.__module__ == home.__name__
-    and not issubclass(each, nn.Module)
-  ]
 
 
 def _options(made: Entry) -> Iterator[str]:

@@ -75,8 +75,8 @@ class TrainConfig:
   Attributes:
     monitor: what picks the epoch on validation: `auto`, or terms
       `[weight*][task/]metric` with commas; see `training/selection.py`.
-    selection_split: `val`, or `official`: by the test split, as some released code
-      does (with a warning).
+    selection_split: `val`; `none`: no split selects, the last epoch is kept; or
+      `official`: by the test split, as some released code does (with a warning).
     preset: recipe by what the text input is (`auto`), or one by name, or `none`: the
       values of the config file; see `config/regimes.py`.
     references: fit the constant and linear models that results stand beside.
@@ -288,6 +288,8 @@ class DataConfig:
 
   Attributes:
     path: file or folder; "" = the synthetic corpus.
+    recipe: data set whose settings the config has, which needs that data set's file;
+      "" = of the synthetic corpus, or of data of your own.
     format: one of `data.readers.FORMATS`; `auto` looks at the content.
     extra_train_paths: further files to train with, each sample with the labels it has;
       batches draw from all files equally.
@@ -315,6 +317,7 @@ class DataConfig:
   """
 
   path: str = ""
+  recipe: str = ""
   format: str = "auto"
   extra_train_paths: tuple[str, ...] = ()
   extra_evaluation: bool = False

@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from msa_jax import config as config_lib
-from msa_jax.config import regimes
+from msa_jax.config import files, regimes
 from msa_jax.config.config_dict import ConfigDict
 from msa_jax.data.synthetic.generator import CONFLICT, ECHO, ONE_FAST, ONE_STRONG
 
@@ -62,6 +62,7 @@ def apply(
   for name in chosen:
     if name in data_sets:
       variants[name](config)
+      config.data.recipe = "" if name == files.OWN else name
   regimes.follow(config, recipes)
   for name in chosen:
     if name not in data_sets:

@@ -2,15 +2,15 @@
 
 python -m msa_jax.report runs/a runs/b --output=report   # a page and its figures
 python -m msa_jax.report compare runs/a runs/b           # tables on the terminal
+python -m msa_jax.report compare runs/a runs/b --export=latex   # for a paper
 """
 
+import pathlib
 from collections.abc import Sequence
 from typing import NoReturn
 
 from absl import flags, logging
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from msa_jax import command
 from msa_jax.errors import UserError
@@ -24,34 +24,53 @@ _SAMPLE = flags.DEFINE_string(
 _UNEQUAL = flags.DEFINE_bool(
   "unequal", False, "With compare: test also runs of which only one sees the dialogue."
 )
+_PUBLISHED = flags.DEFINE_bool(
+  "published", True, "With compare: rows of the literature; --nopublished for none."
+)
+_EXPORT = flags.DEFINE_string(
+  "export", "", "With compare: print latex, markdown or csv in place of tables."
+)
+_FORCE = flags.DEFINE_bool("force", False, "Replace the page that is there.")
 
 
-def compare(runs, console: Console, unequal: bool = False) -> None:
+def compare(
+  runs, console: Console, unequal: bool = False, published: bool = True
+) -> None:
   """Prints the result tables of runs, published rows and significance.
 
   Args:
     runs: from `reading.read`; the first is compared with each of the others.
     console: where to.
     unequal: see `results.significance`.
+    published: whether rows of the literature stand beside them.
   """
   from msa_jax.report import results
 
   for task in results.tasks(runs):
-    own, others = results.local_rows(runs, task), results.published_rows(runs, task)
-    names = results.columns(own)
-    # The literature's rows may state only figures of unstated protocol.
-    names += [n for n in results.columns(others) if n in results.UNSTATED]
-    console.print(_table(f"{task}, mean ± std over seeds", names, (own, others)))
+    _print(_of_runs(runs, task, published), console)
     _print_verdicts(runs, task, console, unequal)
 
 
-def compare_study(folder: str, console: Console, unequal: bool = False) -> None:
+def _of_runs(runs, task: str, published: bool):
+  from msa_jax.report import results, tables
+
+  own = results.local_rows(runs, task)
+  others = results.published_rows(runs, task) if published else []
+  names = results.columns(own)
+  # The literature's rows may state only figures of unstated protocol.
+  names += [n for n in results.columns(others) if n in results.UNSTATED]
+  return tables.ResultTable(f"{task}, mean ± std over seeds", names, (own, others))
+
+
+def compare_study(
+  folder: str, console: Console, unequal: bool = False, published: bool = True
+) -> None:
   """Prints the tables of a study, published rows, significance and what is damaged.
 
   Args:
     folder: of the study.
     console: where to.
-    unequal: see `results.significance`.
+    unequal, published: see `compare`.
   """
   from msa_jax.report import results
   from msa_jax.report import studies as studies_lib
@@ -61,18 +80,51 @@ def compare_study(folder: str, console: Console, unequal: bool = False) -> None:
   board = lines[0]["study"] == "leaderboard"
   sweep = studies_lib.is_sweep(lines)
   if sweep and (ranking := studies_lib.ranking(folder, gaps)):
-    blocks = [rows for _, rows in ranking.blocks]
-    console.print(_table(ranking.title, ranking.names, blocks))
+    _print(_of_blocks(ranking), console)
   for table in studies_lib.result_tables(lines, runs):
     if not (board and table.task in results.tasks(runs)):
-      blocks = [rows for _, rows in table.blocks]
-      console.print(_table(table.title, table.names, blocks))
+      _print(_of_blocks(table), console)
   if board:  # in full, beside all that is published of the corpora
-    compare(runs, console, unequal)
+    compare(runs, console, unequal, published)
   elif not sweep:
     for task in results.tasks(runs):
       _print_verdicts(runs, task, console, unequal)
   _print_gaps(gaps, console)
+
+
+def _of_blocks(table):
+  from msa_jax.report import tables
+
+  blocks = [rows for _, rows in table.blocks]
+  return tables.ResultTable(table.title, table.names, blocks)
+
+
+def export(runs, studies: Sequence[str], kind: str, published: bool = True) -> str:
+  """The result tables of runs and studies as text.
+
+  Args:
+    runs: from `reading.read`.
+    studies: folders of studies, whose runs have tables of their own.
+    kind: key of `tables.EXPORTS`.
+    published: see `compare`.
+
+  Raises:
+    UserError: an unknown kind.
+  """
+  from msa_jax.report import results, tables
+  from msa_jax.report import studies as studies_lib
+
+  if kind not in tables.EXPORTS:
+    raise UserError(f"--export={kind!r} must be one of {', '.join(tables.EXPORTS)}.")
+  groups = [runs] if runs else []
+  groups += [studies_lib.runs(each, studies_lib.read(each))[0] for each in studies]
+  made = [
+    _of_runs(group, task, published)
+    for group in groups
+    for task in results.tasks(group)
+  ]
+  text = tables.EXPORTS[kind]
+  return "\n".join(text(table) for table in made)
 
 
 def _print_gaps(gaps, console: Console) -> None:
@@ -80,16 +132,13 @@ def _print_gaps(gaps, console: Console) -> None:
     console.print(f"not there: {gap}", highlight=False, markup=False)
 
 
-def _table(title: str, names, blocks) -> Table:
-  table = Table(title=escape(title))
-  for name in ("", *names, "remark"):
-    table.add_column(name, justify="left" if name in ("", "remark") else "right")
-  for rows in blocks:
-    for row in rows:
-      cells = [row.name, *[row.cells.get(n, "") for n in names], row.remark]
-      table.add_row(*map(escape, cells))
-    table.add_section()
-  return table
+def _print(table, console: Console) -> None:
+  from msa_jax.report import tables
+
+  for part in tables.fitted(table, console.width):
+    console.print(part)
+  for note in tables.notes(table):
+    console.print(note, highlight=False, markup=False)
 
 
 def _print_verdicts(runs, task: str, console: Console, unequal: bool) -> None:
@@ -114,21 +163,32 @@ def main(arguments: list[str]) -> None:
       raise UserError("give one run directory or more, e.g. runs/a; or: compare A B.")
     studies = [folder for folder in folders if studies_lib.is_study(folder)]
     runs = [reading.read(folder) for folder in folders if folder not in studies]
+    if _EXPORT.value:
+      if not only_tables:
+        raise UserError(
+          "--export goes with compare: report compare A B --export=latex."
+        )
+      print(export(runs, studies, _EXPORT.value, _PUBLISHED.value), end="")
+      return
     if only_tables:
       console = Console()
       if not console.is_terminal:
         console.width = 240  # files and pipes have no edge to fold at
-      compare(runs, console, _UNEQUAL.value)
+      compare(runs, console, _UNEQUAL.value, _PUBLISHED.value)
       _print_gaps([f"{run.name}: {g}" for run in runs for g in run.gaps], console)
       for study in studies:
-        compare_study(study, console, _UNEQUAL.value)
+        compare_study(study, console, _UNEQUAL.value, _PUBLISHED.value)
       return
+    there = pathlib.Path(_OUTPUT.value).expanduser() / "index.html"
+    if there.exists() and not _FORCE.value:
+      raise UserError(f"{there} exists; --force replaces it, --output=FOLDER keeps it.")
     print(f"report: {page.write(runs, _OUTPUT.value, studies, _SAMPLE.value)}")
 
 
 def run_main(arguments: Sequence[str] | None = None) -> NoReturn:
   """`python -m msa_jax.report` and `msa-jax report`."""
-  program = command.Program(main, __doc__ or "", (_OUTPUT, _SAMPLE, _UNEQUAL))
+  taken = (_OUTPUT, _SAMPLE, _FORCE, _UNEQUAL, _PUBLISHED, _EXPORT)
+  program = command.Program(main, __doc__ or "", taken)
   command.run(program, arguments)
 
 

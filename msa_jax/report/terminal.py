@@ -16,6 +16,12 @@ SHOWN = (
 )  # fmt: skip
 
 
+# Stands over figures that are of no data set.
+SYNTHETIC = (
+  "SYNTHETIC CORPUS: generated samples, not to be set beside published figures"
+)
+
+
 def directed(metric: str) -> str:
   """A metric's name and where it is better, if it has a direction."""
   if metric not in METRICS:
@@ -60,6 +66,8 @@ def training(summary: Mapping[str, Any], workdir: str | pathlib.Path) -> str:
   lines = [
     f"{summary['model']}: {summary['parameters']:,} parameters,"
     f" seeds {summary['seeds']}, epoch {epochs} by {summary['selected_by']}",
+    *(["nothing was trained: the run had finished"] if "repeated" in summary else []),
+    *([SYNTHETIC] if summary.get("corpus", {}).get("synthetic") else []),
     evaluation(summary["splits"]),
   ]
   for split, bayes in (summary.get("bayes") or {}).items():

@@ -89,6 +89,12 @@ def read_own(config: Experiment) -> Corpus:
     corpus = readers.read(
       options.path, options.format, features, bare_text=config.text.is_encoded
     )
+  elif options.recipe:
+    raise UserError(
+      f"config.data.recipe={options.recipe!r}: the settings are those of a data set,"
+      " whose file is lacking; give it (--config.data.path=FILE), or leave the variant"
+      " out to train on the synthetic corpus."
+    )
   else:
     corpus = synthetic.synthetic(options.synthetic)
   return ratings.valence_as_sentiment(corpus) if options.valence else corpus

@@ -70,11 +70,12 @@ def train(
     corpus: in memory, in place of the file that `config.data.path` names.
 
   Returns:
-    The contents of summary.json.
+    The contents of summary.json; with `repeated` where the run had finished before and
+    nothing was trained.
 
   Raises:
     UserError: bad input, another run in the folder or another process that trains
-      there, a diverging loss.
+      there, a finished run of other code, a diverging loss.
     stopping.Interrupted: SIGTERM or Ctrl-C came; everything is saved.
   """
   config = experiment(config)
@@ -120,7 +121,7 @@ def _train(config, run, corpus, stop) -> dict[str, Any]:
     replicas = [loop.Replica(seed, run) for seed in config.replicas.seeds]
     trained = schedule.train(config, replicas, feeds, labels or {}, run, stop)
     if done is not None and done["parameter_hash"] == summary.hashes(trained):
-      return done
+      return {**done, "repeated": True}
     return _conclude(run, config, corpus, feeds, trained)
 
 
@@ -128,6 +129,8 @@ def _begin(run: RunDirectory, prepared: prepare.Inputs) -> dict[str, Any] | None
   """Makes a run directory, or checks that it holds this run; gives the summary of one
   that has finished, which is not written again."""
   done = summary.of_finished(run, prepared.config)
+  if done is not None:
+    run.check_source(prepared.config.system)
   run.create(prepared.config, prepared.description, finished=done is not None)
   if not processes.is_primary():
     return done

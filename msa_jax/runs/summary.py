@@ -131,10 +131,13 @@ def write(
   judge = corpus.notes.get("selected_on", "valid")
   summary: dict[str, Any] = {
     "model": config.system,
+    "corpus": {"name": corpus.name, "synthetic": "bayes" in corpus.notes},
     "seeds": seeds,
     "parameters": parameter_count(trained[0].params),
     "parameter_hash": hashes(trained),
-    "selected_by": ", ".join(f"{judge} {each}" for each in tracks.values()),
+    "selected_by": ", ".join(f"{judge} {each}" for each in tracks.values())
+    if valid is not None
+    else "nothing: the last epoch",
     "selected_epoch": [one.best_epoch for one in trained],
     "epochs": [one.epoch for one in trained],
     "train_seconds": [round(one.seconds, 2) for one in trained],

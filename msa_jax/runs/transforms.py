@@ -44,7 +44,7 @@ def pipeline_of(
     Subsample(data.train_fraction),
     PseudoLabels(data.pseudo_label_run, fill) if data.pseudo_label_run else None,
     Relabel(),
-    SelectionSplit(config.train.selection_split),
+    SelectionSplit(config.train.selection_split, data.iemocap_val == "none"),
     Group() if dialogues else None,
     Degrade(
       *(lost.train, lost.eval, lost.seed, config.optim.batch_size),

@@ -229,10 +229,11 @@ class _TrainLoop:
 
   def train(self, state, best, position):
     """Runs epochs until the last one or until validation stops improving."""
-    total = self.per_epoch * sum(stage.epochs for stage in self.programs.stages)
+    epochs = sum(stage.epochs for stage in self.programs.stages)
+    total, done = self.per_epoch * epochs, self._done(position)
     started, saved_at = time.monotonic() - position.seconds, time.monotonic()
     figures: dict[str, float] = {}
-    with TrainingProgress(self.title, total, self._done(position)) as progress:
+    with TrainingProgress(self.title, total, done, epochs) as progress:
       while not position.finished:
         if position.step < self.per_epoch:
           state = self._advance(state, position)
@@ -255,6 +256,7 @@ class _TrainLoop:
         if closing:
           with self._compiled("close", position.stage):
             state, best = self._close_epoch(state, best, position, figures)
+          progress.end_epoch(position.epoch, figures, position.seconds)
         progress.update(self._done(position), figures)
     self._save(state, best, position)
     return state, best

@@ -1,6 +1,7 @@
-"""Progress of a run: a bar on a terminal, a line per seed elsewhere."""
+"""Progress of a training: a bar on a terminal, a line per epoch elsewhere."""
 
 import sys
+from collections.abc import Mapping
 from typing import TextIO
 
 from rich.console import Console
@@ -16,15 +17,28 @@ from msa_jax.devices import processes
 
 
 class TrainingProgress:
-  """Shows steps, loss, validation figure, gate entropy and time left.
+  """Shows steps, loss, validation figure, gate entropy and time.
+
+  Log files and pipes get a line at the start and one per epoch.
 
   Attributes:
     total: steps of the seed.
+    epochs: most epochs of the seed.
   """
 
-  def __init__(self, title: str, total: int, done: int, file: TextIO | None = None):
+  def __init__(
+    self,
+    title: str,
+    total: int,
+    done: int,
+    epochs: int = 0,
+    file: TextIO | None = None,
+  ):
     stream = sys.stderr if file is None else file
-    self.total = total
+    self.total, self.epochs = total, epochs
+    self._title, self._stream = title, stream
+    self._draws = stream.isatty() and processes.is_primary()
+    self._writes = not stream.isatty() and processes.is_primary()
     self._bar = Progress(
       TextColumn("{task.description}"),
       BarColumn(),
@@ -33,19 +47,43 @@ class TrainingProgress:
       TextColumn("left"),
       TimeRemainingColumn(),
       console=Console(file=stream),
-      # Nothing at all is drawn into log files and pipes.
-      disable=not (stream.isatty() and processes.is_primary()),
+      disable=not self._draws,
     )
-    self._task = self._bar.add_task(title, total=total, completed=done, figures="")
+    self._task = self._bar.add_task(
+      title, total=total, completed=done, figures="compiling"
+    )
+    self._line(f"{title}: step {done} of {total}, compiling")
 
   def __enter__(self):
     self._bar.start()
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, *_):
+    if kind is None:  # a training that ended early has nothing left
+      self._bar.update(self._task, total=self.total, completed=self.total)
     self._bar.stop()
 
-  def update(self, done: int, figures: dict[str, float]) -> None:
+  def update(self, done: int, figures: Mapping[str, float]) -> None:
     """Moves the bar to `done` steps and shows `figures` (name -> value)."""
-    text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-    self._bar.update(self._task, completed=done, figures=text)
+    self._bar.update(self._task, completed=done, figures=_shown(figures))
+
+  def end_epoch(self, epoch: int, figures: Mapping[str, float], seconds: float) -> None:
+    """Writes the line of an epoch.
+
+    Args:
+      epoch: its number, from 1.
+      figures: name -> value.
+      seconds: of training so far.
+    """
+    self._line(
+      f"{self._title}: epoch {epoch} of {self.epochs}  {_shown(figures)}"
+      f"  {seconds:.0f} s"
+    )
+
+  def _line(self, text: str) -> None:
+    if self._writes:
+      print(text, file=self._stream, flush=True)
+
+
+def _shown(figures: Mapping[str, float]) -> str:
+  return "  ".join(f"{name} {value:.3f}" for name, value in figures.items())

@@ -26,6 +26,7 @@ from msa_jax.devices import processes
 from msa_jax.errors import UserError, of_system
 from msa_jax.names import FOLDS, fold_folder
 from msa_jax.safe_io import durable, locking
+from msa_jax.training import provenance
 
 _PACKAGES = ("msa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -90,6 +91,7 @@ class RunDirectory:
         "replicas.mode",
         "replicas.most_at_once",
         "data.path",
+        "data.recipe",
         "init.from_run",  # its hash is compared, wherever it lies
         # What they decide is in the other keys, or beside the training.
         "train.preset",
@@ -110,8 +112,35 @@ class RunDirectory:
     if finished:
       return exists
     self.write_json("data.json", data)
-    self.write_json("environment.json", environment())
+    self.write_json("environment.json", environment(config.system))
     return exists
+
+  def check_source(self, system: str) -> None:
+    """Checks that the code which trained a finished run is what would train it now.
+
+    A run of before the code was noted is not checked.
+
+    Args:
+      system: name of the run's system.
+
+    Raises:
+      UserError: the package is another version, or the system's source has changed.
+    """
+    try:
+      then = self.read_json("environment.json")["source"]
+    except (UserError, KeyError, TypeError):
+      return
+    now = provenance.source(system)
+    changed = [
+      f"{key} {then.get(key)}, now {now[key]}"
+      for key in provenance.DECISIVE
+      if then.get(key) != now[key]
+    ]
+    if changed:
+      raise UserError(
+        f"--workdir={self.path} has finished under other code ({'; '.join(changed)});"
+        " evaluate it as it is, or train into another folder."
+      )
 
   @property
   def config_path(self) -> pathlib.Path:
@@ -256,9 +285,12 @@ def _plain(value: Any) -> Any:
   return value if value is None or isinstance(value, str | int) else str(value)
 
 
-def environment(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-  """Versions, devices and command line of this process."""
+def environment(
+  system: str = "", arguments: Sequence[str] | None = None
+) -> dict[str, Any]:
+  """Versions, devices and command line of this process; source of `system`."""
   return {
+    **({"source": provenance.source(system)} if system else {}),
     "command": list(sys.argv if arguments is None else arguments),
     "python": platform.python_version(),
     "platform": platform.platform(),

@@ -103,5 +103,7 @@ def test_dropped_training_samples_and_swapped_splits_stay_out_of_later_corpora()
   assert described["subsample"]["share"] == 0.5
   assert described["selection_split"]["chosen"] == "official"
   bare = {"train": toy.corpus().splits["train"]}
-  with pytest.raises(UserError, match="must be val, or official where there is a test"):
+  with pytest.raises(
+    UserError, match="must be val, none, or official where there is a test"
+  ):
     prepare.prepare(config, dataclasses.replace(toy.corpus(), splits=bare))

@@ -14,10 +14,13 @@ from changes import change, resolve
 from stops import StopAt
 
 from msa_jax import models
+from msa_jax.config import files
+from msa_jax.config.experiment import experiment
 from msa_jax.data.batching import batches
 from msa_jax.data.readers import npz
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
+from msa_jax.report import terminal
 from msa_jax.runs import prepare, run
 from msa_jax.runs.summary import over_seeds, parameter_hash
 from msa_jax.step import compose
@@ -364,3 +367,47 @@ def test_over_seeds_gives_mean_sample_deviation_and_values():
   assert figures["a"]["x"]["mean"] == 3.0
   np.testing.assert_allclose(figures["a"]["x"]["std"], 7.0**0.5)
   assert over_seeds([{"x": 1.0}])["x"] == {"mean": 1.0, "std": None, "values": [1.0]}
+
+
+def test_a_finished_run_says_that_nothing_was_trained_and_refuses_other_code(tmp_path):
+  first = run.train(_config(), tmp_path)
+  assert "repeated" not in first
+  again = run.train(_config(), tmp_path)
+  assert again["repeated"] and again["splits"] == first["splits"]
+  assert "nothing was trained" in terminal.training(again, tmp_path)
+  assert "nothing was trained" not in terminal.training(first, tmp_path)
+  environment = json.loads((tmp_path / "environment.json").read_text())
+  kept = (tmp_path / "predictions" / "test.csv").read_bytes()
+  environment["source"]["system_sha256"] = "0" * 64
+  (tmp_path / "environment.json").write_text(json.dumps(environment))
+  with pytest.raises(UserError, match="has finished under other code .*system_sha256"):
+    run.train(_config(), tmp_path)
+  assert (tmp_path / "predictions" / "test.csv").read_bytes() == kept
+  del environment["source"]  # of a version that did not note it
+  (tmp_path / "environment.json").write_text(json.dumps(environment))
+  assert run.train(_config(), tmp_path)["repeated"]
+
+
+def test_a_corpus_without_validation_needs_an_explicit_choice(tmp_path, monkeypatch):
+  whole = toy.corpus()
+  splits = {name: whole.splits[name] for name in ("train", "test")}
+  lacking = dataclasses.replace(whole, splits=splits)
+  monkeypatch.setattr(prepare, "load", lambda config, **_: lacking)
+  with pytest.raises(UserError, match="choose none .the last epoch is kept."):
+    run.train(_config(), tmp_path / "a")
+  assert not (tmp_path / "a").exists()
+  config = _config(train={"selection_split": "none"}, optim={"epochs": 2})
+  summary = run.train(config, tmp_path / "a")
+  assert summary["selected_by"] == "nothing: the last epoch"
+  assert summary["selected_epoch"] == [2]
+  monkeypatch.setattr(prepare, "load", lambda config, **_: whole)
+  with pytest.raises(UserError, match="selection_split='none', but 'toy' has"):
+    run.train(config, tmp_path / "b")
+
+
+def test_settings_of_a_data_set_need_its_file(tmp_path):
+  config = experiment(files.get_config("lf_dnn:mosi"))
+  with pytest.raises(UserError, match="config.data.recipe='mosi'.*whose file is lack"):
+    prepare.read_own(config)
+  assert experiment(files.get_config("lf_dnn")).data.recipe == ""
+  assert experiment(files.get_config("lf_dnn:own")).data.recipe == ""

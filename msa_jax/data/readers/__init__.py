@@ -10,6 +10,7 @@ from typing import Any
 from msa_jax.data.readers import (
   array_record,
   gcnet,
+  kinds,
   mmsa,
   mult,
   npz,
@@ -103,6 +104,7 @@ def _read(
         " a .npy file per utterance, see msa_jax/data/readers/transcripts.py."
       )
   else:
+    kinds.refuse_others(path)
     corpus, exact = _from_pickle(load_pickle(path), path, format, features), False
   corpus = corpus if exact else clean(corpus)
   return _with_file(corpus, path, path.name)

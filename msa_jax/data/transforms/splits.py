@@ -44,26 +44,36 @@ class SelectionSplit(Transform):
   """Makes the split that selects epochs `valid`.
 
   Attributes:
-    chosen: `val`, or `official`: the test split, with a warning, as some released code
-      has it. Its figures are not comparable with any other.
+    chosen: `val`; `none`: nothing selects, the last epoch is kept; or `official`: the
+      test split, with a warning, as some released code has it. Its figures are not
+      comparable with any other.
+    waived: a corpus without `valid` was asked for already (`data.iemocap_val=none`).
   """
 
   name: ClassVar[str] = "selection_split"
   occasions: ClassVar[frozenset[str]] = FIRST_RUN_ONLY
   chosen: str = "val"
+  waived: bool = False
 
   def apply(self, corpus: Corpus, state: State) -> Corpus:
     """The corpus with the selecting split as `valid`.
 
     Raises:
-      UserError: another value, or no test split.
+      UserError: another value, or the split that it needs is not there.
     """
-    if self.chosen == "val":
+    has = ", ".join(corpus.splits)
+    if self.chosen in ("val", "none"):
+      if not self.waived and (self.chosen == "val") != ("valid" in corpus.splits):
+        raise UserError(
+          f"config.train.selection_split={self.chosen!r}, but {corpus.name!r} has the"
+          f" splits {has}: val needs valid, whose figures select the epoch; without one"
+          " choose none (the last epoch is kept) or cut folds (config.data.num_folds)."
+        )
       return corpus
     if self.chosen != "official" or "test" not in corpus.splits:
       raise UserError(
-        f"config.train.selection_split={self.chosen!r} must be val, or official where"
-        f" there is a test split ({corpus.name!r} has {', '.join(corpus.splits)})."
+        f"config.train.selection_split={self.chosen!r} must be val, none, or official"
+        f" where there is a test split ({corpus.name!r} has {has})."
       )
     logging.warning(
       "config.train.selection_split='official' selects epochs on the test split: the"

@@ -286,7 +286,7 @@ def test_official_selection_is_on_the_test_split_and_says_so(trained, caplog):
   assert prepared.corpus.splits["valid"].ids.tolist() == ["test0", "test1", "test2"]
   assert prepared.corpus.notes["selected_on"] == "test"
   assert "selects epochs on the test split" in caplog.text
-  message = "train.selection_split='test' must be val, or official"
+  message = "train.selection_split='test' must be val, none, or official"
   with pytest.raises(UserError, match=message):
     prepare.prepare(change(config, train={"selection_split": "test"}))
 
