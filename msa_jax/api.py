@@ -12,6 +12,7 @@ from msa_jax.config import files, regimes
 from msa_jax.config.experiment import Experiment, experiment, with_options
 from msa_jax.config.files import get_config
 from msa_jax.runs import run
+from msa_jax.training.run_directory import Listener
 from msa_jax.typing import Corpus
 
 __all__ = ["evaluate", "get_config", "predict", "train"]
@@ -22,6 +23,7 @@ def train(
   corpus: Corpus | None = None,
   workdir: str | os.PathLike | None = None,
   options: Mapping[str, Any] | None = None,
+  listener: Listener | None = None,
 ) -> dict[str, Any]:
   """Trains a system and writes a run directory; the same call resumes a run.
 
@@ -35,6 +37,9 @@ def train(
       corpus.
     workdir: folder of the run; None = a new one under `runs/`.
     options: dotted key -> value, as flags `--config.<key>` give them.
+    listener: is told the record of every epoch, as metrics.jsonl has it: `seed`,
+      `epoch`, `train` and `valid` figures. A run that is resumed may tell of an epoch
+      again.
 
   Returns:
     The contents of summary.json, and `workdir`.
@@ -51,7 +56,7 @@ def train(
   chosen = with_options(experiment(_told(made, options)), options)
   folder = run.default_workdir(chosen, corpus) if workdir is None else workdir
   folder = pathlib.Path(folder)
-  return {**run.train(chosen, folder, corpus), "workdir": str(folder)}
+  return {**run.train(chosen, folder, corpus, listener), "workdir": str(folder)}
 
 
 def _told(config: Any, options: Mapping[str, Any]) -> Any:

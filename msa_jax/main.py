@@ -36,8 +36,16 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _COUNT = flags.DEFINE_integer("process_count", 0, "How many, unless auto.")
 _INDEX = flags.DEFINE_integer("process_index", -1, "Of this one, unless auto.")
-_INPUT = flags.DEFINE_string("input", "", "File to predict or evaluate.")
+_INPUT = flags.DEFINE_string(
+  "input", "", "File to predict or evaluate; predict takes clips, or a folder of them."
+)
 _OUTPUT = flags.DEFINE_string("output", "predictions.csv", "Where predict writes.")
+_OTHER = flags.DEFINE_boolean(
+  "allow-other-extractor", False, "Predict clips with another extractor's version."
+)
+_REPORT = flags.DEFINE_string(
+  "report", "", "With predict of clips: an HTML page to write, of what counted in each."
+)
 _FORCE = flags.DEFINE_bool("force", False, "Replace predictions that are there.")
 
 
@@ -50,6 +58,7 @@ def main(arguments: list[str]) -> None:
 
 def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
   # Imported here: a wrong flag is answered before JAX starts.
+  from msa_jax.clips import listing
   from msa_jax.config.experiment import experiment
   from msa_jax.devices import compilation, processes
   from msa_jax.report import terminal
@@ -92,6 +101,8 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
     output = pathlib.Path(_OUTPUT.value)
     if output.exists() and not _FORCE.value:
       raise UserError(f"{output} exists; --force replaces it, --output=FILE keeps it.")
+    if listing.is_clips(_INPUT.value):
+      sys.exit(_predict_clips(_WORKDIR.value))
     written = run.predict(_WORKDIR.value, _INPUT.value, output)
     say(f"predictions: {written}")
   except stopping.Interrupted as interruption:
@@ -107,6 +118,25 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
     raise
 
 
+def _predict_clips(workdir: str) -> int:
+  """Predicts clips; returns the exit code."""
+  from msa_jax.clips import command as clips_command
+  from msa_jax.runs import clip_predictions
+
+  report = pathlib.Path(_REPORT.value).expanduser()
+  if _REPORT.value and report.exists() and not _FORCE.value:
+    raise UserError(f"{report} exists; --force replaces it.")
+  made = clip_predictions.predict(workdir, _INPUT.value, _OUTPUT.value, _OTHER.value)
+  for line in made.differences:
+    print(f"another extractor: {line}", file=sys.stderr)
+  print(f"predictions: {_OUTPUT.value}")
+  if _REPORT.value:
+    from msa_jax.report import clips as clips_report
+
+    print(f"report: {clips_report.write(made, report)}")
+  return clips_command.say_failed(made.outcomes, made.failed)
+
+
 USES = {
   "train": (
     "Trains a system; the same command goes on where it was stopped.",
@@ -117,8 +147,9 @@ USES = {
     (_WORKDIR, _INPUT, _MISSING, _CONFIG),
   ),
   "predict": (
-    "Predicts every sample of a file with a trained run, into a csv file.",
-    (_WORKDIR, _INPUT, _OUTPUT, _FORCE, _CONFIG),
+    "Predicts every sample of a file, or every clip, with a trained run, into a csv"
+    " file.",
+    (_WORKDIR, _INPUT, _OUTPUT, _FORCE, _OTHER, _REPORT, _CONFIG),
   ),
 }
 
@@ -133,8 +164,8 @@ def run_mode(mode: str, arguments: Sequence[str]) -> NoReturn:
 
 def run_main() -> NoReturn:
   """`python -m msa_jax.main`."""
-  taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _FORCE, _MISSING)
-  taken = (*taken, _COORDINATOR, _COUNT, _INDEX)
+  taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _FORCE, _OTHER, _REPORT)
+  taken = (*taken, _MISSING, _COORDINATOR, _COUNT, _INDEX)
   command.run(command.Program(main, __doc__ or "", taken, _CONFIG))
 
 

@@ -1,6 +1,7 @@
-"""`python -m msa_jax.data check|convert|describe|features|store FILE`.
+"""`python -m msa_jax.data check|clips|convert|describe|features|store FILE`.
 
 check     hash, format, shapes, counts beside the published ones, defects and leaks
+clips     writes a `.npz` with features made of a folder of video or audio files
 convert   writes a safe `.npz` that every later command reads
 describe  what the corpus holds: tasks, splits, lengths, labels
 features  writes a `.npz` with text features made of the transcripts by a pretrained
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from msa_jax import command
+from msa_jax.clips import command as clips_command
+from msa_jax.clips.making import PARTS
 from msa_jax.data import synthetic
 from msa_jax.data.readers import FORMATS, array_record, npz, read, read_lenient
 from msa_jax.data.readers.check import Report, as_text, check, describe, printable
@@ -31,9 +34,12 @@ class _Parser(argparse.ArgumentParser):
 def main(
   arguments: Sequence[str] | None = None, program: str = "python -m msa_jax.data"
 ) -> int:
-  """Runs one command; returns the exit code (0, or 2 when the input is at fault)."""
+  """Runs one command; returns the exit code (0, 2 when the input is at fault, 3 when
+  some clips of several are)."""
   try:
     options = _parser(program).parse_args(arguments)
+    if options.command == "clips":
+      return clips_command.run(options, _writable(options, resumed=PARTS))
     features = dict(_feature(text) for text in options.feature)
     if options.command == "convert":
       _convert(options, features)
@@ -61,6 +67,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+  clips_command.add_arguments(commands.add_parser("clips"))
   for name in ("check", "convert", "describe", "features", "store"):
     command = commands.add_parser(name)
     command.add_argument(
@@ -135,11 +142,12 @@ def _two_numbers(text: str) -> tuple[int, ...]:
   return tuple(map(int, parts))
 
 
-def _writable(options: argparse.Namespace) -> Path:
+def _writable(options: argparse.Namespace, resumed: str = "") -> Path:
   output = Path(options.output).expanduser().absolute()
   if output.suffix != ".npz":
     raise UserError(f"{output}: the name of the output ends in .npz")
-  if output.exists() and not options.force:
+  goes_on = bool(resumed) and output.with_name(output.name + resumed).is_dir()
+  if output.exists() and not (options.force or goes_on):
     raise UserError(f"{output} exists; --force replaces it")
   if not output.parent.is_dir():
     raise UserError(f"no such folder: {output.parent}")

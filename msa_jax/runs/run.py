@@ -1,6 +1,7 @@
 """Whole runs: train all seeds into a run directory, evaluate it, predict with it."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import time
@@ -26,12 +27,17 @@ from msa_jax.runs import (
   summary,
 )
 from msa_jax.runs.feeds import feeds_of, make_feeds
-from msa_jax.runs.open import PREPROCESSING, open_run, restore
+from msa_jax.runs.open import PREPROCESSING, OpenRun, open_run, restore
 from msa_jax.step import compose
 from msa_jax.training import feed as feed_lib
 from msa_jax.training import loop, scoring, selection
 from msa_jax.training.compiled_stages import mesh_of
-from msa_jax.training.run_directory import RunDirectory, fold_folders, only_warn
+from msa_jax.training.run_directory import (
+  Listener,
+  RunDirectory,
+  fold_folders,
+  only_warn,
+)
 from msa_jax.typing import Corpus
 
 __all__ = [
@@ -59,6 +65,7 @@ def train(
   config: ml_collections.ConfigDict | Experiment,
   workdir: str | pathlib.Path,
   corpus: Corpus | None = None,
+  listener: Listener | None = None,
 ) -> dict[str, Any]:
   """Trains every seed of `config.replicas.seeds`, or resumes; writes the run directory.
 
@@ -68,6 +75,7 @@ def train(
     config: of a config file, not resolved.
     workdir: folder of the run; one that holds this run already is resumed.
     corpus: in memory, in place of the file that `config.data.path` names.
+    listener: is told the record of every epoch, as metrics.jsonl has it.
 
   Returns:
     The contents of summary.json; with `repeated` where the run had finished before and
@@ -80,10 +88,11 @@ def train(
   """
   config = experiment(config)
   if config.data.is_cross_validated:
-    return folds.train(train, config, workdir, corpus)
+    one = functools.partial(train, listener=listener)
+    return folds.train(one, config, workdir, corpus)
   with stopping.listening() as stop:
     try:
-      return _train(config, RunDirectory(workdir), corpus, stop)
+      return _train(config, RunDirectory(workdir, listener), corpus, stop)
     except KeyboardInterrupt:
       if not stop.requested():
         raise
@@ -279,8 +288,16 @@ def predicted_columns(
     UserError: no such run or file, or `output` cannot be written.
   """
   opened = open_run(workdir)
+  corpus = prepare.reload(opened.config, opened.pipeline, path, corpus, own=False)
+  columns = columns_of(opened, corpus)
+  if output is not None:
+    prediction_files.write_csv(pathlib.Path(output), prediction_files.rounded(columns))
+  return columns
+
+
+def columns_of(opened: OpenRun, corpus: Corpus) -> prediction_files.Columns:
+  """Columns of `predicted_columns` of a corpus that went through the pipeline."""
   config = opened.config
-  corpus = prepare.reload(config, opened.pipeline, path, corpus, own=False)
   columns: prediction_files.Columns = {}
   for name, feed in opened.feeds(corpus).items():
     per_seed = opened.predictions(feed)
@@ -293,6 +310,4 @@ def predicted_columns(
     part |= prediction_files.gate_columns(per_seed)
     for key, column in part.items():
       columns[key] = np.append(columns[key], column) if key in columns else column
-  if output is not None:
-    prediction_files.write_csv(pathlib.Path(output), prediction_files.rounded(columns))
   return columns

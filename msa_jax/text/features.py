@@ -168,7 +168,7 @@ def _encoder(folder: Path) -> Callable[[Sequences], Float[np.ndarray, "n d"]]:
 
 
 def last_states(
-  config: EncoderConfig, params: Any, text: Sequences
+  config: EncoderConfig, params: Any, text: Sequences, rows: int = _ROWS
 ) -> Float[np.ndarray, "n d"]:
   """Last hidden states of all tokens, one sample after the other.
 
@@ -177,6 +177,7 @@ def last_states(
     params: of a `TextEncoder` of which all layers are one stack.
     text: with `ids["tokens"]`, and `context["tokens"]` where neighbours are read too;
       nobody attends to steps in `lost`.
+    rows: samples in a batch.
 
   Returns:
     float16 [n d], n = sum of the lengths: the texts' own tokens. Computed in
@@ -194,15 +195,16 @@ def last_states(
   padded = np.array([_static(int(n), config.max_tokens) for n in totals[order]], int)
   for steps in sorted(set(padded.tolist())):
     members = order[padded == steps]
-    for start in range(0, len(members), _ROWS):
-      rows = members[start : start + _ROWS]
-      given = _batch(ids[rows], seen[rows], totals[rows], steps, config.pad)
-      own = np.zeros((_ROWS, 1), np.int32)
-      own[: len(rows), 0] = lengths[rows]
+    for start in range(0, len(members), rows):
+      chosen = members[start : start + rows]
+      made = (ids[chosen], seen[chosen], totals[chosen])
+      given = _batch(*made, rows, steps, config.pad)
+      own = np.zeros((rows, 1), np.int32)
+      own[: len(chosen), 0] = lengths[chosen]
       types = (np.arange(steps)[None] >= own) & np.asarray(given[1])
       states = run(params, *given, (types & (config.types > 1)).astype(np.int32))
-      states = np.asarray(states[: len(rows)], np.float16)
-      for row, found in zip(rows, states, strict=True):
+      states = np.asarray(states[: len(chosen)], np.float16)
+      for row, found in zip(chosen, states, strict=True):
         flat[ends[row] - lengths[row] : ends[row]] = found[: lengths[row]]
   return flat
 
@@ -247,12 +249,13 @@ def _batch(
   ids: Int[np.ndarray, "n t"],
   seen: Bool[np.ndarray, "n t"],
   lengths: Int[np.ndarray, " n"],
+  rows: int,
   steps: int,
   pad: int,
 ):
-  """Ids and mask [_ROWS steps]. Another id than that of padding stands where a step is
+  """Ids and mask [rows steps]. Another id than that of padding stands where a step is
   not seen, for RoBERTa counts its positions over all but padding."""
-  batch, mask = np.full((_ROWS, steps), pad, np.int32), np.zeros((_ROWS, steps), bool)
+  batch, mask = np.full((rows, steps), pad, np.int32), np.zeros((rows, steps), bool)
   n, kept = len(ids), min(steps, ids.shape[1])
   real = np.arange(kept)[None] < lengths[:, None]
   hidden = np.where(real, 1 if pad == 0 else 0, pad)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +16,10 @@ from msa_jax.names import TEXT_WORDS
 from msa_jax.safe_io import files
 from msa_jax.text import context, sentilare
 from msa_jax.text.bert import EncoderConfig
+from msa_jax.text.words import word_spans
 from msa_jax.typing import Corpus, Sequences, Split, modality_order
 
 SPECIAL = (-1, -1)  # span of a token that no character of the transcript made
-_CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# What forced aligners number: what spaces separate; of Chinese, single characters.
-_WORD = re.compile(f"[{_CJK}]|[^\\s{_CJK}]+")
 _FILES = (
   "tokenizer.json",
   "vocab.txt",
@@ -199,7 +196,7 @@ def words(row: Row) -> list[int]:
 
   Words are what spaces separate, in Chinese single characters, whatever the encoder.
   """
-  return places(row, [match.span() for match in _WORD.finditer(row.text)])
+  return places(row, word_spans(row.text))
 
 
 def places(row: Row, parts: Sequence[tuple[int, int]]) -> list[int]:

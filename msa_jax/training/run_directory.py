@@ -12,7 +12,7 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
@@ -28,6 +28,8 @@ from msa_jax.names import FOLDS, fold_folder
 from msa_jax.safe_io import durable, locking
 from msa_jax.training import provenance
 
+# Of an epoch's record: `seed`, `epoch`, `seconds`, `train`, `valid`, ..., plain values.
+Listener = Callable[[dict[str, Any]], None]
 _PACKAGES = ("msa_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -36,10 +38,12 @@ class RunDirectory:
 
   Attributes:
     path: the folder; created by `create`.
+    listener: is told every record of metrics.jsonl, in the process that writes it.
   """
 
-  def __init__(self, path: str | os.PathLike):
+  def __init__(self, path: str | os.PathLike, listener: Listener | None = None):
     self.path = pathlib.Path(path).expanduser()
+    self.listener = listener
 
   @contextmanager
   def locked(self) -> Iterator[None]:
@@ -214,8 +218,11 @@ class RunDirectory:
   def append_metrics(self, record: dict[str, Any]) -> None:
     if not processes.is_primary():
       return
+    plain = _plain(record)
     with self.metrics_path.open("a") as file:
-      file.write(json.dumps(_plain(record)) + "\n")
+      file.write(json.dumps(plain) + "\n")
+    if self.listener is not None:
+      self.listener(plain)
 
   def sync_metrics(self) -> None:
     """Puts metrics.jsonl on the disk: no checkpoint may know of epochs it lacks."""

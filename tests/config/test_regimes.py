@@ -94,7 +94,7 @@ def test_a_recipe_can_be_chosen_by_hand():
 
 def test_options_of_the_python_interface_are_followed_too(monkeypatch, tmp_path):
   seen = []
-  monkeypatch.setattr(run, "train", lambda config, *_: seen.append(config) or {})
+  monkeypatch.setattr(run, "train", lambda config, *_, **__: seen.append(config) or {})
   options = {f"text.{key}": value for key, value in ENCODER.items()}
   msa_jax.train("hgem:mosi", None, tmp_path, options)
   msa_jax.train("hgem:mosi", None, tmp_path, {**options, "optim.epochs": 14})

@@ -411,3 +411,11 @@ def test_settings_of_a_data_set_need_its_file(tmp_path):
     prepare.read_own(config)
   assert experiment(files.get_config("lf_dnn")).data.recipe == ""
   assert experiment(files.get_config("lf_dnn:own")).data.recipe == ""
+
+
+def test_a_listener_is_told_what_metrics_say(tmp_path):
+  heard = []
+  run.train(_config(optim={"epochs": 2}), tmp_path, listener=heard.append)
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert heard == [json.loads(line) for line in lines] and len(heard) == 2
+  assert heard[1]["epoch"] == 2 and heard[1]["valid"]["sentiment"]["mae"] > 0

@@ -30,6 +30,7 @@ READABLE = (
   "an MMSA, MulT or GCNet pickle, an .npz file, a csv file of transcripts, or a folder"
   " made by `python -m msa_jax.data store`"
 )
+_OF_CLIPS = " `python -m msa_jax.data clips` makes one of a folder of clips."
 _LOOKED_AT = 512
 _FIRST = tuple(bytes([each]) for each in b"(cSVILFNltd]})")
 
@@ -47,7 +48,8 @@ def refuse_others(path: Path) -> None:
     head = stream.read(_LOOKED_AT)
   for (offset, mark), kind in _MARKS.items():
     if head[offset : offset + len(mark)] == mark:
-      raise UserError(f"{path}: {kind} is no corpus; it must be {READABLE}.")
+      hint = _OF_CLIPS if kind.endswith(("recording", "video", "clip")) else ""
+      raise UserError(f"{path}: {kind} is no corpus; it must be {READABLE}.{hint}")
   # Pickles of protocol 0 are text too: a value first, a full stop last.
   if _is_text(head) and not (
     head[:1] in _FIRST and path.read_bytes().rstrip().endswith(b".")

@@ -9,8 +9,9 @@ classes; `emotion`: classes, also by number); what an utterance is called (`id`,
 """
 
 import csv
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -54,6 +55,15 @@ def _columns(header: str) -> list[str]:
   return [cell.strip().lower() for cell in cells]
 
 
+def columns_of(path: Path) -> list[str]:
+  """Names of the columns of a file, in lower case; none where it is no such file."""
+  try:
+    with path.open("rb") as stream:
+      return _columns(stream.readline(4096).decode("utf-8-sig").strip())
+  except (OSError, UnicodeDecodeError):
+    return []
+
+
 def load(path: Path) -> Corpus:
   """Reads a csv or tsv file.
 
@@ -69,55 +79,129 @@ def load(path: Path) -> Corpus:
       odd name of a split, labels that are partly numbers, or feature files that are
       absent, unsafe or elsewhere.
   """
-  columns, rows = _rows(path)
-  text = next((name for name in _TEXT if name in columns), None)
-  if text is None or not rows:
+  table = read_table(path)
+  text = table.text_column
+  if text is None or not table.rows:
     raise UserError(
       f"{path}: needs a column {', '.join(_TEXT[:-1])} or {_TEXT[-1]}, and a line below"
       " the header"
     )
-  names = _named(columns, rows)
-  split_column = next((name for name in _SPLIT if name in columns), None)
-  labelled = [name for name in _LABELS if name in columns]
-  if "label" in labelled and "sentiment" in labelled:
-    labelled.remove("label")  # Two columns for one task: the named one.
-  if split_column:
-    split_of = [_split(path, row[split_column]) for row in rows]
-  else:
-    split_of = ["train" if labelled else "predict"] * len(rows)
-  group = next((name for name in _GROUP if name in columns), None)
-  groups = group and [row[group] for row in rows]
-  if len(set(names)) < len(names):
-    # Splits that number their dialogues anew, each from zero.
-    names = _prefixed(split_of, names)
-    groups = groups and _prefixed(split_of, groups)
-  labels, tasks = _labels(path, rows, labelled)
-  splits = {}
-  for split in dict.fromkeys(split_of):
-    chosen = [i for i, name in enumerate(split_of) if name == split]
-    members = [rows[i] for i in chosen]
-    ids = arrays_lib.strings([names[i] for i in chosen], f"{split}, id")
-    speakers = [row.get("speaker", "") for row in members]
-    speakers = arrays_lib.strings(speakers, f"{split}, speaker")
-    texts = arrays_lib.strings([row[text] for row in members], f"{split}, {text}")
-    videos = fields.videos(ids)
-    if groups:
-      videos = arrays_lib.strings([groups[i] for i in chosen], f"{split}, {group}")
-    splits[split] = Split(
-      ids=ids,
-      modalities=_features(path, columns, members),
-      labels={name: values[chosen] for name, values in labels.items()},
-      raw_text=texts,
-      groups=videos,
-      extras={"speaker": speakers} if "speaker" in columns else {},
+  names = table.names() or [f"row-{number}" for number in range(len(table.rows))]
+  corpus = table.corpus(names, [row[text] for row in table.rows])
+  splits = {
+    name: dataclasses.replace(
+      split, modalities=_features(path, table.columns, [table.rows[i] for i in chosen])
     )
-  if any(values.dtype.kind == "f" for values in labels.values()):
-    regression = {
-      name: values for name, values in labels.items() if values.dtype.kind == "f"
+    for (name, split), chosen in zip(
+      corpus.splits.items(), table.members().values(), strict=True
+    )
+  }
+  return dataclasses.replace(corpus, splits=splits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A csv or tsv file as read: a line per utterance.
+
+  Attributes:
+    path: of the file, for messages.
+    columns: in lower case.
+    rows: column -> cell, of each line.
+  """
+
+  path: Path
+  columns: list[str]
+  rows: list[Row]
+
+  @property
+  def text_column(self) -> str | None:
+    """The column of transcripts."""
+    return next((name for name in _TEXT if name in self.columns), None)
+
+  @property
+  def has_labels(self) -> bool:
+    """Whether there is a column of labels."""
+    return any(name in self.columns for name in _LABELS)
+
+  def names(self) -> list[str] | None:
+    """What each utterance is called, or None."""
+    return _named(self.columns, self.rows)
+
+  def groups(self) -> list[str] | None:
+    """Video or dialogue of each utterance, or None."""
+    group = next((name for name in _GROUP if name in self.columns), None)
+    return None if group is None else [row[group] for row in self.rows]
+
+  def splits(self) -> list[str] | None:
+    """Split of each utterance, or None.
+
+    Raises:
+      UserError: an odd name.
+    """
+    column = next((name for name in _SPLIT if name in self.columns), None)
+    if column is None:
+      return None
+    return [_split(self.path, row[column]) for row in self.rows]
+
+  def members(self, splits: Sequence[str] | None = None) -> dict[str, list[int]]:
+    """Rows of each split; of splits given, or of the file's own."""
+    found = splits or self.splits()
+    if found is None:
+      found = ["train" if self.has_labels else "predict"] * len(self.rows)
+    return {
+      split: [i for i, name in enumerate(found) if name == split]
+      for split in dict.fromkeys(found)
     }
-    whole = Split(np.arange(len(names)), {}, regression)
-    tasks |= sentiment_tasks({"all": whole})
-  return Corpus(path.stem, splits, tasks, {"format": "csv"})
+
+  def corpus(
+    self,
+    names: Sequence[str],
+    texts: Sequence[str],
+    splits: Sequence[str] | None = None,
+  ) -> Corpus:
+    """The corpus of the rows, without features.
+
+    Args:
+      names: id of each row.
+      texts: transcript of each row.
+      splits: of each row; None = the file's own.
+
+    Raises:
+      UserError: as `load`.
+    """
+    members = self.members(splits)
+    groups, names = self.groups(), list(names)
+    if len(set(names)) < len(names):
+      # Splits that number their dialogues anew, each from zero.
+      split_of = {i: split for split, rows in members.items() for i in rows}
+      prefixes = [split_of[i] for i in range(len(names))]
+      names = _prefixed(prefixes, names)
+      groups = groups and _prefixed(prefixes, groups)
+    labelled = [name for name in _LABELS if name in self.columns]
+    if "label" in labelled and "sentiment" in labelled:
+      labelled.remove("label")  # Two columns for one task: the named one.
+    labels, tasks = _labels(self.path, self.rows, labelled)
+    made = {}
+    for split, chosen in members.items():
+      ids = arrays_lib.strings([names[i] for i in chosen], f"{split}, id")
+      speakers = [self.rows[i].get("speaker", "") for i in chosen]
+      speakers = arrays_lib.strings(speakers, f"{split}, speaker")
+      videos = fields.videos(ids)
+      if groups:
+        videos = arrays_lib.strings([groups[i] for i in chosen], f"{split}, video")
+      made[split] = Split(
+        ids=ids,
+        modalities={},
+        labels={name: values[chosen] for name, values in labels.items()},
+        raw_text=arrays_lib.strings([texts[i] for i in chosen], f"{split}, text"),
+        groups=videos,
+        extras={"speaker": speakers} if "speaker" in self.columns else {},
+      )
+    regression = {k: values for k, values in labels.items() if values.dtype.kind == "f"}
+    if regression:
+      whole = Split(np.arange(len(names)), {}, regression)
+      tasks |= sentiment_tasks({"all": whole})
+    return Corpus(self.path.stem, made, tasks, {"format": "csv"})
 
 
 def _prefixed(splits: list[str], names: list[str]) -> list[str]:
@@ -133,7 +217,12 @@ def _split(path: Path, cell: str) -> str:
   return fields.SPLIT_NAMES.get(name, name)
 
 
-def _rows(path: Path) -> tuple[list[str], list[Row]]:
+def read_table(path: Path) -> Table:
+  """Reads a csv or tsv file as it is.
+
+  Raises:
+    UserError: no UTF-8, a line of another length, or a column twice.
+  """
   try:
     with path.open(encoding="utf-8-sig", newline="") as stream:
       header = stream.readline()
@@ -153,17 +242,17 @@ def _rows(path: Path) -> tuple[list[str], list[Row]]:
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     reason = " ".join(str(error).split())[:80]
     raise UserError(f"{path}: not a readable csv file in UTF-8 ({reason})") from None
-  return columns, rows
+  return Table(path, columns, rows)
 
 
-def _named(columns: list[str], rows: list[Row]) -> list[str]:
+def _named(columns: list[str], rows: list[Row]) -> list[str] | None:
   if "id" in columns:
     return [row["id"] for row in rows]
   group = next((name for name in _GROUP if name in columns), None)
   member = next((name for name in _MEMBER if name in columns), None)
   if group and member:
     return [f"{row[group]}$_${row[member]}" for row in rows]
-  return [f"row-{number}" for number in range(len(rows))]
+  return None
 
 
 def _number(cell: str) -> float | None:
