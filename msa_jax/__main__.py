@@ -6,6 +6,7 @@
   configs   lists systems and variants, and the options of one
   data      checks, converts and describes data files
   studies   trains and compares what a paper's table does
+  tune      searches options' values that do best on validation
   report    draws runs and studies, or compares them in tables
   bench     measures speed and memory (in a checkout)
 
@@ -24,6 +25,7 @@ from msa_jax.errors import UserError
 
 _PROGRAMS = {
   "studies": "msa_jax.studies.__main__",
+  "tune": "msa_jax.studies.__main__",
   "report": "msa_jax.report.__main__",
   "bench": "benchmarks.__main__",
 }
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       sys.exit(program.main(rest, "msa-jax data"))
   if name in _MODES:
     importlib.import_module("msa_jax.main").run_mode(name, rest)
+  rest = ["tune", *rest] if name == "tune" else rest  # a study, with a door of its own
   importlib.import_module(_PROGRAMS[name]).run_main(rest)
 
 

@@ -31,6 +31,9 @@ _WORKDIR = flags.DEFINE_string(
 _MISSING = flags.DEFINE_string(
   "missing", "", "With evaluate: a grid of missing modalities, conditions,random."
 )
+_EXPERTS = flags.DEFINE_bool(
+  "experts", False, "With evaluate: what each expert and each gate's choice is worth."
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", "", "Several processes: host:port of the first, or auto."
 )
@@ -64,6 +67,7 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
   from msa_jax.report import terminal
   from msa_jax.report.missing import print_grids
   from msa_jax.runs import run
+  from msa_jax.studies import experts
   from msa_jax.studies.missing import grid
 
   compilation.configure_process()
@@ -74,6 +78,8 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
     say = print if processes.is_primary() else lambda *_, **__: None
     if _MISSING.value and _MODE.value != "evaluate":
       raise UserError("--missing needs --mode=evaluate; to train, --config.missing.*.")
+    if _EXPERTS.value and (_MODE.value != "evaluate" or _MISSING.value):
+      raise UserError("--experts needs --mode=evaluate, without --missing.")
     if _MODE.value == "train":
       if _CONFIG.value is None:
         raise UserError(
@@ -90,6 +96,9 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
       raise UserError(f"--mode={_MODE.value} needs --workdir, the folder of a run.")
     if _MISSING.value:
       print_grids(grid(_WORKDIR.value, _MISSING.value, _INPUT.value))
+      return
+    if _EXPERTS.value:
+      say(experts.as_text(experts.measure(_WORKDIR.value, _INPUT.value)))
       return
     if _MODE.value == "evaluate":
       evaluation = run.score(_WORKDIR.value, _INPUT.value)
@@ -134,6 +143,7 @@ def _predict_clips(workdir: str) -> int:
     from msa_jax.report import clips as clips_report
 
     print(f"report: {clips_report.write(made, report)}")
+  clips_command.say_noted(made.corpus.notes["clips"]["noted"])
   return clips_command.say_failed(made.outcomes, made.failed)
 
 
@@ -144,7 +154,7 @@ USES = {
   ),
   "evaluate": (
     "Scores a trained run again, on its own corpus or on another labelled file.",
-    (_WORKDIR, _INPUT, _MISSING, _CONFIG),
+    (_WORKDIR, _INPUT, _MISSING, _EXPERTS, _CONFIG),
   ),
   "predict": (
     "Predicts every sample of a file, or every clip, with a trained run, into a csv"
@@ -165,7 +175,7 @@ def run_mode(mode: str, arguments: Sequence[str]) -> NoReturn:
 def run_main() -> NoReturn:
   """`python -m msa_jax.main`."""
   taken = (_CONFIG, _MODE, _WORKDIR, _INPUT, _OUTPUT, _FORCE, _OTHER, _REPORT)
-  taken = (*taken, _MISSING, _COORDINATOR, _COUNT, _INDEX)
+  taken = (*taken, _MISSING, _EXPERTS, _COORDINATOR, _COUNT, _INDEX)
   command.run(command.Program(main, __doc__ or "", taken, _CONFIG))
 
 

@@ -25,7 +25,7 @@ from msa_jax.config.options import BalanceConfig
 from msa_jax.models.system import System, no_auxiliary
 from msa_jax.report import results
 from msa_jax.studies.changes import changes_of
-from msa_jax.testing import example_spec
+from msa_jax.testing.data import spec_for
 
 # Options that are read against the corpus, before there is a network.
 _READ = {
@@ -103,7 +103,7 @@ def entry(key: str) -> Entry:
   system = models.SYSTEMS[key]
   config = importlib.import_module(f"configs.{key}")
   default = experiment(config.get_config())
-  spec = example_spec(default.data.sample_unit)
+  spec = spec_for(default.data)
   network = described.network_of(system, default.model, spec)
   home = described.home_of(system, network)
   return Entry(key, system, network, config, home, default)

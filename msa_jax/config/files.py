@@ -64,6 +64,22 @@ def locate(text: str) -> Located:
   return Located(_REGISTERED, name)
 
 
+def name_of(flag: str) -> str:
+  """The inverse of `Located.flag`: a shipped or registered config's name, with its
+  variants; of any other file the absolute path.
+
+  Args:
+    flag: as `--config` has it once its file was found.
+  """
+  text, _, variants = flag.partition(":")
+  path = pathlib.Path(text).expanduser().resolve()
+  if path == _REGISTERED:
+    return variants
+  names = {file.resolve(): name for name, file in shipped().items()}
+  name = names.get(path, str(path))
+  return f"{name}:{variants}" if variants else name
+
+
 OWN = "own"  # variant of configs that have a recipe for data of one's own
 
 

@@ -89,12 +89,10 @@ def _meanings(made: Any) -> dict[str, tuple[str, str]]:
   from msa_jax import models
   from msa_jax.config.defaults import SECTIONS
   from msa_jax.config.options import BalanceConfig
-  from msa_jax.testing import example_spec
+  from msa_jax.testing.data import spec_for
 
   system = models.get(made.system)
-  network = described.network_of(
-    system, made.model, example_spec(made.data.sample_unit)
-  )
+  network = described.network_of(system, made.model, spec_for(made.data))
   home = described.home_of(system, network)
   found = {}
   owners = [("model", owner) for owner in described.owners(network, home)]

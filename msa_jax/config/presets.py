@@ -14,9 +14,13 @@ from msa_jax import config as config_lib
 from msa_jax.config import files, regimes
 from msa_jax.config.config_dict import ConfigDict
 from msa_jax.data.synthetic.generator import CONFLICT, ECHO, ONE_FAST, ONE_STRONG
+from msa_jax.typing import MODALITIES
 
 # Variants that say how a paper, or its code, trains: never changed by a recipe.
-LITERAL = ("paper", "paper_min", "official")
+LITERAL = ("paper", "paper_min", "official", "original")
+# Frozen features of real corpora: text says most, and there are a thousand samples. The
+# synthetic corpus is learned from all its modalities alike.
+ANCHORED = {"anchor.to": "auto"}
 # A pretrained encoder has read the sequence: a recurrent network on top of it learns
 # from a thousand samples what the mean of the states already says.
 POOLED_TEXT = {"tuned": {"model.text_encoder": "mean"}}
@@ -24,13 +28,17 @@ POOLED_TEXT = {"tuned": {"model.text_encoder": "mean"}}
 
 def late_fusion(
   model: Mapping[str, Any] | ml_collections.ConfigDict,
+  loss: Mapping[str, Any] | None = None,
+  balance: bool = True,
 ) -> ConfigDict:
   """Shared defaults: sequences aligned with the text, length buckets, AdamW, 50 epochs.
 
   Args:
     model: options of the system.
+    loss: options of its objective; None = the usual ones.
+    balance: whether the system can be balanced by B-fusion.
   """
-  config = config_lib.base(model, balance=True)
+  config = config_lib.base(model, loss, balance=balance)
   config.data.update({"align": "pool", "max_steps": 50, "buckets": 4})
   config.optim.update({"name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-3})
   config.optim.update(
@@ -45,6 +53,7 @@ def apply(
   variants: Mapping[str, Callable[[ConfigDict], None]],
   data_sets: Collection[str] = (),
   recipes: Mapping[str, Mapping[str, Any]] | None = None,
+  anchored: bool = False,
 ) -> ConfigDict:
   """Applies chosen variants (see `parse_variants`), makes the config follow its text
   input (`config/regimes.py`), and locks it.
@@ -58,12 +67,16 @@ def apply(
     variants: name -> what changes the config in place.
     data_sets: those that are settings of a data set.
     recipes: regime -> dotted key -> value, where this system differs from others.
+    anchored: a data set's settings are in the config already, without a variant here.
   """
-  for name in chosen:
-    if name in data_sets:
-      variants[name](config)
-      config.data.recipe = "" if name == files.OWN else name
-  regimes.follow(config, recipes)
+  of_data_set = [name for name in chosen if name in data_sets]
+  for name in of_data_set:
+    variants[name](config)
+    config.data.recipe = "" if name == files.OWN else name
+  found = {name: dict(values) for name, values in (recipes or {}).items()}
+  if of_data_set or anchored:
+    found["frozen"] = {**ANCHORED, **found.get("frozen", {})}
+  regimes.follow(config, found)
   for name in chosen:
     if name not in data_sets:
       variants[name](config)
@@ -122,6 +135,13 @@ def mmsa(config: ConfigDict) -> None:
   config.model.compat = "mmsa"
 
 
+def mmsa_decayed(config: ConfigDict) -> None:
+  """`mmsa`, with the weight decay that the config has, as a part of the gradient."""
+  decay = config.optim.weight_decay
+  mmsa(config)
+  config.optim.weight_decay = decay
+
+
 def mmsa_sizes(
   config: ConfigDict,
   audio: int,
@@ -145,6 +165,32 @@ def mmsa_sizes(
   for name in config.model.dropout:
     config.model.dropout[name] = dropout
   config.model.post_dropout = post_dropout
+
+
+def unimodal_labels(config: ConfigDict, *others: str) -> None:
+  """A synthetic corpus with labels of each modality, and optimizer partitions of the
+  modalities' networks, and others, which learn at the common rate until another is
+  set."""
+  alone = tuple(f"sentiment_{name}" for name in MODALITIES)
+  config.data.synthetic.tasks = ("sentiment", *alone)
+  for name in (*MODALITIES, *others):
+    # A reference of its own: who sets one of them sets no other.
+    config.optim.learning_rates[name] = config.optim.get_ref("learning_rate") * 1.0
+
+
+def same_rates(config: ConfigDict, **rates: float) -> None:
+  """Sets all entries of groups of dropout rates: group -> rate."""
+  for group, rate in rates.items():
+    for name in config.model[group]:
+      config.model[group][name] = rate
+
+
+def task_weights(
+  config: ConfigDict, multimodal: float, text: float, audio: float, vision: float
+) -> None:
+  """Weights of the losses of the common label and of each modality's own."""
+  config.loss.update({"multimodal_weight": multimodal, "text_weight": text})
+  config.loss.update({"audio_weight": audio, "vision_weight": vision})
 
 
 # Variants that every late-fusion system has, after those of data sets and papers.

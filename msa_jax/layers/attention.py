@@ -23,6 +23,7 @@ def attention_weights(
   top_k: int | None = None,
   renormalise: bool = False,
   top_fraction: float | None = None,
+  pair_mask: Bool[Array, "b t s"] | None = None,
 ) -> Float[Array, "b h t s"]:
   """Attention probabilities in float32, of all valid keys or the top k of them.
 
@@ -36,10 +37,13 @@ def attention_weights(
       normaliser; True is the softmax over the selected logits.
     top_fraction: the share of a row's valid keys to keep, in (0, 1], in place of
       `top_k`.
+    pair_mask: True = the query may attend to the key, if that is valid; None = to any.
 
   Source: H-GEM (2026), Eq. 3-4.
   """
   mask = key_mask[:, None, None, :]
+  if pair_mask is not None:
+    mask = mask & pair_mask[:, None]
   number = logits.shape[-1] if top_k is None else top_k
   if top_fraction is not None and top_fraction < 1.0:
     counts = [share_of(top_fraction, valid) for valid in range(logits.shape[-1] + 1)]
@@ -120,10 +124,12 @@ class MultiHeadAttention(nn.Module):
     source: Float[Array, "b s k"],
     key_mask: Bool[Array, "b s"],
     query_mask: Bool[Array, "b t"] | None = None,
+    pair_mask: Bool[Array, "b t s"] | None = None,
   ) -> Float[Array, "b t c"]:
     """Attends from `query` to `source`; zeros where `query_mask` is False.
 
-    A row without any valid key gets the output layer's bias.
+    A row without any valid key that `pair_mask` lets it see gets the output layer's
+    bias.
     """
     head_width = self.width // self.n_heads
     scale = 1.0 / math.sqrt(head_width) if self.scale is None else self.scale
@@ -146,10 +152,11 @@ class MultiHeadAttention(nn.Module):
       preferred_element_type=jnp.float32,
     )
     weights = attention_weights(
-      logits, key_mask, self.top_k, self.renormalise, self.top_fraction
+      logits, key_mask, self.top_k, self.renormalise, self.top_fraction, pair_mask
     )
     if self.is_mutable_collection("intermediates"):
-      self.sow("intermediates", "weights_all", attention_weights(logits, key_mask))
+      everything = attention_weights(logits, key_mask, pair_mask=pair_mask)
+      self.sow("intermediates", "weights_all", everything)
       self.sow("intermediates", "weights", weights)
     weights = Dropout(self.dropout, self.deterministic)(weights)
     mixed = jnp.einsum("bhts,bhsk->bhtk", weights.astype(self.dtype), values)

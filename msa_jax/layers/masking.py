@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from msa_jax.typing import Batch
 
@@ -50,6 +50,30 @@ def masked_mean(
   total = jnp.sum(jnp.where(mask, values, 0.0), axis=axis)
   count = jnp.sum(mask, axis=axis).astype(values.dtype)
   return total / jnp.maximum(count, 1.0)
+
+
+def extents(mask: Bool[Array, "b t"]) -> Int[Array, " b"]:
+  """Steps up to the last valid one, holes included; 0 = there is none.
+
+  >>> extents(jnp.asarray([[True, False, True, False], [False] * 4])).tolist()
+  [3, 0]
+  """
+  return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[1] + 1)[None], 0), axis=1)
+
+
+def last_step(
+  values: Float[Array, "b t d"], mask: Bool[Array, "b t"]
+) -> Float[Array, "b d"]:
+  """The last valid step; zero for a row without one.
+
+  >>> values = jnp.asarray([[[1.0], [2.0], [9.0]]])
+  >>> last_step(values, jnp.asarray([[True, True, False]])).tolist()
+  [[2.0]]
+  """
+  end = extents(mask)
+  last = jnp.maximum(end - 1, 0)[:, None, None]
+  found = jnp.take_along_axis(values, last, axis=1)[:, 0]
+  return jnp.where((end > 0)[:, None], found, 0.0)
 
 
 POOLS = ("mean", "first")

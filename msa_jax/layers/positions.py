@@ -29,6 +29,28 @@ def sinusoids(n_steps: int, width: int) -> Float[np.ndarray, "t d"]:
   return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(n_steps, width)
 
 
+def half_sinusoids(n_steps: int, width: int) -> Float[np.ndarray, "t d"]:
+  """Fixed sinusoids of tensor2tensor and MulT: all sines, then all cosines.
+
+  Column j of each half has the angle position * 10000^(-j / (half - 1)), positions from
+  1; an odd width ends with a column of zeros.
+
+  >>> half_sinusoids(2, 4).round(2).tolist()
+  [[0.84, 0.0, 0.54, 1.0], [0.91, 0.0, -0.42, 1.0]]
+
+  Args:
+    n_steps: number of positions t.
+    width: feature width d, at least 2.
+
+  Source: MulT (Tsai et al. 2019), its code's position embedding.
+  """
+  half = width // 2
+  frequency = 10000.0 ** (-np.arange(half) / max(half - 1, 1))  # [d/2]
+  angle = np.arange(1, n_steps + 1)[:, None] * frequency[None, :]
+  table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+  return np.pad(table, ((0, 0), (0, width % 2)))
+
+
 class LearnedPositions(nn.Module):
   """A table of learned vectors, one per position.
 

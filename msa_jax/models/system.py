@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from msa_jax.config.options import OptimConfig
@@ -82,6 +83,22 @@ def first_track(snapshots: Mapping[str, Params], final: Params) -> Params:
   return next(iter(snapshots.values()))
 
 
+class Turn(NamedTuple):
+  """What trains for one epoch of a stage, before another has its turn.
+
+  Attributes:
+    trainable: parameter path -> whether the turn trains it.
+    task: factor of the tasks' losses.
+    losses: name of an auxiliary loss -> its weight in this turn.
+    others: factor of the weights of all other auxiliary losses.
+  """
+
+  trainable: Callable[[tuple[str, ...]], bool]
+  task: float = 1.0
+  losses: Mapping[str, float] = MappingProxyType({})
+  others: float = 1.0
+
+
 class Stage(NamedTuple):
   """A part of the training with a graph, an optimizer and a selection of its own.
 
@@ -109,6 +126,8 @@ class Stage(NamedTuple):
       the stage before, in place of a fresh one.
     branched: the first axis of all trained parameters is that of branches, which train
       side by side and are clipped each for itself.
+    turns: objectives and optimizers that train in turn, an epoch each; () = one.
+    clip_all: gradients of what is not trained count in the clipping too.
   """
 
   name: str
@@ -123,6 +142,8 @@ class Stage(NamedTuple):
   missing: bool = True
   carry_opt_state: bool = False
   branched: bool = False
+  turns: tuple[Turn, ...] = ()
+  clip_all: bool = False
 
 
 def one_stage(
@@ -208,6 +229,8 @@ class System(NamedTuple):
       schedules.
     partition: parameter path -> name of its optimizer partition: `new`
       (`config.optim.learning_rate`) or a key of `config.optim.learning_rates`.
+    own_rates: partitions that train with the rate of `new` where
+      `config.optim.learning_rates` does not name them, or says 0.
     stages: (options, spec, optim, monitor) -> stages of the training, in order.
     recipe: (model, stage, default recipe) -> `step.recipe.Recipe` of a stage, for a
       system that trains differently.
@@ -230,13 +253,19 @@ class System(NamedTuple):
       top k of its keys, for the report's figure of one sample; "" = none. Its tokens
       are all real steps, the modalities of a step side by side in canonical order.
     looks: what of its `intermediates` a report shows.
+    text_heads: path of linear layers by task that read the pooled text, of a system
+      that reads nothing else; () = it has none.
+    search_space: options that the study `tune` searches beside those of every system
+      (`studies/spaces.py`), dotted key -> values as `--space` takes them.
     options: defaults of `config.model`, where no config file gives them.
-    losses: the same of `config.loss`: weights of the auxiliary losses.
+    losses: the same of `config.loss`: weights of the auxiliary losses, which count also
+      where a config does not have them.
   """
 
   build: Callable[[Options, Spec], nn.Module]
   auxiliary: Callable[..., Mapping[str, jax.Array]] = no_auxiliary
   partition: Callable[[tuple[str, ...]], str] = one_partition
+  own_rates: tuple[str, ...] = ()
   stages: Callable[[Options, Spec, OptimConfig, str], tuple[Stage, ...]] = one_stage
   recipe: Callable[[nn.Module, Stage, Any], Any] = default_recipe
   terms: Callable[[Options, Spec], Mapping[str, TaskTerm]] = one_loss
@@ -249,6 +278,8 @@ class System(NamedTuple):
   robustness: Variants = MappingProxyType({})
   attention: Callable[[Options], str] = no_attention
   looks: tuple[Look, ...] = ()
+  text_heads: tuple[str, ...] = ()
+  search_space: Mapping[str, str] = MappingProxyType({})
   options: Options = MappingProxyType({})
   losses: Options = MappingProxyType({})
 
@@ -256,8 +287,9 @@ class System(NamedTuple):
 def system_of(network: type[nn.Module], **parts: Any) -> System:
   """A system whose options are the fields of its network.
 
-  Fields `output` (the task predicted), `outputs` (several) and `modalities` (names) are
-  filled in from the corpus; every other field needs a default.
+  Fields `output` (the task predicted), `outputs` (several), `modalities` (names),
+  `lengths` (modality -> steps of the longest sequence) and `train_size` (rows of the
+  training split) are filled in from the corpus; every other field needs a default.
 
   >>> models.register("mine", models.system_of(Mine))
 
@@ -275,6 +307,8 @@ def _build(network: type[nn.Module], options: Options, spec: Spec) -> nn.Module:
     "output": lambda: primary_output(options, spec),
     "outputs": lambda: output_specs(options, spec),
     "modalities": lambda: spec.modalities,
+    "lengths": lambda: FrozenDict(spec.lengths),
+    "train_size": lambda: max(1, sum(spec.sources) or spec.train_size),
   }
   known = {field.name for field in dataclasses.fields(network)}
   fixed = {name: value() for name, value in of_corpus.items() if name in known}

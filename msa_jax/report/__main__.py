@@ -116,9 +116,14 @@ def export(runs, studies: Sequence[str], kind: str, published: bool = True) -> s
 
   if kind not in tables.EXPORTS:
     raise UserError(f"--export={kind!r} must be one of {', '.join(tables.EXPORTS)}.")
-  groups = [runs] if runs else []
-  groups += [studies_lib.runs(each, studies_lib.read(each))[0] for each in studies]
-  made = [
+  groups, made = [runs] if runs else [], []
+  for folder in studies:
+    lines = studies_lib.read(folder)
+    if not studies_lib.is_sweep(lines):
+      groups.append(studies_lib.runs(folder, lines)[0])
+    elif ranking := studies_lib.ranking(folder, []):  # settings have no test figures
+      made.append(_of_blocks(ranking))
+  made += [
     _of_runs(group, task, published)
     for group in groups
     for task in results.tasks(group)

@@ -105,26 +105,42 @@ def _gates(run: Run) -> list[str]:
   return list(names)
 
 
+_ROUTING = (
+  (
+    "router_entropy_dense_normalised",
+    "Router entropy on validation",
+    "entropy / log(experts)",
+  ),
+  ("information_dense_nats", "Information of sample and expert", "nats"),
+)
+
+
 def entropies(run: Run) -> Drawing | None:
-  """How undecided each gate is, over epochs."""
-  figure, axes = style.panels(1, width=5.2, height=3.0)
+  """How undecided each gate is, and how much its choice depends on the sample, over
+  epochs."""
+  gates = _gates(run)
+  figure, axes = style.panels(2, width=4.4, height=3.0)
   drawn = 0
-  for gate in _gates(run):
-    lines = series(run, "routing", gate, "router_entropy_dense_normalised")
-    if lines:
-      _draw_band(axes[0], lines, drawn, gate)
-      drawn += 1
+  for axis, (name, title, unit) in zip(axes, _ROUTING, strict=True):
+    for index, gate in enumerate(gates):
+      lines = series(run, "routing", gate, name)
+      if lines:
+        _draw_band(axis, lines, index, gate)
+        drawn += 1
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(unit)
+    axis.set_title(title)
   if not drawn:
     return None
   axes[0].set_ylim(0, 1.05)
-  axes[0].set_xlabel("epoch")
-  axes[0].set_ylabel("entropy / log(experts)")
-  axes[0].set_title("Router entropy on validation")
-  if drawn <= 12:
+  axes[1].set_ylim(bottom=0)
+  if len(gates) <= 12:
     axes[0].legend(fontsize=7, ncols=2)
   caption = (
-    "Mean over samples of the entropy of the gate's distribution before selection, as"
-    " a share of its maximum: 1 = no preference, 0 = always one expert."
+    "Left: mean over samples of the entropy of the gate's distribution before"
+    " selection, as a share of its maximum: 1 = no preference, 0 = always one expert."
+    " Right: the entropy of the mean distribution minus that mean, in nats: 0 = every"
+    " sample is routed alike, log(experts) = each surely and all experts used."
   )
   return Drawing("entropies", "Router entropy over training", caption, figure)
 

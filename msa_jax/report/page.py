@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from msa_jax.errors import UserError
-from msa_jax.report import cases, errors, figures, grids, results, style
+from msa_jax.report import (
+  cases,
+  errors,
+  experts,
+  figures,
+  grids,
+  results,
+  style,
+  tuning,
+)
 from msa_jax.report import studies as studies_lib
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
@@ -29,6 +38,7 @@ td.remark { padding-top: .8rem; white-space: normal; }
 @media print { div.table { overflow-x: visible; } }
 tr.own { font-weight: 600; }
 thead { border-bottom: 2px solid #888; }
+pre { background: #f6f6f6; padding: .5rem 1rem; white-space: pre-wrap; }
 .gaps { background: #fff4e0; padding: .5rem 1rem; border-left: 4px solid #E69F00; }
 """
 
@@ -60,6 +70,7 @@ def drawings(
     ("attention of a sample", lambda: _attention(run, sample)),
     ("what modules do with a sample", lambda: _looks(run, sample)),
     ("router entropy", lambda: figures.entropies(run)),
+    ("worth of the experts", lambda: experts.drawings(run)),
     ("expert load", lambda: figures.expert_weights(run)),
     ("balance", lambda: figures.balance([run])),
     ("agreement of the tasks", lambda: figures.agreement(run)),
@@ -179,6 +190,8 @@ def _study(study: str | pathlib.Path, folder: pathlib.Path) -> str:
   parts = [f"<h2>Study {html.escape(path.name)}</h2>"]
   board = lines[0]["study"] == "leaderboard" and bool(runs)
   sweep = studies_lib.is_sweep(lines)
+  if tuning.is_search(lines):
+    return "\n".join([*parts, *_search(path, lines, folder, gaps)])
   if sweep and (ranking := studies_lib.ranking(path, gaps)):
     parts.append(_table(ranking.title, "setting", ranking.names, ranking.blocks))
   for table in studies_lib.result_tables(lines, runs):
@@ -206,6 +219,22 @@ def _study(study: str | pathlib.Path, folder: pathlib.Path) -> str:
     f" {html.escape(str(path))}/TRIAL</p>"
   )
   return "\n".join(parts)
+
+
+def _search(path, lines, folder: pathlib.Path, gaps: list[str]) -> list[str]:
+  """What there is of a search: how it went and what it chose, of validation alone."""
+  parts, report = [], tuning.read(path, gaps)
+  if report is not None:
+    parts.append(f"<pre>{html.escape(tuning.about(path))}</pre>")
+    ranked = tuning.table(report)
+    parts.append(_table(ranked.title, "trial", ranked.names, ranked.blocks))
+    folder.mkdir(parents=True, exist_ok=True)
+    with style.look():
+      drawn = _made([("the search", lambda: tuning.drawings(report))], gaps)
+      parts += [_figure(drawing, folder) for drawing in drawn]
+  for table in studies_lib.result_tables(lines, []):
+    parts.append(_table(table.title, "trial", table.names, table.blocks))
+  return [*parts, _gaps(gaps)]
 
 
 def _of_trial(run: Run) -> list[Drawing]:

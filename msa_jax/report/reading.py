@@ -29,6 +29,8 @@ class Run:
     routing: split -> `<gate>/combine` etc. -> [seed n e], `<gate>/experts` (names,
       where the router gives them) and `ids`.
     grids: name -> contents of a missing-modality grid.
+    experts: what its experts are worth (`studies.experts`); empty where that was not
+      measured.
     gaps: one line per part that is absent or damaged.
   """
 
@@ -40,6 +42,7 @@ class Run:
   predictions: Mapping[str, Mapping[str, Sequence[str]]]
   routing: Mapping[str, Mapping[str, np.ndarray]]
   grids: Mapping[str, Mapping[str, Any]]
+  experts: Mapping[str, Any]
   gaps: Sequence[str]
 
   @property
@@ -114,6 +117,7 @@ def read(folder: str | pathlib.Path) -> Run:
       for file in sorted((path / "missing").glob("*.json"))
       if (grid := _json(file, gaps))
     },
+    experts=_json(path / "experts.json", gaps) if _has_experts(path) else {},
     gaps=gaps,
   )
   if not (run.config or run.summary or run.epochs):
@@ -121,6 +125,11 @@ def read(folder: str | pathlib.Path) -> Run:
       f"{folder} holds no run: none of config.json, summary.json, metrics.jsonl."
     )
   return run
+
+
+def _has_experts(path: pathlib.Path) -> bool:
+  # Not a gap: it is measured on request.
+  return (path / "experts.json").exists()
 
 
 def _json(path: pathlib.Path, gaps: list[str]) -> dict[str, Any]:

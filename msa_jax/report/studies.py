@@ -183,7 +183,7 @@ def result_tables(lines: Sequence[Line], runs: Sequence[Run]) -> list[ResultTabl
 
 def is_sweep(lines: Sequence[Line]) -> bool:
   """Whether a study tries settings: the test split judges none but the best one's."""
-  return lines[0]["study"] == "sweep"
+  return lines[0]["study"] in ("sweep", "tune")
 
 
 def ranking(folder: str | pathlib.Path, gaps: list[str]) -> ResultTable | None:

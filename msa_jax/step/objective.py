@@ -54,7 +54,7 @@ def make_objective(
     tasks=tasks,
     terms=terms,
     auxiliary=functools.partial(system.auxiliary, model),
-    weights=loss,
+    weights={**system.losses, **loss},
     total_steps=total_steps,
     ramp_steps=loss.get("aux_warmup_fraction", 0.0) * total_steps,
   )

@@ -11,6 +11,8 @@
     --data=mosi.pkl --data=sims.pkl --workdir=studies/board
   python -m msa_jax.studies sweep --config=awf --workdir=studies/rates \\
     --sweep=optim.learning_rate=1e-3,3e-4 --sweep=model.dropout=0.1,0.2
+  python -m msa_jax.studies tune --config=hgem:mosi --data=mosi.pkl \\
+    --workdir=studies/tune --space=optim.learning_rate=1e-4..1e-2:log --trials=30
 
 The seeds of `--config` are those of every system. The same command goes on where it
 was stopped. `python -m msa_jax.report FOLDER` draws a study from its study.csv.
@@ -53,6 +55,18 @@ _DATA = flags.DEFINE_multi_string(
 _SWEEP = flags.DEFINE_multi_string(
   "sweep", [], "sweep: option=value,value; may be given again, for every combination."
 )
+_SPACE = flags.DEFINE_multi_string(
+  "space",
+  [],
+  "tune: option=low..high, with :log or :step behind it, or option=value,value; beside"
+  " the system's own space, or in its place with --space=none; may be given again.",
+)
+_TRIALS = flags.DEFINE_integer("trials", 20, "tune: how many settings to try in all.")
+_HALVING = flags.DEFINE_integer(
+  "halving",
+  3,
+  "tune: one in so many trials goes on to as many times the seeds; 1 = all do.",
+)
 STUDIES = {
   "ablation": "rows of a system's own tables (DERL 4, 5, figure 5; H-GEM 3; MoMKE)",
   "missing": "every condition and rate of missing modalities (H-GEM, figures 4, 5)",
@@ -61,9 +75,10 @@ STUDIES = {
   "balance": "with and without B-fusion, probes, optimizers, attention (AWF)",
   "leaderboard": "systems x data files x seeds",
   "sweep": "every combination of options' values, ranked on validation",
+  "tune": "a search for options' values, chosen on validation (needs Optuna)",
 }
 _TABLED = ("ablation", "balance")  # by --table
-_SINGLE = (*_TABLED, "sweep")  # studies of one system
+_SINGLE = (*_TABLED, "sweep")  # studies of one system on its own data
 
 
 def listing() -> str:
@@ -80,6 +95,7 @@ def execute(
   grids: str | None = None,
   sweeps: Sequence[str] = (),
   rows: Sequence[str] = (),
+  search: Any = None,
 ) -> str:
   """Runs a study.
 
@@ -92,6 +108,7 @@ def execute(
     grids: of a missing study.
     sweeps: of a sweep, see `sweep.settings`.
     rows: of an ablation's table; () = all.
+    search: `tune.Search` of a search.
 
   Returns:
     What to print.
@@ -107,6 +124,8 @@ def execute(
     raise UserError(f"choose a study: {', '.join(STUDIES)}; or list.")
   if (len(configs) > 1 or files) and name in _SINGLE:
     raise UserError(f"{name} takes no --also and no --data.")
+  if name == "tune" and (len(configs) > 1 or len(files) > 1):
+    raise UserError("tune takes no --also, and --data once.")
   if table is not None and name not in _TABLED:
     raise UserError(f"{name} takes no --table; {' and '.join(_TABLED)} do.")
   if grids is not None and name != "missing":
@@ -127,6 +146,8 @@ def execute(
     best = f"the best one, {workdir / report['best']}:"
     figures = terminal.evaluation(report["figures"])
     return "\n".join([sweep.as_text(report), best, figures])
+  if name == "tune":
+    return _tune(configs[0], files, workdir, search)
   seeds = {"replicas.seeds": configs[0].replicas.seeds}
   configs = [changed(config, seeds) for config in configs]
   if name == "missing":
@@ -134,6 +155,18 @@ def execute(
   else:
     runner.run_trials(name, catalogue.STUDIES[name](configs, files), workdir)
   return f"study: {workdir / 'study.csv'}"
+
+
+def _tune(config: Experiment, files: Sequence[str], workdir, search: Any) -> str:
+  from msa_jax.report import page
+  from msa_jax.studies import tune
+  from msa_jax.studies.changes import changed
+
+  for file in files:
+    config = changed(config, {"data.path": file})
+  report = tune.study(config, workdir, search)
+  written = page.write([], workdir / "report", [workdir])
+  return f"{tune.as_text(report, workdir)}\nreport: {written}"
 
 
 def main(arguments: list[str]) -> None:
@@ -162,6 +195,7 @@ def _main(arguments: list[str]) -> None:
     configs = [experiment(config) for config in found]
     options: dict[str, Any] = {"table": _TABLE.value, "grids": _GRIDS.value}
     options |= {"sweeps": _SWEEP.value, "rows": _ROWS.value}
+    options["search"] = _search(arguments[1])
     print(execute(arguments[1], configs, _DATA.value, _WORKDIR.value, **options))
   except stopping.Interrupted as interruption:
     print(interruption, file=sys.stderr)
@@ -171,10 +205,25 @@ def _main(arguments: list[str]) -> None:
       raise
 
 
+def _search(study: str) -> Any:
+  """What the flags ask of a search."""
+  from msa_jax.studies import tune
+
+  if study != "tune":
+    for flag in (_SPACE, _TRIALS, _HALVING):
+      if flag.present:
+        raise UserError(f"{study} takes no --{flag.name}; tune does.")
+    return None
+  flag = config_flags.get_config_filename(flags.FLAGS["config"])
+  name = files.name_of(flag)
+  return tune.Search(name, _SPACE.value, _TRIALS.value, _HALVING.value)
+
+
 def run_main(arguments: Sequence[str] | None = None) -> NoReturn:
   """`python -m msa_jax.studies` and `msa-jax studies`."""
   usage = f"{__doc__}\nStudies:\n{listing()}"
   taken = (_CONFIG, _WORKDIR, _ALSO, _DATA, _TABLE, _ROWS, _GRIDS, _SWEEP)
+  taken = (*taken, _SPACE, _TRIALS, _HALVING)
   command.run(command.Program(main, usage, taken, _CONFIG), arguments)
 
 

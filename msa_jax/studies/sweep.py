@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,11 @@ from msa_jax.studies.changes import changed, parse_values
 from msa_jax.training import scoring, selection
 from msa_jax.training.run_directory import RunDirectory
 from msa_jax.training.selection import Criterion
+from msa_jax.typing import Spec
 
 # What decides which figures validation gives, and of which samples: settings that
 # differ in it cannot be ranked. An entry covers the options below it.
-_FIXED = (
+FIXED = (
   *("train.monitor", "train.selection_split", "replicas.seeds", "spec"),
   *("model.name", "model.task", "model.tasks", "missing.eval", "missing.seed"),
   *("data.path", "data.format", "data.task", "data.valence", "data.sample_unit"),
@@ -64,11 +65,7 @@ def settings(config: Experiment, sweeps: Sequence[str]) -> list[Changes]:
         f"--sweep={entry}: give option=value,value once for each option, e.g."
         " optim.learning_rate=1e-3,3e-4."
       )
-    if any(path == fixed or path.startswith(f"{fixed}.") for fixed in _FIXED):
-      raise UserError(
-        f"--sweep={entry}: {path} decides what validation measures; settings that"
-        f" differ in it cannot be ranked (nor in any of {', '.join(_FIXED)})."
-      )
+    refuse_fixed(path, f"--sweep={entry}")
     try:
       values[path] = parse_values(config, path, text)
     except UserError as error:
@@ -79,6 +76,23 @@ def settings(config: Experiment, sweeps: Sequence[str]) -> list[Changes]:
     dict(zip(values, chosen, strict=True))
     for chosen in itertools.product(*values.values())
   ]
+
+
+def refuse_fixed(path: str, entry: str) -> None:
+  """Refuses an option that trials may not differ in.
+
+  Args:
+    path: its dotted key.
+    entry: the flag that names it.
+
+  Raises:
+    UserError: it is one of `FIXED`, or below one.
+  """
+  if any(path == fixed or path.startswith(f"{fixed}.") for fixed in FIXED):
+    raise UserError(
+      f"{entry}: {path} decides what validation measures; settings that"
+      f" differ in it cannot be ranked (nor in any of {', '.join(FIXED)})."
+    )
 
 
 def trial_name(setting: Changes) -> str:
@@ -165,27 +179,56 @@ def _check(
   config: Experiment, made: Sequence[runner.Trial], swept: Changes
 ) -> Criterion:
   """The figure that ranks; refuses what could not be trained or ranked."""
-  if config.train.selection_split != "val":
-    raise UserError(
-      f"config.train.selection_split={config.train.selection_split!r}: a sweep ranks"
-      " on validation; it must be 'val'."
-    )
+  check_selection(config, "a sweep")
   for trial in made:
     validate.validate(trial.config)
+  found, spec = ranked_by(config, "sweep")
+  if not reshapes(swept):
+    for trial in made:
+      compose.build(trial.config.replace(spec=spec))
+  return found
+
+
+def reshapes(paths: Iterable[str]) -> bool:
+  """Whether an option among these may change what a network reads."""
+  return any(path.partition(".")[0] in _RESHAPES for path in paths)
+
+
+def check_selection(config: Experiment, study: str) -> None:
+  """Refuses runs that the test split selects.
+
+  Raises:
+    UserError: `config.train.selection_split` is not validation.
+  """
+  if config.train.selection_split != "val":
+    raise UserError(
+      f"config.train.selection_split={config.train.selection_split!r}: {study} ranks"
+      " on validation; it must be 'val'."
+    )
+
+
+def ranked_by(config: Experiment, study: str) -> tuple[Criterion, Spec]:
+  """The validation figure that ranks settings, and what their corpus is.
+
+  Args:
+    config: unresolved.
+    study: for the message.
+
+  Raises:
+    UserError: bad input, or no validation split.
+  """
   prepared = prepare.prepare(config)
   corpus, resolved = prepared.corpus, prepared.config
   if "valid" not in corpus.splits:
     raise UserError(
-      f"sweep ranks settings on validation, and {corpus.name!r} has no split 'valid'"
+      f"{study} ranks settings on validation, and {corpus.name!r} has no split 'valid'"
       f" (it has {', '.join(corpus.splits)}); give data with one."
     )
-  if not any(path.partition(".")[0] in _RESHAPES for path in swept):
-    for trial in made:
-      compose.build(trial.config.replace(spec=resolved.corpus_spec))
   labels = scoring.label_arrays(corpus.splits["valid"], corpus.tasks)
   spec = resolved.corpus_spec
   outputs = output_specs(resolved.model, spec)
-  return selection.criterion(config.train.monitor, spec.tasks, outputs, labels)
+  found = selection.criterion(config.train.monitor, spec.tasks, outputs, labels)
+  return found, spec
 
 
 def ranked(
@@ -204,12 +247,11 @@ def ranked(
   Returns:
     The entries of `ranking`, see `study`.
   """
-  terms = criterion.terms
-  sign = -1.0 if len(terms) == 1 and better(terms[0][2]) == "min" else 1.0
+  sign = shown_sign(criterion)
   rows = []
   for setting in chosen:
     summary = summaries[trial_name(setting)]
-    figures = [sign * value for value in _values(summary, criterion)]
+    figures = [sign * value for value in values_of(summary, criterion)]
     known = bool(figures) and all(map(math.isfinite, figures))
     several = known and len(figures) > 1
     rows.append(
@@ -229,7 +271,13 @@ def ranked(
   return sorted(rows, key=order, reverse=True)
 
 
-def _values(summary: Mapping[str, Any], criterion: Criterion) -> list[float]:
+def shown_sign(criterion: Criterion) -> float:
+  """-1 where a single metric is shown of which smaller is better, else 1."""
+  terms = criterion.terms
+  return -1.0 if len(terms) == 1 and better(terms[0][2]) == "min" else 1.0
+
+
+def values_of(summary: Mapping[str, Any], criterion: Criterion) -> list[float]:
   """The figure of each seed, greater is better; none of a trial that diverged."""
   if "diverged" in summary:
     return []

@@ -1,8 +1,12 @@
 """Small corpora's shapes and random batches, for the contract tests."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
+from msa_jax.config.options import DataConfig
+from msa_jax.data.synthetic.generator import ALONE
 from msa_jax.step.recipe import example_batch
 from msa_jax.typing import Batch, Label, Modality, Spec, Task, TaskKind
 
@@ -26,6 +30,15 @@ def example_spec(unit: str = "utterance", kind: TaskKind = "regression") -> Spec
     train_size=32,
     utterances=STEPS if unit == "dialogue" else 0,
   )
+
+
+def spec_for(data: DataConfig) -> Spec:
+  """The example's shapes for a system's config, with the labels of one modality that
+  its own synthetic corpus has."""
+  spec = example_spec(data.sample_unit)
+  alone = [name for name in data.synthetic.tasks if name in ALONE.values()]
+  tasks = {**spec.tasks, **dict.fromkeys(alone, spec.tasks["sentiment"])}
+  return dataclasses.replace(spec, tasks=tasks)
 
 
 def random_batch(spec: Spec, seed: int = 0, size: int = ROWS) -> Batch:

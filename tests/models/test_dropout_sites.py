@@ -24,9 +24,9 @@ def _values(leaf):
   return leaf.at[..., 2 * tiny_systems.TINY["momke"]["hidden_dim"] :].set(0.0)
 
 
-def _by_modality(option, reader):
+def _by_modality(option, reader, where="encoder_{}/"):
   return [
-    Site(f"{option}.{name}", reader.format(name), f"encoder_{name}/")
+    Site(f"{option}.{name}", reader.format(name), where.format(name))
     for name in ("text", "audio", "vision")
   ]
 
@@ -82,6 +82,89 @@ SITES = {
     Site("post_dropout", "^head/hidden_0/kernel"),
   ],
 }
+SITES["self_mm"] = [
+  *(
+    Site(f"dropout.{name}", f"^post_{name}/layer_1/kernel", f"^post_{name}/")
+    for name in ("text", "audio", "vision")
+  ),
+  Site("post_dropout", "^post_fusion/layer_1/kernel", "^post_fusion/"),
+]
+SITES["misa"] = [
+  Site("fusion_dropout", "^fusion/attention/out/kernel", "^fusion/attention/"),
+  Site("fusion_dropout", "^fusion/attention/out/", "^fusion/drop_1$"),
+  Site("fusion_dropout", "^fusion/ffn_2/kernel", "^fusion/drop_ffn$"),
+  Site("fusion_dropout", "^fusion/ffn_2/", "^fusion/drop_2$"),
+  Site("dropout", "^hidden/", "^Dropout_0$"),
+]
+SITES["tetfn"] = [
+  Site("dropout.relu", "/ffn_2/kernel"),
+  Site("dropout.residual", "/attention/out/", "drop_attention"),
+  Site("dropout.residual", "/ffn_2/", "drop_ffn"),
+  Site(
+    "attention_dropout.text",
+    "^((audio|vision)_|text_memory).*/attention/out/kernel",
+  ),
+  Site("attention_dropout.audio", "^text_with_audio/.*attention/out/kernel"),
+  Site("attention_dropout.vision", "^text_with_vision/.*attention/out/kernel"),
+  *(
+    Site(f"head_dropout.{name}", f"^post_{name}/layer_1/kernel", f"^post_{name}/")
+    for name in ("text", "audio", "vision")
+  ),
+  Site("post_dropout", "^post_fusion/layer_1/kernel", "^post_fusion/"),
+]
+SITES["almt"] = []  # nothing is dropped
+SITES["mmim"] = [
+  *(
+    Site(f"dropout.{name}", f"^encoder_{name}/linear/kernel", f"^encoder_{name}/")
+    for name in ("audio", "vision")
+  ),
+  Site("post_dropout", "^fusion_1/kernel", "^Dropout_0$"),
+]
+SITES["mag_bert"] = [
+  Site("dropout", "^gate/norm/", "^gate/"),
+  Site("post_dropout", "^head/out/kernel", "^head/drop$"),
+]
+SITES["cenet"] = [
+  Site("dropout", "^head/pooler/kernel", "^head/drop_input$"),
+  Site("dropout", "^head/out/kernel", "^head/drop$"),
+]
+_MMSA = [
+  Site("dropout.text", "^last_text/kernel"),
+  Site("dropout.audio", "^encoder_audio/linear_1/kernel"),
+  Site("dropout.vision", "^encoder_vision/linear_1/kernel"),
+]
+_UNIMODAL = _by_modality("unimodal_dropout", "^alone_{}/hidden_0/kernel", "alone_{}/")
+_FUSED = Site("post_dropout", "^head/hidden_0/kernel", "^head/")
+SITES["lmf"] = _MMSA
+SITES["mlmf"] = [*_MMSA, *_UNIMODAL]
+SITES["mlf_dnn"] = SITES["mtfn"] = [*_MMSA, *_UNIMODAL, _FUSED]
+SITES["ef_lstm"] = [
+  Site("dropout", "^lstm/layer_1/input_kernel", "^lstm/"),
+  Site("dropout", "^hidden/kernel", "drop_last"),
+  Site("dropout", "^out/kernel", "drop_hidden"),
+]
+SITES["graph_mfn"] = [
+  Site("dropout.candidate", "^candidate/out/kernel"),
+  Site("dropout.retain", "^memory/retain_out/kernel"),
+  Site("dropout.update", "^memory/update_out/kernel"),
+  Site("dropout.output", "^output/out/kernel"),
+]
+SITES["mfn"] = [
+  Site("dropout.attention", "^attention/out/kernel"),
+  *SITES["graph_mfn"],
+]
+SITES["mult"] = [
+  Site("dropout.text", "^project_text/kernel"),
+  Site("dropout.embed", "^project_", "_with_"),
+  Site("dropout.embed", "_with_[a-z]+/norm/", "_memory/"),
+  Site("dropout.relu", "/ffn_2/kernel"),
+  Site("dropout.residual", "/attention/out/", "drop_attention"),
+  Site("dropout.residual", "/ffn_2/", "drop_ffn"),
+  Site("dropout.output", "^residual/kernel"),
+  Site("attention_dropout.text", "_(with_text|memory)/.*attention/out/kernel"),
+  Site("attention_dropout.audio", "_with_audio/.*attention/out/kernel"),
+  Site("attention_dropout.vision", "_with_vision/.*attention/out/kernel"),
+]
 SITES["text_only"] = [Site("dropout", "^heads/sentiment/kernel")]
 SITES["lf_dnn"] = SITES["tfn"] = [
   Site("dropout.text", "^last_text/kernel"),

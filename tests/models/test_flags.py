@@ -55,6 +55,41 @@ def _late(**others):
   }
 
 
+def _all(option, *names, value=7, kind=PARAMETERS):
+  return {f"{option}.{name}": (value, kind) for name in names}
+
+
+_NAMES = ("text", "audio", "vision")
+
+
+def _low_rank(**others):
+  return {
+    **_all("hidden_dims", *_NAMES),
+    **_all("dropout", *_NAMES, value=0.43, kind=TRAINING),
+    "rank": (5, PARAMETERS),
+    "text_encoder": ("mean", PARAMETERS),
+    "compat": ("mmsa", EVALUATION),
+    **others,
+  }
+
+
+def _unimodal():
+  return {
+    **_all("unimodal_dims", *_NAMES),
+    **_all("unimodal_dropout", *_NAMES, value=0.43, kind=TRAINING),
+  }
+
+
+def _memory(*parts):
+  return {
+    **_all("hidden_dims", *_NAMES),
+    **_all("mlp_dims", *parts),
+    **_all("dropout", *parts, value=0.43, kind=TRAINING),
+    "memory_dim": (7, PARAMETERS),
+    "compat": ("mmsa", EVALUATION),
+  }
+
+
 FLAGS = {
   "derl": {
     **_sizes("hidden_dim", "num_layers", "ffn_multiplier"),
@@ -106,10 +141,121 @@ FLAGS = {
   "lf_dnn": _late(text_dim=(9, PARAMETERS), text_encoder=("mean", PARAMETERS)),
   "lf_lstm": _late(feature_dim=(9, PARAMETERS)),
   "tfn": _late(text_dim=(9, PARAMETERS), text_encoder=("mean", PARAMETERS)),
+  "lmf": _low_rank(),
+  "mlmf": _low_rank(**_unimodal()),
+  "mlf_dnn": _late(
+    **_unimodal(), text_dim=(9, PARAMETERS), text_encoder=("mean", PARAMETERS)
+  ),
+  "mtfn": _late(
+    **_unimodal(), text_dim=(9, PARAMETERS), text_encoder=("mean", PARAMETERS)
+  ),
+  "ef_lstm": {
+    **_sizes("hidden_dim", "num_layers", value=3),
+    "dropout": (0.43, TRAINING),
+    "compat": ("mmsa", EVALUATION),
+  },
+  "mfn": _memory("attention", "candidate", "retain", "update", "output"),
+  "graph_mfn": {
+    **_memory("candidate", "retain", "update", "output"),
+    "node_dim": (7, PARAMETERS),
+    "bounded": (True, EVALUATION),
+  },
+  "mult": {
+    **_sizes("hidden_dim", value=12),
+    **_sizes("num_layers", value=2),
+    **_all("kernel_sizes", *_NAMES, value=3),
+    **_all("attention_dropout", *_NAMES, value=0.43, kind=TRAINING),
+    **_all(
+      "dropout",
+      *("text", "embed", "relu", "residual", "output"),
+      value=0.43,
+      kind=TRAINING,
+    ),
+    "targets": (("text", "audio"), PARAMETERS),
+    "num_heads": (4, EVALUATION),
+    "positions": (True, EVALUATION),
+    "future_mask": (False, EVALUATION),
+    "compat": ("mmsa", EVALUATION),
+  },
   "text_only": {
     "pool": ("first", EVALUATION),
     "dropout": (0.43, TRAINING),
     "tasks": ("", None),  # the corpus here has one
+  },
+  "self_mm": {
+    **_sizes("hidden_dims.audio", "hidden_dims.vision", value=7),
+    **_sizes("feature_dims.audio", "feature_dims.vision", value=7),
+    **_sizes("head_dims.text", "head_dims.audio", "head_dims.vision", value=7),
+    **_sizes("fusion_dim", value=7),
+    **_rates("lf_dnn"),
+    "post_dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "compat": ("mmsa", PARAMETERS),
+    # Of the labels that training makes; `self_mm/` has their tests.
+    **dict.fromkeys(("exclude_zero", "label_limit"), ("", None)),
+  },
+  "misa": {
+    **_sizes("hidden_dim", "ffn_dim"),
+    "num_heads": (4, EVALUATION),
+    "cell": ("gru", PARAMETERS),
+    "similarity": ("adversarial", PARAMETERS),
+    "reverse_weight": ("", None),  # of the discriminator's gradient
+    "dropout": (0.43, TRAINING),
+    "fusion_dropout": (0.43, TRAINING),
+    "compat": ("mmsa", PARAMETERS),
+  },
+  "tetfn": {
+    "hidden_dim": (8, PARAMETERS),
+    "num_heads": (4, EVALUATION),
+    **_sizes("lstm_dims.audio", "lstm_dims.vision", value=7),
+    **_sizes("head_dims.text", "head_dims.audio", "head_dims.vision", value=7),
+    **_sizes("fusion_dim", value=7),
+    **_sizes(*(f"kernel_sizes.{n}" for n in ("text", "audio", "vision")), value=2),
+    **{f"dropout.{n}": (0.43, TRAINING) for n in ("relu", "residual")},
+    **{
+      f"{group}.{name}": (0.43, TRAINING)
+      for group in ("attention_dropout", "head_dropout")
+      for name in ("text", "audio", "vision")
+    },
+    "post_dropout": (0.43, TRAINING),
+    "compat": ("mmsa", PARAMETERS),
+    # Of the labels that training makes; `self_mm/` has their tests.
+    **dict.fromkeys(("exclude_zero", "label_limit"), ("", None)),
+  },
+  "almt": {
+    **_sizes("hidden_dim", "ffn_dim", value=10),
+    **_sizes("num_tokens", "embedding_layers", "hyper_layers", "fusion_layers"),
+    "num_heads": (4, PARAMETERS),
+    "compat": ("mmsa", EVALUATION),
+  },
+  "mmim": {
+    **_sizes("hidden_dims.audio", "hidden_dims.vision", value=7),
+    **_sizes("feature_dims.audio", "feature_dims.vision", value=7),
+    **_sizes("fusion_dim", value=7),
+    **dict.fromkeys(("dropout.audio", "dropout.vision"), (0.43, TRAINING)),
+    "post_dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "bidirectional": (False, PARAMETERS),
+    "num_predictor_layers": (2, PARAMETERS),
+    "all_pairs": (True, PARAMETERS),
+    "memory_batches": ("", None),  # of the entropies; `mmim/` has their tests
+    "compat": ("mmsa", PARAMETERS),
+  },
+  "mag_bert": {
+    "beta": (0.1, EVALUATION),
+    "dropout": (0.43, TRAINING),
+    "post_dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "compat": ("mmsa", EVALUATION),
+  },
+  "cenet": {
+    "embedding": ("codes", PARAMETERS),
+    "score_scale": (1.0, EVALUATION),
+    "dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "compat": ("mmsa", EVALUATION),
+    # Of codes; of an encoder inside.
+    **dict.fromkeys(("num_codes", "injection_layer"), ("", None)),
   },
 }
 NOT_OF_THE_NETWORK = {"task", "dtype"}  # what is predicted; how precisely

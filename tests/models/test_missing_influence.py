@@ -43,7 +43,7 @@ def test_absent_modalities_have_exactly_no_influence(name):
   full = predict(params, collections, tiny_systems.batch(config))
   for task, values in plain.predictions.items():
     np.testing.assert_allclose(values[4], 0.625)
-    if "@" in task:
+    if task != "sentiment":
       continue  # a head of one modality need not see that another is gone
     changed = np.asarray(values != full.predictions[task]).reshape(6, -1).any(axis=1)
     # Every row that lost something, so that the equality above is not an empty one.

@@ -67,7 +67,7 @@ def test_values_have_the_type_of_their_option(path, text, values):
       r"--sweep=optim.lr=1: .*config.optim has no 'lr'; .*learning_rate",
     ),
     (["moon.x=1"], r"config has no 'moon'; choose of \['anchor', 'data'"),
-    (["optim=1"], r"'optim' is a group; add one of \['batch_size'"),
+    (["optim=1"], r"'optim' is a group; add one of \['accumulate_steps'"),
     (["optim.epochs.x=1"], "config.optim.epochs is a single option"),
     (["optim.epochs="], "give values with commas"),
     (["optim.epochs=2,2"], "the value 2 is there twice"),
@@ -206,7 +206,7 @@ def test_a_report_shows_the_ranking_and_no_test_figures(swept, tmp_path):
   console = Console(file=io.StringIO(), width=300)
   terminal.compare_study(str(tmp_path), console)
   said = console.file.getvalue()
-  assert "1. optim.learning_rate=" in said and "minus" not in said
+  assert "optim.learning_rate=" in said and "minus" not in said
   (tmp_path / "study.json").write_text('{"ranking": 3')
   terminal.compare_study(str(tmp_path), console)
   (tmp_path / "study.json").unlink()
@@ -237,7 +237,7 @@ def test_what_cannot_be_ranked_or_built_is_refused_before_it_trains(
   splits = {name: corpus.splits[name] for name in ("train", "test")}
   without = dataclasses.replace(corpus, splits=splits)
   monkeypatch.setattr(prepare, "load", lambda config, **_: without)
-  with pytest.raises(UserError, match=r"no split 'valid' \(it has train, test\)"):
+  with pytest.raises(UserError, match="selection_split='val', but 'toy' has"):
     sweep.study(config, tmp_path, ["optim.epochs=1,2"])
   assert not list(tmp_path.iterdir())
 

@@ -16,12 +16,15 @@ def with_spec(config, variant):
     tasks = {name: Task("classes", classes=EMOTIONS, protocol="classes")}
   else:
     limit, protocol = (1.0, "sims") if "sims" in variant else (3.0, "mosi")
-    tasks = {"sentiment": Task("regression", -limit, limit, protocol=protocol)}
+    sentiment = Task("regression", -limit, limit, protocol=protocol)
+    # Systems that learn from labels of one modality have them in their own corpus.
+    alone = [n for n in config.data.synthetic.tasks if n.startswith("sentiment_")]
+    tasks = dict.fromkeys(("sentiment", *alone), sentiment)
   names = ("text", "audio", "vision")
   spec = Spec(
     widths=dict(zip(names, (12, 5, 7), strict=True)),
     lengths=dict.fromkeys(names, 6),
-    ids=dict.fromkeys(names, ()),
+    ids=dict.fromkeys(names, ("codes",) if config.data.num_frame_clusters else ()),
     tasks=tasks,
     train_size=64,
     utterances=6 if config.data.sample_unit == "dialogue" else 0,

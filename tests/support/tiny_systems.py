@@ -23,6 +23,7 @@ NARROW = {
     "missing_mode": "embed",
   },
   "mmolre": {"modalities": ()},  # its default leaves vision out
+  "mult": {"hidden_dim": 8, "num_heads": 2, "num_layers": 1},
 }
 
 
@@ -34,6 +35,36 @@ LITTLE = {
   "momke": {"num_layers": 1, "level": "frame"},
 }
 
+_RECURRENT = {
+  "hidden_dims.audio": 4,
+  "hidden_dims.vision": 4,
+  "feature_dims.audio": 3,
+  "feature_dims.vision": 8,
+  "head_dims.text": 6,
+  "head_dims.audio": 4,
+  "head_dims.vision": 5,
+  "fusion_dim": 24,
+}
+NARROW["self_mm"] = _RECURRENT
+NARROW["almt"] = {"hidden_dim": 8, "ffn_dim": 6, "num_heads": 2, "num_tokens": 2}
+NARROW["tetfn"] = {
+  "hidden_dim": 4,
+  "num_heads": 2,
+  "lstm_dims.audio": 3,
+  "lstm_dims.vision": 4,
+  "head_dims.text": 6,
+  "head_dims.audio": 4,
+  "head_dims.vision": 5,
+  "fusion_dim": 24,
+}
+NARROW["mmim"] = {
+  "hidden_dims.audio": 3,
+  "hidden_dims.vision": 4,
+  "feature_dims.audio": 4,
+  "feature_dims.vision": 5,
+  "fusion_dim": 6,
+}
+NARROW["misa"] = {"hidden_dim": 8, "ffn_dim": 8}
 _HIDDEN = {"hidden_dims.text": 8, "hidden_dims.audio": 8, "hidden_dims.vision": 8}
 # Tiny: compiled in a second or two.
 TINY = {
@@ -60,6 +91,21 @@ TINY = {
   "lf_dnn": {**_HIDDEN, "text_dim": 5, "post_dim": 6},
   "tfn": {**_HIDDEN, "text_dim": 3, "post_dim": 6},
   "text_only": {},
+  "self_mm": _RECURRENT,
+  "misa": NARROW["misa"],
+  "mmim": NARROW["mmim"],
+  "almt": NARROW["almt"],
+  "tetfn": NARROW["tetfn"],
+  "mag_bert": {},
+  "cenet": {},
+  "lmf": _HIDDEN,
+  "mlf_dnn": {**_HIDDEN, "text_dim": 5, "post_dim": 6},
+  "mtfn": {**_HIDDEN, "text_dim": 3, "post_dim": 6},
+  "mlmf": _HIDDEN,
+  "ef_lstm": {"hidden_dim": 6, "num_layers": 2},
+  "mfn": {**_HIDDEN, "memory_dim": 6},
+  "graph_mfn": {**_HIDDEN, "memory_dim": 6, "node_dim": 5},
+  "mult": {"hidden_dim": 8, "num_heads": 2, "num_layers": 1},
 }
 
 
@@ -67,12 +113,15 @@ def config(name):
   """The resolved default config."""
   config = experiment(importlib.import_module(f"configs.{name}").get_config())
   config = changed(config, _options(NARROW, name))
+  # Systems that learn from labels of one modality have them in their synthetic corpus.
+  alone = [n for n in config.data.synthetic.tasks if n.startswith("sentiment_")]
+  tasks = ("sentiment", *alone)
   spec = Spec(
     widths={"text": 6, "audio": 3, "vision": 4},
     lengths={"text": 5, "audio": 5, "vision": 5},
     ids={"text": (), "audio": ("codes",), "vision": ()},
-    tasks={"sentiment": Task("regression", -3.0, 3.0)},
-    priors={"sentiment": (0.625,)},
+    tasks=dict.fromkeys(tasks, Task("regression", -3.0, 3.0)),
+    priors=dict.fromkeys(tasks, (0.625,)),
     train_size=8,
     # Samples are what the system is made for: steps may be utterances of dialogues.
     utterances=5 if config.data.sample_unit == "dialogue" else 0,

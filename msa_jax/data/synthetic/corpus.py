@@ -145,6 +145,15 @@ def _frames(rng, law: FrameLaw, expression, clear, lengths, steps: int):
   return features
 
 
+def _ratings(rng, options: SyntheticOptions, expression, lengths):
+  """Mean ratings of what a modality expresses [n]; NaN where it is absent."""
+  noise = options.annotator_noise * rng.standard_normal(
+    (len(expression), options.annotators)
+  )
+  ratings = np.clip(np.rint(expression[:, None] + noise), -3, 3)
+  return np.where(lengths > 0, ratings.mean(axis=1), np.nan).astype(np.float32)
+
+
 def _names(rng: np.random.Generator, size: int, videos: int, first: int):
   """Ids `video$_$clip` and groups of samples spread unevenly over the videos."""
   extra = rng.multinomial(size - videos, rng.dirichlet(np.full(videos, 4.0)))
@@ -210,6 +219,10 @@ def draw(
     labels["sentiment"] = latents["label"].astype(np.float32)
   if "emotion" in options.tasks:
     labels["emotion"] = emotion_of(latents["sentiment"])
+  for name, task in worlds.ALONE.items():
+    if task in options.tasks:
+      expression = world.expression[latents[name]]
+      labels[task] = _ratings(rng, options, expression, lengths[name])
   # Before the first and after the last word stand [CLS] and [SEP].
   outer = (words == worlds.CLS) | (words == worlds.SEP)
   extras = {"words": words, TEXT_WORDS: np.where(outer, -1, words).astype(np.int32)}
@@ -305,8 +318,9 @@ def synthetic(
       "bayes_positive": full.positive,
     }
     splits[name] = dataclasses.replace(split, extras={**split.extras, **bayes})
+  sentiment = Task("regression", low=-3.0, high=3.0, protocol="mosi")
   tasks = {
-    "sentiment": Task("regression", low=-3.0, high=3.0, protocol="mosi"),
+    **dict.fromkeys(("sentiment", *worlds.ALONE.values()), sentiment),
     "emotion": Task("classes", classes=worlds.EMOTIONS, protocol="classes"),
   }
   return Corpus(

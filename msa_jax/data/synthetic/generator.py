@@ -31,6 +31,9 @@ from msa_jax.typing import MODALITIES
 
 CLS, SEP, UNK, PARTICLE = 0, 1, 2, 3
 SPECIAL_TOKENS = ("[CLS]", "[SEP]", "[UNK]", "zhah")
+# Labels of one modality, each the mean of ratings of what it alone expresses.
+ALONE = {name: f"sentiment_{name}" for name in MODALITIES}
+TASKS = ("sentiment", "emotion", *ALONE.values())
 EMOTIONS = ("angry", "sad", "calm", "happy")
 # Regions of the latent sentiment that the emotions name.
 EMOTION_EDGES = (-1.25, 0.0, 1.25)
@@ -49,7 +52,8 @@ class SyntheticOptions:
     world: `sentiment`, or one that shows a mechanism: `conflict`, `echo`
       (`data.synthetic.mechanisms`, which read `seed`, `sizes` and `videos` alone).
     seed: draws the world (words, directions) and the samples.
-    tasks: labels to give, out of `sentiment` and `emotion`.
+    tasks: labels to give, out of `sentiment`, `emotion`, and of what annotators say of
+      one modality alone: `sentiment_text`, `sentiment_audio`, `sentiment_vision`.
     sizes: samples of train, valid and test.
     videos: that they come from.
     widths: feature widths.
@@ -97,10 +101,10 @@ class SyntheticOptions:
   def __post_init__(self):
     if self.world not in WORLDS:
       raise UserError(f"synthetic world {self.world}: choose from {', '.join(WORLDS)}")
-    unknown = sorted(set(self.tasks) - {"sentiment", "emotion"})
+    unknown = sorted(set(self.tasks) - set(TASKS))
     if unknown or not self.tasks:
       raise UserError(
-        f"synthetic tasks {tuple(self.tasks)}: choose from sentiment, emotion"
+        f"synthetic tasks {tuple(self.tasks)}: choose from {', '.join(TASKS)}"
       )
     for name in ("conflict", "clear", "lost", "absent"):
       _require(name, getattr(self, name), 0.0, 1.0)

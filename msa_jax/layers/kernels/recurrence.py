@@ -1,4 +1,4 @@
-"""The recurrence of an LSTM, with a derivative written out."""
+"""The recurrences of an LSTM, with a derivative written out, and of a GRU."""
 
 import flax.linen as nn
 import jax
@@ -95,6 +95,15 @@ def lstm_recurrence_plain(
   real: Bool[Array, "t r b 1"],
 ) -> Float[Array, "t r b h"]:
   """The plain twin of `lstm_recurrence`: a scan that JAX differentiates itself."""
+  return lstm_states_and_cells(inputs, kernel, real)[0]
+
+
+def lstm_states_and_cells(
+  inputs: Float[Array, "t r b g"],
+  kernel: Float[Array, "r h g"],
+  real: Bool[Array, "t r b 1"],
+) -> tuple[Float[Array, "t r b h"], Float[Array, "t r b h"]]:
+  """Outputs and cells after every step; arguments as of `lstm_recurrence`."""
 
   def advance(state, step):
     cell, output = state
@@ -105,7 +114,37 @@ def lstm_recurrence_plain(
     new_output = nn.sigmoid(o) * jnp.tanh(new_cell)
     cell = jnp.where(here, new_cell, cell)
     output = jnp.where(here, new_output, output)
-    return (cell, output), output
+    return (cell, output), (output, cell)
 
   zeros = jnp.zeros((*inputs.shape[1:3], kernel.shape[1]), jnp.float32)
   return lax.scan(advance, (zeros, zeros), (inputs, real))[1]
+
+
+def gru_recurrence(
+  inputs: Float[Array, "t r b g"],
+  kernel: Float[Array, "r h g"],
+  bias: Float[Array, "r h"],
+  real: Bool[Array, "t r b 1"],
+) -> Float[Array, "t r b h"]:
+  """Outputs of every step from the input's share of the gates, order r, z, n.
+
+  Args:
+    inputs: the input's share of the gates, bias included; g = 3 h.
+    kernel: the state's share of the gates, one matrix per direction.
+    bias: of the state's share of n, which the gate r multiplies too.
+    real: False = the state stays and is repeated as the output.
+  """
+
+  def advance(state, step):
+    share, here = step
+    product = jnp.einsum("rbh,rhg->rbg", state.astype(kernel.dtype), kernel)
+    from_input = jnp.split(share, 3, axis=-1)
+    from_state = jnp.split(product.astype(jnp.float32), 3, axis=-1)
+    reset = nn.sigmoid(from_input[0] + from_state[0])
+    keep = nn.sigmoid(from_input[1] + from_state[1])
+    candidate = jnp.tanh(from_input[2] + reset * (from_state[2] + bias[:, None]))
+    state = jnp.where(here, keep * state + (1.0 - keep) * candidate, state)
+    return state, state
+
+  zeros = jnp.zeros((*inputs.shape[1:3], kernel.shape[1]), jnp.float32)
+  return lax.scan(advance, zeros, (inputs, real))[1]

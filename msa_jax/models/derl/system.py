@@ -75,4 +75,17 @@ LOOKS = (
   Look("Gate of the filter unit (Eq. 21)", "filter_", "gate", "histogram"),
 )
 
-SYSTEM = System(build=build, reads=reads, ablations=ABLATIONS, looks=LOOKS)
+SYSTEM = System(
+  build=build,
+  reads=reads,
+  ablations=ABLATIONS,
+  looks=LOOKS,
+  search_space={
+    "model.dropout.attention": "0..0.5",
+    "model.dropout.residual": "0..0.5",
+    "model.dropout.ffn": "0..0.5",
+    "model.dropout.text": "0..0.5",
+    "model.num_layers": "1..4",
+    "loss.dissimilarity": "1e-3..0.5:log",
+  },
+)

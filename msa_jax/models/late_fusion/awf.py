@@ -133,4 +133,6 @@ def options() -> dict[str, Any]:
   return {"name": "awf", **defaults(AWF)}
 
 
-SYSTEM = system_of(AWF)
+SYSTEM = system_of(
+  AWF, search_space={"model.dropout": "0..0.6", "model.feature_dim": "32,64,128"}
+)

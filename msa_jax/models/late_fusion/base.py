@@ -7,6 +7,7 @@ A late-fusion system is split in two, so that fusion weights can be trained arou
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,11 @@ from msa_jax.typing import MODALITIES, Batch, ModelOutput, modality_order
 Features = Mapping[str, jax.Array]
 Omega = Mapping[str, jax.Array] | None
 COMPAT = ("none", "mmsa")
+# What the study `tune` searches of systems with a rate for each modality.
+DROPOUTS = {
+  **{f"model.dropout.{name}": "0..0.6" for name in MODALITIES},
+  "model.post_dropout": "0..0.6",
+}
 
 
 class LateFusion(nn.Module):
@@ -75,7 +81,7 @@ class LateFusion(nn.Module):
     Raises:
       UserError: the batch lacks a modality.
     """
-    _check_present(self.modalities, batch)
+    check_present(self.modalities, batch)
     modalities = self.read(batch).modalities
     return {
       name: encoder(modalities[name].features, modalities[name].mask, train=train)
@@ -125,7 +131,8 @@ class LateFusion(nn.Module):
     return self.tail(self.encode(batch, train=train), omega, batch, train=train)
 
 
-def _check_present(modalities: tuple[str, ...], batch: Batch) -> None:
+def check_present(modalities: tuple[str, ...], batch: Batch) -> None:
+  """Raises UserError where a batch lacks a modality that a network reads."""
   lacking = [name for name in modalities if name not in batch.modalities]
   if lacking:
     raise UserError(
@@ -134,19 +141,21 @@ def _check_present(modalities: tuple[str, ...], batch: Batch) -> None:
     )
 
 
-def check_by_modality(network: LateFusion, *names: str) -> None:
+def check_by_modality(network: Any, *names: str, but: tuple[str, ...] = ()) -> None:
   """Checks fields that hold one entry per modality.
 
   Args:
-    network: with the fields.
+    network: with the fields, and `modalities`.
     names: of the fields.
+    but: modalities that need none.
 
   Raises:
     UserError: a modality without an entry.
   """
   for name in names:
     entries = getattr(network, name)
-    lacking = [each for each in network.modalities if each not in entries]
+    needed = [each for each in network.modalities if each not in but]
+    lacking = [each for each in needed if each not in entries]
     if lacking:
       raise UserError(
         f"model.{name} has no entry for modality {lacking[0]!r} (it has"

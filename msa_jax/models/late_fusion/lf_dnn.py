@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from msa_jax.models.late_fusion.base import (
   COMPAT,
+  DROPOUTS,
   Features,
   LateFusion,
   check_by_modality,
@@ -90,4 +91,4 @@ def options() -> dict[str, Any]:
   return {"name": "lf_dnn", **defaults(LFDNN)}
 
 
-SYSTEM = system_of(LFDNN)
+SYSTEM = system_of(LFDNN, search_space=DROPOUTS)

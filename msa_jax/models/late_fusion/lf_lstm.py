@@ -15,6 +15,7 @@ from flax.core import FrozenDict
 
 from msa_jax.models.late_fusion.base import (
   COMPAT,
+  DROPOUTS,
   LateFusion,
   check_by_modality,
   with_padding,
@@ -79,4 +80,4 @@ def options() -> dict[str, Any]:
   return {"name": "lf_lstm", **defaults(LFLSTM)}
 
 
-SYSTEM = system_of(LFLSTM)
+SYSTEM = system_of(LFLSTM, search_space=DROPOUTS)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from msa_jax.models.late_fusion.base import (
   COMPAT,
+  DROPOUTS,
   Features,
   LateFusion,
   check_by_modality,
@@ -27,6 +28,7 @@ from msa_jax.models.late_fusion.encoders import (
   rectify,
 )
 from msa_jax.models.options import check, defaults
+from msa_jax.models.outputs import OutputSpec
 from msa_jax.models.system import system_of
 from msa_jax.typing import Batch
 
@@ -48,6 +50,16 @@ def outer_product(parts: list[Float[Array, "b _"]]) -> Float[Array, "b c"]:
     extended = jnp.concatenate([jnp.ones_like(part[:, :1]), part], axis=-1)
     fused = jnp.einsum("bi,bj->bij", fused, extended).reshape(len(part), -1)
   return fused
+
+
+def squash(
+  values: Float[Array, "b c"], output: OutputSpec, compat: str
+) -> Float[Array, "b c"]:
+  """Regression in the task's range by a sigmoid, or in MOSI's if `compat` is `mmsa`."""
+  if output.kind != "regression":
+    return values
+  low, high = _COMPAT_RANGE if compat == "mmsa" else (output.low, output.high)
+  return low + (high - low) * nn.sigmoid(values)
 
 
 class TFN(LateFusion):
@@ -120,12 +132,7 @@ class TFN(LateFusion):
   @nn.nowrap
   def finish(self, values: Float[Array, "b c"]) -> Float[Array, "b c"]:
     """Squashes regression into the task's range by a sigmoid."""
-    if self.output.kind != "regression":
-      return values
-    low, high = self.output.low, self.output.high
-    if self.compat == "mmsa":
-      low, high = _COMPAT_RANGE
-    return low + (high - low) * nn.sigmoid(values)
+    return squash(values, self.output, self.compat)
 
 
 def options() -> dict[str, Any]:
@@ -133,4 +140,4 @@ def options() -> dict[str, Any]:
   return {"name": "tfn", **defaults(TFN)}
 
 
-SYSTEM = system_of(TFN)
+SYSTEM = system_of(TFN, search_space=DROPOUTS)

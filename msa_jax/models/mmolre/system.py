@@ -214,4 +214,9 @@ SYSTEM = System(
   shared=shared,
   reads=modalities_of,
   ablations=ABLATIONS,
+  search_space={
+    "model.dropout": "0..0.5",
+    "model.attention_dropout": "0..0.5",
+    "loss.load_balance": "0..0.1",
+  },
 )

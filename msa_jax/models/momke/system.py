@@ -286,4 +286,8 @@ SYSTEM = System(
   stages=stages,
   units=("dialogue", "utterance"),
   ablations=ABLATIONS,
+  search_space={
+    "model.dropout": "0..0.6",
+    "model.num_layers": "1..4",
+  },
 )

@@ -1,12 +1,16 @@
 """H-GEM's route losses and the classes of labels that they go by."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny_hgem as tiny
 
+from msa_jax.layers.routing import route
 from msa_jax.models.hgem import system as hgem
 from msa_jax.models.hgem.polarity_layer import num_route_classes
 from msa_jax.models.outputs import REGRESSION, output_spec
+from msa_jax.step import compose
+from msa_jax.step.objective import make_objective
 from msa_jax.typing import Label, Routing
 
 
@@ -129,3 +133,84 @@ def test_the_temperature_scales_the_scores_of_the_information_loss():
   # A flat softmax over the batch's five real rows: the loss is log 5.
   np.testing.assert_allclose(flat, np.log(5.0), atol=1e-3)
   assert abs(sharp - flat) > 0.1
+
+
+def test_the_information_of_gates_equals_an_oracle_in_float64():
+  random = np.random.default_rng(3)
+  batch = tiny.batch()  # row 5 is filler
+  probs = {gate: random.dirichlet([0.5] * 3, 6) for gate in hgem.INFORMED_GATES}
+  # Row 1 lacks a modality: for Gate 0 its absence is no choice.
+  probs["gate0"][1] = [0.5, 0.5, 0.0]
+  routing = {
+    gate: Routing(*[jnp.asarray(values, jnp.float32)] * 3)
+    for gate, values in probs.items()
+  }
+  output = output_with(probs["gate2"]).replace(routing=routing)
+  losses = hgem.auxiliary(tiny.model(), output, batch, jnp.zeros(()))
+
+  def entropy(values):
+    return -np.sum(values * np.log(np.where(values > 0, values, 1.0)), axis=-1)
+
+  for gate, values in probs.items():
+    rows = values[[0, 2, 3, 4]] if gate == "gate0" else values[:5]
+    wanted = entropy(rows.mean(axis=0)) - entropy(rows).mean()
+    found = float(losses[f"information_{gate}"])
+    np.testing.assert_allclose(-found, wanted, rtol=1e-5)
+
+
+def test_fillers_and_rows_without_content_have_no_information():
+  random = np.random.default_rng(4)
+  batch = tiny.batch()
+  batch = batch.replace(available=batch.available.at[0].set(False))
+  probs = jnp.asarray(random.dirichlet([1.0] * 3, 6), jnp.float32)
+  other = probs.at[jnp.asarray([0, 5])].set(jnp.asarray([1.0, 0.0, 0.0]))
+
+  def loss(values):
+    routing = Routing(values, values, jnp.log(values + 1e-9))
+    output = output_with(values).replace(
+      routing=dict.fromkeys(hgem.INFORMED_GATES, routing)
+    )
+    return hgem.auxiliary(tiny.model(), output, batch, jnp.zeros(()))
+
+  ours, theirs = loss(probs), loss(other)
+  for gate in hgem.INFORMED_GATES:
+    np.testing.assert_allclose(
+      ours[f"information_{gate}"], theirs[f"information_{gate}"], rtol=1e-6
+    )
+  gradient = jax.grad(lambda values: loss(values)["information_gate1"])(probs)
+  assert np.all(np.asarray(gradient)[[0, 5]] == 0.0)
+  assert np.all(np.abs(np.asarray(gradient)[1:5]).max(axis=1) > 1e-3)
+
+
+def test_descent_on_the_information_makes_decisions_firm_and_uses_all_experts():
+  """From near even gates to one expert each, none of them idle."""
+  logits = 0.3 * jax.random.normal(jax.random.key(0), (12, 3))
+  rows = jnp.ones(12, bool)
+
+  def loss(logits):
+    return -hgem.sample_information(route(logits), rows)
+
+  step = jax.jit(lambda logits: logits - 5.0 * jax.grad(loss)(logits))
+  for _ in range(200):
+    logits = step(logits)
+  probs = np.asarray(route(logits).probs)
+  assert np.all(probs.max(axis=1) > 0.9)
+  np.testing.assert_allclose(probs.mean(axis=0), 1 / 3, atol=0.1)
+
+
+def test_gates_train_with_a_rate_of_their_own_where_it_is_given():
+  names = [("gate1", "units"), ("gate3_igsf", "kernel"), ("L3", "out"), ("head_1",)]
+  own = {"new": 1.0, "gate": 2.0}
+  found = [compose.partition_with_rate(hgem.SYSTEM, own, path) for path in names]
+  assert found == ["gate", "gate", "new", "new"]
+  # A run of an earlier version has no such rate.
+  for rates in ({"new": 1.0}, {"new": 1.0, "gate": 0.0}):
+    found = [compose.partition_with_rate(hgem.SYSTEM, rates, path) for path in names]
+    assert found == ["new"] * 4
+
+
+def test_an_objective_of_an_earlier_version_has_no_information_loss():
+  weights = {"route_discrimination": 0.1, "route_mi": 0.0}
+  made = make_objective(hgem.SYSTEM, tiny.model(), weights, {}, {}, 10)
+  assert made.weights["information_gate1"] == 0.0
+  assert made.weights["route_discrimination"] == 0.1
