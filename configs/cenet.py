@@ -32,6 +32,8 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   config.data.update({"max_steps": 50, "buckets": 4})
   config.optim.update({"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01})
   config.optim.learning_rates = ml_collections.ConfigDict({"head_bias": 1e-3})
+  decays = {"head_bias": 0.01}
+  config.optim.weight_decays = ml_collections.ConfigDict(decays)
   config.optim.update({"grad_clip_norm": 2.0, "epochs": 30, "patience": 8})
   return presets.apply(config, chosen, VARIANTS, DATA_SETS)
 
@@ -66,7 +68,7 @@ def _paper(config):
   config.data.buckets = 0
   _rate(config, 1e-5)
   config.optim.update({"name": "adam", "weight_decay": 1e-4, "epsilon": 3e-8})
-  config.optim.weight_decays = ml_collections.ConfigDict({"head_bias": 0.0})
+  config.optim.weight_decays.head_bias = 0.0
   config.optim.update({"warmup_fraction": 0.0, "schedule": "constant"})
   config.optim.update({"grad_clip_norm": 2.0, "epochs": 100, "patience": 8})
 

@@ -6,8 +6,8 @@
 Variants: `mosi`, `mosei`, `sims`, `simsv2`, `iemocap` (settings per data set; the path
 is yours to give), `own` (data of your own: as `mosi`, without lost modalities), `paper`
 (the paper's sizes and optimizer, made for an accelerator: it counts 61.88 M parameters
-without its text encoder, ours has 61.89 M), `specialised` (Gate 1 is asked to decide by an
-information loss; gates have a rate of their own). They combine:
+without its text encoder, ours has 61.89 M), `specialised` (Gate 1 is asked to decide by
+an information loss; gates have a rate of their own). They combine:
 `configs/hgem.py:mosei,paper`.
 
 The default trains the `small` preset on the synthetic corpus, which needs no file and

@@ -34,6 +34,8 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   config.optim.learning_rates = ml_collections.ConfigDict(
     {"audio": 1e-3, "vision": 1e-3}
   )
+  decays = {"text_encoder": 0.01, "audio": 0.01, "vision": 0.01}
+  config.optim.weight_decays = ml_collections.ConfigDict(decays)
   config.optim.update({"grad_clip_norm": 1.0, "epochs": 30, "patience": 8})
   return presets.apply(config, chosen, VARIANTS, DATA_SETS)
 
@@ -55,7 +57,7 @@ def _paper(config):
   config.optim.update({"name": "adam", "learning_rate": 1e-3, "weight_decay": 1e-3})
   config.optim.learning_rates.update({"audio": 5e-3, "vision": 5e-3})
   decays = {"text_encoder": 1e-3, "audio": 0.01, "vision": 1e-3}
-  config.optim.weight_decays = ml_collections.ConfigDict(decays)
+  config.optim.weight_decays.update(decays)
   config.optim.update({"warmup_fraction": 0.0, "schedule": "constant"})
   config.optim.update({"grad_clip_norm": 0.0, "epochs": 100, "patience": 8})
   config.optim.update({"accumulate_steps": 4, "accumulation": "sum"})

@@ -249,13 +249,12 @@ FLAGS = {
     "compat": ("mmsa", EVALUATION),
   },
   "cenet": {
-    "embedding": ("codes", PARAMETERS),
     "score_scale": (1.0, EVALUATION),
     "dropout": (0.43, TRAINING),
     "text_pool": ("first", EVALUATION),
     "compat": ("mmsa", EVALUATION),
-    # Of codes; of an encoder inside.
-    **dict.fromkeys(("num_codes", "injection_layer"), ("", None)),
+    # Of codes, which vision has not here; of an encoder inside.
+    **dict.fromkeys(("embedding", "num_codes", "injection_layer"), ("", None)),
   },
 }
 NOT_OF_THE_NETWORK = {"task", "dtype"}  # what is predicted; how precisely

@@ -19,8 +19,8 @@ times Bayes-optimal), `evaluate --experts` finds that samples may exchange their
 decisions (gates 0, 1, 2: MAE worse by .000, .004, .004) and that a fusion expert may go
 (at most .007), while modalities may not (.122, .094, .081). Gates 0 to 2 stay at .96,
 1.00 and .95 of the entropy of an even choice. `config.loss.information_gate1` is the
-loss that asks them to decide, `config.optim.learning_rates.gate` the rate to do it at:
-with the variant `specialised` one seed was selected with Gate 1 at .37 and Gate 2 at .57
+loss that asks Gate 1 to decide, `config.optim.learning_rates.gate` the gates' rate:
+with the variant `specialised` one seed was selected with gates 1, 2 at .37, .57
 (.09 and .20 at its last epoch), validation MAE .589 (.606 without), test .614, 1.07
 times Bayes-optimal.
 
