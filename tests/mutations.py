@@ -42,7 +42,8 @@ def copy_tree(folder: pathlib.Path) -> None:
 
 def run_tests(folder: pathlib.Path, tests: tuple[str, ...]) -> tuple[int, str]:
   """Exit code and output of pytest in the copy."""
-  command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "--no-header", *tests]
+  command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "--no-header"]
+  command += ["-m", "slow or not slow", *tests]
   paths = [str(folder), os.environ.get("PYTHONPATH", "")]
   environment = {
     **os.environ,
