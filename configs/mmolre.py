@@ -10,7 +10,9 @@ are yours to give), `own` (data of your own: the epochs of `paper` at the defaul
 width) and `paper` (width 768, 12.9 M parameters; made for an accelerator).
 They combine: `configs/mmolre.py:mosei,paper`. MOSI has no emotion labels: with
 `data.extra_train_paths=mosei.npz` batches draw from both corpora equally and the
-emotion head learns from MOSEI; without, sentiment is learned alone.
+emotion head learns from MOSEI; without, sentiment is learned alone. `conflict` is a
+synthetic corpus whose two tasks need different things of one text, and more than they
+share: `msa-jax studies ablation --config=mmolre:conflict --table=sharing`.
 
 The default trains a narrow preset of the same network on the synthetic corpus with both
 of its labels, which needs no file and no accelerator. Only the paper's abstract is
@@ -105,7 +107,19 @@ def _sims(config):
   config.loss.sentiment = "l1"
 
 
+def _conflict(config):
+  # One block, whose few ranks are all that either task has.
+  presets.conflict(config)
+  config.data.update({"align": "none", "standardize": ()})
+  config.model.update({"modalities": ("text",), "hidden_dim": 16, "num_heads": 2})
+  config.model.update({"num_blocks": 1, "shared_ranks": (2,), "task_rank": 4})
+  config.model.update({"dropout": 0.0, "kernel_size": 1})
+  config.optim.update({"learning_rate": 1e-2, "weight_decay": 0.0, "epochs": 40})
+  config.optim.patience = 0
+
+
 VARIANTS = {
+  "conflict": _conflict,
   "mosei": _mosei,
   "mosi": _mosi,
   "iemocap": _iemocap,

@@ -19,8 +19,9 @@ text and audio features, sessions 1 to 3 against 4, `iemocap4,small,mixed`, 5 se
 text WA .735 UA .743, audio .418 .435, both .747 .753 (`conditions`: .733 .745,
 .427 .436, .745 .755).
 
-Ablations: `--config.model.stage1_epochs=0` (no stage 1) or = `optim.epochs` (no
-stage 2), `--config.model.mixing=uniform` (no router) or `own` (own expert only).
+Ablations: `msa-jax studies ablation --config=momke --table=parts` (no stage 1, no
+stage 2, no router, own expert only) or `experts` (own expert with one other). `echo`
+is a synthetic corpus to look at them with: text repeats some of what audio says.
 IEMOCAP: `--config.data.fold=1` to 5 is the session to test on.
 """
 
@@ -119,7 +120,15 @@ def _official(config):
   config.optim.update({"grad_clip_norm": 0.0, "patience": 0})
 
 
+def _echo(config):
+  presets.echo(config)
+  config.data.update({"align": "none", "standardize": ()})
+  config.optim.update({"epochs": 60, "batch_size": 32, "patience": 0})
+  config.model.update({"stage1_epochs": 30, "dropout": 0.0})
+
+
 VARIANTS = {
+  "echo": _echo,
   "iemocap4": _iemocap4,
   "iemocap6": _iemocap6,
   "mosi": _mosi,

@@ -24,6 +24,7 @@ from msa_jax.config.experiment import Experiment, experiment, flatten, to_tree
 from msa_jax.config.options import BalanceConfig
 from msa_jax.models.system import System, no_auxiliary
 from msa_jax.report import results
+from msa_jax.studies.changes import changes_of
 from msa_jax.testing.data import spec_for
 
 # Options that are read against the corpus, before there is a network.
@@ -283,7 +284,9 @@ def _studies(made: Entry) -> Iterator[str]:
   yield "## Studies"
   for command, rows in found:
     yield f"```bash\n{command}\n```"
-    lines = [(code(name), _told(values)) for name, values in rows.items()]
+    lines = [
+      (code(name), _told(changes_of(made.default, row))) for name, row in rows.items()
+    ]
     yield tables.table(("run", "sets"), lines)
 
 

@@ -82,7 +82,9 @@ class TrainConfig:
     preset: recipe by what the text input is (`auto`), or one by name, or `none`: the
       values of the config file; see `config/regimes.py`.
     references: fit the constant and linear models that results stand beside.
-    task_cosine: log how the tasks' gradients agree on shared parameters.
+    task_cosine: log how the tasks' gradients of a batch agree on shared parameters.
+    epoch_cosine: the same of the epoch's mean gradients, which are less noisy; they are
+      kept beside the parameters.
     eval_batch_size: samples per batch of validation and prediction.
     checkpoint_every_seconds: between two checkpoints.
     steps_per_call: most steps of one call of the compiled program.
@@ -93,6 +95,7 @@ class TrainConfig:
   preset: str = "none"
   references: bool = True
   task_cosine: bool = False
+  epoch_cosine: bool = False
   eval_batch_size: int = 64
   checkpoint_every_seconds: float = 30.0
   steps_per_call: int = 100

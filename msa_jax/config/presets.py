@@ -13,7 +13,7 @@ import ml_collections
 from msa_jax import config as config_lib
 from msa_jax.config import files, regimes
 from msa_jax.config.config_dict import ConfigDict
-from msa_jax.data.synthetic.generator import ONE_FAST, ONE_STRONG
+from msa_jax.data.synthetic.generator import CONFLICT, ECHO, ONE_FAST, ONE_STRONG
 from msa_jax.typing import MODALITIES
 
 # Variants that say how a paper, or its code, trains: never changed by a recipe.
@@ -108,6 +108,17 @@ def one_fast(config: ConfigDict) -> None:
   (`ONE_FAST`), and a training that ends before the rest has caught up."""
   config.data.synthetic.update(dataclasses.asdict(ONE_FAST))
   config.optim.epochs = 8
+
+
+def conflict(config: ConfigDict) -> None:
+  """Two tasks that need different things of one text (`CONFLICT`)."""
+  config.data.synthetic.update(dataclasses.asdict(CONFLICT))
+  config.data.synthetic.tasks = ("sentiment", "emotion")
+
+
+def echo(config: ConfigDict) -> None:
+  """Audio that text sometimes tells of (`ECHO`)."""
+  config.data.synthetic.update(dataclasses.asdict(ECHO))
 
 
 def published(config: ConfigDict) -> None:

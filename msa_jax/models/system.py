@@ -23,6 +23,29 @@ Options = Mapping[str, Any]
 Changes = Mapping[str, Any]
 # Name of a run -> its changes.
 Variants = Mapping[str, Changes]
+# The same, or (options of the whole experiment, nested) -> changes, where they depend
+# on sizes that the user chose.
+Derived = Callable[[Options], Changes]
+
+
+class Placed(NamedTuple):
+  """A run of an ablation that has a place on an axis, so that curves can be drawn.
+
+  Attributes:
+    changes: its changes.
+    axis: what differs, in words.
+    x: the run's value of it.
+    group: the curve that it belongs to; "" = the only one.
+  """
+
+  changes: Changes | Derived
+  axis: str
+  x: float
+  group: str = ""
+
+
+# Name of a run -> what it changes.
+Table = Mapping[str, Changes | Derived | Placed]
 
 
 def no_auxiliary(
@@ -169,6 +192,24 @@ def every_modality(options: Options, spec: Spec) -> tuple[str, ...]:
   return spec.modalities
 
 
+class Look(NamedTuple):
+  """Something that modules sow into `intermediates` and a report shows.
+
+  Attributes:
+    title: what it is.
+    module: in the path of the modules that sow it.
+    leaf: its name there.
+    kind: `map`, [b t t] from steps to steps of one modality, shown of one sample; or
+      `histogram`, [b t ...] of one modality, shown of many samples' real steps. The
+      modality is in the path.
+  """
+
+  title: str
+  module: str
+  leaf: str
+  kind: str
+
+
 def no_attention(options: Options) -> str:
   """No attention selects its keys."""
   del options
@@ -201,7 +242,8 @@ class System(NamedTuple):
       of them is predicted by the training prior.
     sees_dropped: whether the network reads steps whose content was lost; other systems
       get batches in which such steps are hidden.
-    ablations: table -> its runs, for the study `ablation`.
+    ablations: table -> its runs, for the study `ablation`. A run without changes is
+      what the others are compared with.
     router_variants: ways to combine experts, for the study `router_compare`; empty =
       the system itself.
     robustness: runs that leave out what a method has against missing modalities, which
@@ -210,6 +252,7 @@ class System(NamedTuple):
     attention: options -> a name in the path of the modules whose attention keeps the
       top k of its keys, for the report's figure of one sample; "" = none. Its tokens
       are all real steps, the modalities of a step side by side in canonical order.
+    looks: what of its `intermediates` a report shows.
     text_heads: path of linear layers by task that read the pooled text, of a system
       that reads nothing else; () = it has none.
     search_space: options that the study `tune` searches beside those of every system
@@ -230,10 +273,11 @@ class System(NamedTuple):
   units: tuple[str, ...] = ("utterance",)
   reads: Callable[[Options, Spec], tuple[str, ...]] = every_modality
   sees_dropped: bool = False
-  ablations: Mapping[str, Variants] = MappingProxyType({})
+  ablations: Mapping[str, Table] = MappingProxyType({})
   router_variants: Variants = MappingProxyType({})
   robustness: Variants = MappingProxyType({})
   attention: Callable[[Options], str] = no_attention
+  looks: tuple[Look, ...] = ()
   text_heads: tuple[str, ...] = ()
   search_space: Mapping[str, str] = MappingProxyType({})
   options: Options = MappingProxyType({})

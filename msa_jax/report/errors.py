@@ -8,14 +8,16 @@ from msa_jax.report import style
 from msa_jax.report.figures import Drawing
 from msa_jax.report.heat import heat, shown_gates
 from msa_jax.report.reading import Run, expert_names, numbers
+from msa_jax.typing import task_name
 
 
 def regression_pair(run: Run, task: str) -> tuple[np.ndarray, np.ndarray] | None:
   """Labels and mean predictions of the labelled samples of `run.split`."""
   columns = run.predictions.get(run.split, {})
-  if f"{task}_label" not in columns or task not in columns:
+  label = f"{task_name(task)}_label"
+  if label not in columns or task not in columns:
     return None
-  labels, values = numbers(columns[f"{task}_label"]), numbers(columns[task])
+  labels, values = numbers(columns[label]), numbers(columns[task])
   known = np.isfinite(labels) & np.isfinite(values)
   return (labels[known], values[known]) if known.any() else None
 
@@ -23,11 +25,12 @@ def regression_pair(run: Run, task: str) -> tuple[np.ndarray, np.ndarray] | None
 def class_pair(run: Run, task: str) -> tuple[np.ndarray, np.ndarray] | None:
   """Labels [n] and probabilities [n c] of the labelled samples of `run.split`."""
   columns = run.predictions.get(run.split, {})
-  classes = run.tasks()[task].get("classes", ())
+  classes = run.tasks()[task_name(task)].get("classes", ())
   names = [f"{task}_p_{c}" for c in classes]
-  if f"{task}_label" not in columns or not all(name in columns for name in names):
+  label = f"{task_name(task)}_label"
+  if label not in columns or not all(name in columns for name in names):
     return None
-  labels = numbers(columns[f"{task}_label"])
+  labels = numbers(columns[label])
   probabilities = np.stack([numbers(columns[name]) for name in names], axis=1)
   known = np.isfinite(labels) & np.isfinite(probabilities).all(axis=1)
   return (labels[known].astype(int), probabilities[known]) if known.any() else None

@@ -222,6 +222,36 @@ def balance(runs: Sequence[Run]) -> Drawing | None:
   return Drawing("balance", "Balance of modalities", caption, figure)
 
 
+_COSINES = {"task_cosine_epoch/": "mean of an epoch", "task_cosine/": "of a batch"}
+
+
+def agreement(run: Run) -> Drawing | None:
+  """Cosines of the tasks' gradients on what they share, over epochs (MMoLRE)."""
+  names: dict[str, None] = {}
+  for record in run.epochs:
+    keys = record.get("train") or {}
+    names |= dict.fromkeys(k for k in keys if k.startswith(tuple(_COSINES)))
+  groups = list(dict.fromkeys(name.split("/", 1)[1] for name in names))
+  if not groups:
+    return None
+  figure, axes = style.panels(len(groups))
+  for axis, group in zip(axes, groups, strict=True):
+    for index, (kind, label) in enumerate(_COSINES.items()):
+      if lines := series(run, "train", f"{kind}{group}"):
+        _draw_band(axis, lines, index, label)
+    axis.axhline(0.0, color="#8C8C8C", lw=1)
+    axis.set_ylim(-1, 1)
+    axis.set_title(group)
+    axis.set_xlabel("epoch")
+  axes[0].legend(fontsize=7)
+  caption = (
+    "1: both tasks ask the shared parameters for the same change; 0: for unrelated"
+    " ones; below: they are in conflict. Gradients of single batches are mostly noise;"
+    " bands from the least to the greatest seed."
+  )
+  return Drawing("agreement", "Agreement of the tasks' gradients", caption, figure)
+
+
 def _balanced(run: Run) -> list[str]:
   """Modalities with a gradient in the run's log."""
   sizes: dict[str, float] = {}

@@ -4,7 +4,7 @@ Source: H-GEM (Computer Systems & Applications 2026, 35(3)), figure 2, equations
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,44 @@ class Attention(NamedTuple):
   kept: int
 
 
+class Inside:
+  """A trained run, its held-out split, and what its modules sow of some samples.
+
+  Attributes:
+    config: of the run.
+    split: `run.split`, preprocessed.
+    data: all of it as one batch, on the host.
+  """
+
+  def __init__(self, run: Run):
+    """Opens a run and reads its data.
+
+    Raises:
+      UserError: the run or its data cannot be read.
+    """
+    opened = open_run(run.path)
+    self.config = opened.config
+    params, collections = ema.predicting(*opened.selected[0])
+    corpus = prepare.reload(self.config, opened.pipeline)
+    self.split = corpus.splits[run.split]
+    lengths = dict(self.config.corpus_spec.lengths)
+    self.data = batches.whole(self.split, corpus.tasks, lengths)
+    model = compose.networks(self.config).outer
+    variables = {"params": params, **collections}
+    self._apply = jax.jit(
+      lambda batch: model.apply(
+        variables, batch, train=False, mutable=["intermediates"]
+      )[1]
+    )
+
+  def sown(self, rows: Sequence[int]) -> tuple[Batch, Any]:
+    """The batch of some rows as the network reads it, and what its modules sow of it,
+    by the run's first seed."""
+    batch = batches.take(self.data, jnp.asarray(rows))
+    batch = hide_unavailable(batch, keep_lost=True)
+    return batch, self._apply(batch).get("intermediates", {})
+
+
 def selecting_module(run: Run) -> str:
   """Name of the module whose attention keeps the top k of its keys; "" = none."""
   system = models.SYSTEMS.get(run.model)
@@ -66,25 +104,13 @@ def attention(run: Run, sample: str = "") -> Attention:
   module = selecting_module(run)
   if not module:
     raise UserError(f"{run.model} has no top-k attention over all its steps.")
-  opened = open_run(run.path)
-  config = opened.config
-  params, collections = ema.predicting(*opened.selected[0])
-  corpus = prepare.reload(config, opened.pipeline)
-  split = corpus.splits[run.split]
-  data = batches.whole(split, corpus.tasks, dict(config.corpus_spec.lengths))
-  row = _row(split.ids, data, sample)
-  model = compose.networks(config).outer
-
-  @jax.jit
-  def looked_into(variables, batch):
-    return model.apply(variables, batch, train=False, mutable=["intermediates"])[1]
-
-  batch = hide_unavailable(batches.take(data, jnp.asarray([row])), keep_lost=True)
-  sown = looked_into({"params": params, **collections}, batch)
-  before, after = _first_selection(sown["intermediates"], module)
+  inside = Inside(run)
+  row = row_of(inside.split.ids, inside.data, sample)
+  before, after = _first_selection(inside.sown([row])[1], module)
   # A key that no query and no head gives any weight is padding.
   real = np.any(before > 0, axis=(0, 1))
-  order = config.corpus_spec.modalities
+  order = inside.config.corpus_spec.modalities
+  split = inside.split
   steps, chosen = by_modality(real, order)
   index = np.ix_(chosen, chosen)
   return Attention(
@@ -124,7 +150,12 @@ def _first_selection(sown, module: str):
   return layers[first]["weights_all"], layers[first]["weights"]
 
 
-def _row(ids: np.ndarray, data: Batch, sample: str) -> int:
+def row_of(ids: np.ndarray, data: Batch, sample: str) -> int:
+  """Row of a sample by its id; "" = the one with the most steps.
+
+  Raises:
+    UserError: there is no such id.
+  """
   if sample:
     places = np.flatnonzero(np.asarray(ids).astype(str) == sample)
     if not len(places):

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from msa_jax.errors import UserError
-from msa_jax.report import errors, experts, figures, grids, results, style, tuning
+from msa_jax.report import (
+  cases,
+  errors,
+  experts,
+  figures,
+  grids,
+  results,
+  style,
+  tuning,
+)
 from msa_jax.report import studies as studies_lib
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
@@ -59,10 +68,12 @@ def drawings(
   makers += [
     ("routing", lambda: errors.routing(run)),
     ("attention of a sample", lambda: _attention(run, sample)),
+    ("what modules do with a sample", lambda: _looks(run, sample)),
     ("router entropy", lambda: figures.entropies(run)),
     ("worth of the experts", lambda: experts.drawings(run)),
     ("expert load", lambda: figures.expert_weights(run)),
     ("balance", lambda: figures.balance([run])),
+    ("agreement of the tasks", lambda: figures.agreement(run)),
     ("missing modalities", lambda: grids.drawings(run)),
   ]
   gaps = [] if gaps is None else gaps
@@ -94,6 +105,12 @@ def _attention(run: Run, sample: str) -> Drawing | None:
   return inspection.drawing(run, inspection.attention(run, sample))
 
 
+def _looks(run: Run, sample: str) -> list[Drawing]:
+  from msa_jax.report import looks
+
+  return looks.drawings(run, sample) if looks.looks_of(run) and run.summary else []
+
+
 def write(
   runs: Sequence[Run],
   folder: str | pathlib.Path,
@@ -117,6 +134,8 @@ def write(
   title = "Report on " + ", ".join(names)
   parts = [f"<h1>{html.escape(title)}</h1>"]
   parts += ["<h2>Results</h2>", _tables(runs)] if runs else []
+  if len(runs) > 1:
+    parts.append(_cases(runs, folder / "figures"))
   for number, study in enumerate(studies):
     parts.append(_study(study, folder / "figures" / f"study_{number}"))
   for number, run in enumerate(runs):
@@ -133,6 +152,20 @@ def write(
   path = folder / "index.html"
   path.write_text(text)
   return path
+
+
+def _cases(runs: Sequence[Run], folder: pathlib.Path) -> str:
+  gaps: list[str] = []
+  makers = [(f"cases of {t}", lambda t=t: cases.drawing(runs, t)) for t in _heads(runs)]
+  folder.mkdir(parents=True, exist_ok=True)
+  with style.look():
+    shown = [_figure(drawing, folder) for drawing in _made(makers, gaps)]
+  return "\n".join([_gaps(gaps), *shown])
+
+
+def _heads(runs: Sequence[Run]) -> list[str]:
+  """Tasks of runs, without heads that answer for one condition each."""
+  return [task for task in results.tasks(runs) if "@" not in task]
 
 
 def _section(run: Run, folder: pathlib.Path, sample: str) -> str:
@@ -173,6 +206,8 @@ def _study(study: str | pathlib.Path, folder: pathlib.Path) -> str:
     ("the study's figures", lambda: studies_lib.drawings(lines)),
     ("balance", lambda: figures.balance(runs)),
   ]
+  for task in _heads(runs):
+    makers.append((f"cases of {task}", lambda task=task: cases.drawing(runs, task)))
   for run in runs:
     makers.append((run.name, lambda run=run: _of_trial(run)))
   folder.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,10 @@ from msa_jax.metrics import METRICS
 from msa_jax.metrics.bootstrap import Comparison, paired
 from msa_jax.names import FOLDS
 from msa_jax.report.errors import class_pair, regression_pair
-from msa_jax.report.reading import Run, at
+from msa_jax.report.reading import Run, at, numbers
 from msa_jax.report.terminal import SHOWN, figure, reference
 from msa_jax.report.terminal import verdict as verdict_on
+from msa_jax.typing import task_name
 
 # Sign counts (negative, zero, positive) of the official test splits, by which a corpus
 # is known to be tested as in publications.
@@ -243,14 +244,14 @@ def significance(
 
   Args:
     first, second: the runs.
-    task: what they predict.
+    task: what they predict, or one head's prediction of it (`emotion@a`).
     unequal: compare also runs of which only one sees the dialogue around an utterance.
 
   Returns:
     Name of the metric and the comparison, first minus second; None where the runs
     do not have the same labelled samples, or do not see as much of them.
   """
-  if not all(task in run.tasks() for run in (first, second)):
+  if not all(task_name(task) in run.tasks() for run in (first, second)):
     return None
   if first.unit != second.unit and not unequal:
     return None
@@ -261,7 +262,7 @@ def significance(
     return None
   # Utterances of dialogues stand in another order than those of the file.
   second = _ordered(second, ids[0])
-  kind = first.tasks()[task].get("kind")
+  kind = first.tasks()[task_name(task)].get("kind")
   if kind == "regression":
     pairs = [regression_pair(run, task) for run in (first, second)]
     metric, name = _mae, "mae"
@@ -284,6 +285,50 @@ def _ordered(run: Run, ids: Sequence[str]) -> Run:
   rows = [place[name] for name in ids]
   moved = {name: [column[row] for row in rows] for name, column in columns.items()}
   return dataclasses.replace(run, predictions={**run.predictions, run.split: moved})
+
+
+class Decisions(NamedTuple):
+  """What a run decides of samples, next to what is true.
+
+  Attributes:
+    ids: [n].
+    truth: [n] index into `names`; -1 = no label.
+    said: [n] the same of the mean prediction over seeds.
+    names: of classes, or of the signs of a regression.
+  """
+
+  ids: Sequence[str]
+  truth: np.ndarray
+  said: np.ndarray
+  names: Sequence[str]
+
+
+_SIGNS = ("negative", "neutral", "positive")
+
+
+def decisions(run: Run, task: str, like: Run) -> Decisions | None:
+  """A run's decisions on the held-out samples, in the order of another run.
+
+  Returns:
+    None where a run lacks the task or they have other samples, or of yes/no questions.
+  """
+  ids = list(like.predictions.get(like.split, {}).get("id", ()))
+  own = list(run.predictions.get(run.split, {}).get("id", ()))
+  options = run.tasks().get(task, {})
+  if not ids or sorted(ids) != sorted(own) or options.get("kind") == "binary":
+    return None
+  columns = _ordered(run, ids).predictions[run.split]
+  if f"{task}_label" not in columns or task not in columns:
+    return None
+  labels = numbers(columns[f"{task}_label"])
+  if options.get("kind") == "regression":
+    values = np.sign(numbers(columns[task])) + 1
+    truth = np.where(np.isfinite(labels), np.sign(labels) + 1, -1)
+    return Decisions(ids, truth.astype(int), values.astype(int), _SIGNS)
+  names = list(options.get("classes", ()))
+  said = np.asarray([names.index(each) for each in columns[task]])
+  truth = np.where(np.isfinite(labels), labels, -1).astype(int)
+  return Decisions(ids, truth, said, names)
 
 
 def _mae(values: np.ndarray, labels: np.ndarray) -> float:

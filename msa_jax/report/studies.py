@@ -263,7 +263,34 @@ def drawings(lines: Sequence[Line]) -> list[Drawing]:
         caption += " Small grey points are single seeds."
     title = f"Study {name}: {part.title}"
     made.append(Drawing(f"study_{number}", title, caption, figure))
-  return made
+  sizes = _parameters(lines)
+  return [*made, sizes] if sizes else made
+
+
+def _parameters(lines: Sequence[Line]) -> Drawing | None:
+  """Parameters over the axis of trials that have places on one, if they differ."""
+  points: dict[str, dict[float, float]] = {}
+  axes = {line["axis"] for line in lines if line["axis"]}
+  for line in lines:
+    size, x = line.get("parameters", ""), line["x"]
+    if line["axis"] and _is_number(x) and _is_number(size):
+      points.setdefault(line["group"], {})[float(x)] = float(size)
+  sizes = {size for curve in points.values() for size in curve.values()}
+  if len(axes) != 1 or len(sizes) < 2:
+    return None
+  figure, (axis,) = style.panels(1, width=4.4, height=2.8)
+  for index, (group, curve) in enumerate(points.items()):
+    x, y = zip(*sorted(curve.items()), strict=True)
+    drawn = {"color": style.colour(index), "marker": style.MARKERS[index % 8]}
+    axis.plot(x, y, label=group, markersize=4, lw=1.4, **drawn)
+  axis.set_yscale("log")
+  axis.set_xlabel(axes.pop())
+  axis.set_title("parameters")
+  if len(points) > 1:
+    axis.legend(fontsize=7)
+  title = f"Study {lines[0]['study']}: parameters"
+  caption = "Trainable numbers of each trial, from study.csv."
+  return Drawing("study_parameters", title, caption, figure)
 
 
 def _finite(part: Part, metric: str) -> bool:

@@ -238,14 +238,20 @@ def _core(
     return balanced(
       outer, example, objective, rule, config.balance, per_epoch, optim.name
     )
-  gradient = gradient_of_sum
-  if config.train.task_cosine:
-    gradient = functools.partial(task_gradients.gradient_by_task, shared)
+  gradient, of_epoch = gradient_of_sum, config.train.epoch_cosine
+  compares = config.train.task_cosine or of_epoch
+  if compares:
+    gradient = functools.partial(
+      task_gradients.gradient_by_task, shared, vectors=of_epoch
+    )
   made = supervised(Supervised(outer, example, objective, rule, gradient, stage.call))
   made = made._replace(end_epoch=end_epoch)
-  if config.train.task_cosine:
-    made = task_gradients.with_shared_check(made, system.shared, config.system)
-  return made
+  if not compares:
+    return made
+  if of_epoch:
+    per_epoch = spec.steps_per_epoch(optim.batch_size)
+    made = task_gradients.with_epoch_cosines(made, example, per_epoch)
+  return task_gradients.with_shared_check(made, shared, config.system)
 
 
 def _optimizer(

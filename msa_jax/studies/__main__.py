@@ -42,6 +42,7 @@ _TABLE = flags.DEFINE_string(
   "What to compare. balance: balance (the default), optimizers, attention."
   " ablation: the system's own, e.g. DERL's encoders, modules, layers.",
 )
+_ROWS = flags.DEFINE_list("rows", [], "ablation: rows of the table, all by default.")
 _GRIDS = flags.DEFINE_string(
   "grids", None, "missing: patterns to evaluate, conditions,random if none is given."
 )
@@ -67,12 +68,11 @@ _HALVING = flags.DEFINE_integer(
   "tune: one in so many trials goes on to as many times the seeds; 1 = all do.",
 )
 STUDIES = {
-  "ablation": "rows of a system's own tables (DERL 4, 5; H-GEM 3)",
+  "ablation": "rows of a system's own tables (DERL 4, 5, figure 5; H-GEM 3; MoMKE)",
   "missing": "every condition and rate of missing modalities (H-GEM, figures 4, 5)",
   "low_resource": "10, 20, 50, 100 % of the training split (H-GEM 4)",
   "router_compare": "ways to combine experts, and other systems' gates (H-GEM 2)",
   "balance": "with and without B-fusion, probes, optimizers, attention (AWF)",
-  "layers": "1 to 6 encoder layers (DERL, figure 5)",
   "leaderboard": "systems x data files x seeds",
   "sweep": "every combination of options' values, ranked on validation",
   "tune": "a search for options' values, chosen on validation (needs Optuna)",
@@ -94,6 +94,7 @@ def execute(
   table: str | None = None,
   grids: str | None = None,
   sweeps: Sequence[str] = (),
+  rows: Sequence[str] = (),
   search: Any = None,
 ) -> str:
   """Runs a study.
@@ -106,6 +107,7 @@ def execute(
     table: of an ablation or balance study.
     grids: of a missing study.
     sweeps: of a sweep, see `sweep.settings`.
+    rows: of an ablation's table; () = all.
     search: `tune.Search` of a search.
 
   Returns:
@@ -130,12 +132,15 @@ def execute(
     raise UserError(f"{name} takes no --grids; missing does.")
   if sweeps and name != "sweep":
     raise UserError(f"{name} takes no --sweep; sweep does.")
+  if rows and name != "ablation":
+    raise UserError(f"{name} takes no --rows; ablation does.")
   workdir = pathlib.Path(workdir).expanduser()
-  if name in _TABLED:
-    chosen = {"ablation": ablation, "balance": balance}[name]
-    table = table or ("balance" if chosen is balance else "")
-    report = chosen.study(configs[0], workdir, table)
-    return chosen.as_text(report, ablation.metric_of(workdir, report))
+  if name == "ablation":
+    report = ablation.study(configs[0], workdir, table or "", rows)
+    return ablation.as_text(report, ablation.metrics_of(workdir, report))
+  if name == "balance":
+    report = balance.study(configs[0], workdir, table or "balance")
+    return balance.as_text(report, ablation.metrics_of(workdir, report)[0])
   if name == "sweep":
     report = sweep.study(configs[0], workdir, sweeps)
     best = f"the best one, {workdir / report['best']}:"
@@ -189,7 +194,7 @@ def _main(arguments: list[str]) -> None:
     found = [_CONFIG.value, *map(files.get_config, also)]
     configs = [experiment(config) for config in found]
     options: dict[str, Any] = {"table": _TABLE.value, "grids": _GRIDS.value}
-    options["sweeps"] = _SWEEP.value
+    options |= {"sweeps": _SWEEP.value, "rows": _ROWS.value}
     options["search"] = _search(arguments[1])
     print(execute(arguments[1], configs, _DATA.value, _WORKDIR.value, **options))
   except stopping.Interrupted as interruption:
@@ -217,7 +222,7 @@ def _search(study: str) -> Any:
 def run_main(arguments: Sequence[str] | None = None) -> NoReturn:
   """`python -m msa_jax.studies` and `msa-jax studies`."""
   usage = f"{__doc__}\nStudies:\n{listing()}"
-  taken = (_CONFIG, _WORKDIR, _ALSO, _DATA, _TABLE, _GRIDS, _SWEEP)
+  taken = (_CONFIG, _WORKDIR, _ALSO, _DATA, _TABLE, _ROWS, _GRIDS, _SWEEP)
   taken = (*taken, _SPACE, _TRIALS, _HALVING)
   command.run(command.Program(main, usage, taken, _CONFIG), arguments)
 

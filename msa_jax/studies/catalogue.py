@@ -1,7 +1,6 @@
 """Studies as data: which trials each one has.
 
-Sources: H-GEM (Computer Systems & Applications 2026, 35(3)), tables 2 and 4; DERL
-(2024, 33(4)), figure 5.
+Source: H-GEM (Computer Systems & Applications 2026, 35(3)), tables 2 and 4.
 """
 
 import pathlib
@@ -9,7 +8,6 @@ from collections.abc import Sequence
 
 from msa_jax import models
 from msa_jax.config.experiment import Experiment
-from msa_jax.errors import UserError
 from msa_jax.studies.changes import changed
 from msa_jax.studies.runner import Trial
 
@@ -31,26 +29,6 @@ def low_resource(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
     for name, config in _on_each_file(configs, files)
     for share in SHARES
   ]
-
-
-def layers(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
-  """Every system with 1 to 6 encoder layers (DERL Figure 5).
-
-  Raises:
-    UserError: a system without an ablation table `layers`.
-  """
-  trials = []
-  for name, config in _on_each_file(configs, files):
-    table = models.get(config.system).ablations.get("layers")
-    if not table:
-      raise UserError(f"{config.system} has no ablation 'layers' for this study.")
-    for changes in table.values():
-      (count,) = changes.values()
-      own = changed(config, changes)
-      trials.append(
-        Trial(f"{name}_{count}", own, name, axis="encoder layers", x=float(count))
-      )
-  return trials
 
 
 def router_compare(configs: Configs, files: Sequence[str] = ()) -> list[Trial]:
@@ -92,7 +70,6 @@ def _on_each_file(
 
 STUDIES = {
   "low_resource": low_resource,
-  "layers": layers,
   "router_compare": router_compare,
   "leaderboard": leaderboard,
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 from msa_jax.config.experiment import Experiment, from_tree, to_tree
 from msa_jax.errors import UserError
-from msa_jax.models.system import Changes
+from msa_jax.models.system import Changes, Derived, Placed
 
 _TRUTH = {"true": True, "false": False}
 _KINDS = {
@@ -34,6 +34,12 @@ def changed(config: Experiment, changes: Changes) -> Experiment:
       )
     node[key] = value
   return from_tree(tree)
+
+
+def changes_of(config: Experiment, row: Changes | Derived | Placed) -> Changes:
+  """What a run of an ablation changes in an experiment."""
+  made = row.changes if isinstance(row, Placed) else row
+  return made(to_tree(config)) if callable(made) else made
 
 
 def current(config: Experiment, path: str) -> Any:

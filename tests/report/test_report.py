@@ -239,7 +239,7 @@ def test_names_with_dollars_are_drawn_as_they_are():
 def test_published_rows_of_studies_are_facts_with_a_source(run_folder):
   runs = [reading.read(run_folder)]
   names = ("ablation_fusion", "ablation_encoders", "ablation_modules", "missing")
-  names += ("layers", "low_resource", "router_compare", "balance_balance")
+  names += ("ablation_layers", "low_resource", "router_compare", "balance_balance")
   names += ("balance_optimizers", "balance_attention")
   for name in names:
     rows = results.study_rows(name, runs)

@@ -23,6 +23,8 @@ from msa_jax.runs import prepare, pseudo_labels, run
 from msa_jax.runs.open import open_run
 from msa_jax.step import compose, task_gradients
 from msa_jax.step.objective import objective_terms
+from msa_jax.step.recipe import Recipe
+from msa_jax.typing import Batch, ModelOutput, TrainState
 
 
 def test_cosines_are_those_of_the_tasks_gradients_on_the_shared_part():
@@ -41,15 +43,19 @@ def test_cosines_are_those_of_the_tasks_gradients_on_the_shared_part():
     return values, "rest"
 
   by_task = task_gradients.gradient_by_task(
-    lambda path: "group" if path == ("deep", "shared") else "", terms
+    lambda path: "group" if path == ("deep", "shared") else "", terms, vectors=True
   )
-  gradient, rest, cosines = by_task(params, 2.0)
+  gradient, rest, found = by_task(params, 2.0)
+  vectors = {k: v for k, v in found.items() if k.startswith("task_gradient/")}
+  cosines = {k: v for k, v in found.items() if k not in vectors}
   assert rest == "rest"
   np.testing.assert_allclose(gradient["deep"]["shared"], 2 * a + b + c, rtol=1e-6)
   np.testing.assert_allclose(gradient["own"], 2 * np.ones((2, 3)), atol=1e-6)
   flat = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
   expected = flat[0] @ flat[1] / np.prod([np.linalg.norm(x) for x in flat])
   assert set(cosines) == {f"task_cosine/group/{p}" for p in PAIRS}
+  assert set(vectors) == {f"task_gradient/group/{t}" for t in ("none", "one", "two")}
+  np.testing.assert_allclose(vectors["task_gradient/group/one"], 2 * a.ravel())
   np.testing.assert_allclose(cosines["task_cosine/group/one_two"], expected, rtol=1e-5)
   # A task that leaves the group alone has no direction there.
   assert float(cosines["task_cosine/group/none_one"]) == 0.0
@@ -69,10 +75,51 @@ def test_cosines_are_logged_on_request():
   assert names[True] - names[False] == expected
 
 
+def test_cosines_of_an_epoch_are_those_of_its_mean_gradients():
+  """Batches that disagree while the tasks agree on the whole, and the next epoch."""
+  a = np.asarray([[1.0, 9.0], [1.0, -9.0], [3.0, 0.0], [2.0, 2.0]], np.float32)
+  b = np.asarray([[2.0, -9.0], [2.0, 9.0], [4.0, 0.0], [-1.0, 1.0]], np.float32)
+
+  def step(state, batch, seed):
+    metrics = {"loss": jnp.zeros(())}
+    one, two = batch.modalities["text"].features[:, 0]  # [2 d]
+    metrics |= {"task_gradient/g/one": one, "task_gradient/g/two": two}
+    return state.replace(step=state.step + 1), metrics
+
+  nothing = TrainState(jnp.zeros((), jnp.int32), {}, {"kept": jnp.ones(2)}, ())
+  plain = Recipe(
+    init=lambda seed: nothing,
+    step=step,
+    predict=lambda params, collections, batch: ModelOutput({}, collections),
+    start=lambda params, collections, at: nothing,
+  )
+  pairs = [
+    Batch.from_arrays({"text": np.stack(pair)[:, None]})
+    for pair in zip(a, b, strict=True)
+  ]
+  recipe = task_gradients.with_epoch_cosines(plain, pairs[0], 2)
+  state, found = recipe.init(0), []
+  for batch in pairs:
+    state, metrics = recipe.step(state, batch, 0)
+    assert set(metrics) == {"loss", "task_cosine_epoch/g/one_two"}
+    found.append(float(metrics["task_cosine_epoch/g/one_two"]))
+  # One epoch: (2, 0) and (4, 0) point the same way; the other: (5, 2) and (3, 1).
+  other = (5 * 3 + 2 * 1) / np.hypot(5, 2) / np.hypot(3, 1)
+  assert (found[0], found[2]) == (0.0, 0.0)
+  np.testing.assert_allclose(np.mean(found[:2]), 1.0, rtol=1e-6)
+  np.testing.assert_allclose(np.mean(found[2:]), other, rtol=1e-6)
+  seen = recipe.predict({}, state.collections, pairs[0])
+  assert set(seen.features) == {"kept"}  # the network gets what it had
+  assert set(recipe.start({}, state.collections, jnp.array(0)).collections) == {
+    "kept",
+    task_gradients.SUMS,
+  }
+
+
 def test_cosines_need_a_system_that_shares(monkeypatch):
   monkeypatch.setitem(models.SYSTEMS, "toy", toy.SYSTEM)
   config = resolve(change(toy.config(), train={"task_cosine": True}), toy.corpus())
-  with pytest.raises(UserError, match="task_cosine=True: model 'toy' names no"):
+  with pytest.raises(UserError, match="cosine=True: model 'toy' names no"):
     compose.build(config).init(0)
 
 
@@ -100,7 +147,7 @@ def trained(tmp_path_factory):
     config.model.update({**tiny.TINY, "num_blocks": 1})
     config.data.synthetic = {"preset": "tiny", "tasks": ("sentiment", "emotion")}
     config.optim.update({"epochs": 2, "batch_size": 12})
-    config.train.task_cosine = True
+    config.train.update({"task_cosine": True, "epoch_cosine": True})
   return folder, run.train(config.lock(), folder)
 
 
@@ -111,7 +158,8 @@ def test_a_run_with_two_labels_reports_and_predicts_both(trained):
   assert {"mae", "corr", "acc7"} <= set(figures["sentiment"])
   assert {"wa", "ua", "f1_weighted", "f1_macro"} <= set(figures["emotion"])
   last = run.RunDirectory(folder).metrics()[-1]
-  assert -1 <= last["train"]["task_cosine/experts/emotion_sentiment"] <= 1
+  for kind in ("task_cosine", "task_cosine_epoch"):
+    assert -1 <= last["train"][f"{kind}/experts/emotion_sentiment"] <= 1
   assert {"loss/sentiment", "loss/emotion", "weighted/emotion"} <= set(last["train"])
   with (folder / "predictions" / "test.csv").open() as file:
     rows = list(csv.DictReader(file))

@@ -110,13 +110,10 @@ def test_studies_are_products_of_systems_files_and_settings(toys, monkeypatch):
   plain = [toy.config()]
   names = [trial.name for trial in catalogue.leaderboard(plain, ["a.x", "b.x"])]
   assert names == ["toy_a", "toy_b"]
-  with pytest.raises(UserError, match="toy has no ablation 'layers'"):
-    catalogue.layers(plain)
   assert [trial.name for trial in catalogue.router_compare(plain)] == ["toy_synthetic"]
   dropped = {"undropped": {"model.dropout": 0.0}, "much": {"model.dropout": 0.5}}
   system = toy.SYSTEM._replace(
     router_variants=dropped,
-    ablations={"layers": {"few": {"optim.epochs": 1}, "many": {"optim.epochs": 2}}},
     robustness={"without": {"model.dropout": 0.25}},
   )
   monkeypatch.setitem(SYSTEMS, "toy", system)
@@ -126,9 +123,6 @@ def test_studies_are_products_of_systems_files_and_settings(toys, monkeypatch):
     "toy_synthetic_much",
   ]
   assert [trial.config.model["dropout"] for trial in trials] == [0.0, 0.5]
-  (_, last) = catalogue.layers(plain)
-  assert (last.name, last.x, last.axis) == ("toy_synthetic_2", 2.0, "encoder layers")
-  assert last.config.optim.epochs == 2
   whole, without = robustness.trials(plain)
   assert (whole.group, without.group) == ("toy_synthetic", "toy_synthetic_without")
   assert without.config.model["dropout"] == 0.25

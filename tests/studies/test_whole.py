@@ -9,7 +9,7 @@ import pytest
 from changes import change
 from rich.console import Console
 
-from configs import awf, derl, hgem, lf_dnn
+from configs import awf, hgem, lf_dnn
 from msa_jax import models
 from msa_jax.config.experiment import experiment
 from msa_jax.errors import UserError
@@ -30,7 +30,6 @@ WIDTHS = {
     "dense_expert.hidden_dim": 8, "robust_expert.hidden_dim": 8,
     "robust_expert.denoiser_dim": 8, "polarity_experts.hidden_dim": 8, "head_dim": 8,
   },
-  "derl": {"hidden_dim": 4, "num_heads": 2, "ffn_multiplier": 1},
   "awf": {"feature_dim": 4, "post_dim": 4},
   "lf_dnn": {
     "text_dim": 4, "post_dim": 4,
@@ -61,20 +60,15 @@ def folders(tmp_path_factory):
   rows = dict(models.SYSTEMS["hgem"].router_variants)
   rows = {name: rows[name] for name in ("average", "single")}
   average = {"average": rows["average"]}
-  first = dict([*models.SYSTEMS["derl"].ablations["layers"].items()][:1])
-  for name, tables in (
-    ("hgem", {"ablations": {"fusion": rows}, "router_variants": average}),
-    ("derl", {"ablations": {"layers": first}}),
-  ):
-    patch.setitem(models.SYSTEMS, name, models.SYSTEMS[name]._replace(**tables))
-  h, d, a, f = (tiny(module) for module in (hgem, derl, awf, lf_dnn))
+  tables = {"ablations": {"fusion": rows}, "router_variants": average}
+  patch.setitem(models.SYSTEMS, "hgem", models.SYSTEMS["hgem"]._replace(**tables))
+  h, a, f = (tiny(module) for module in (hgem, awf, lf_dnn))
   asked = {
     "ablation": ([h], {}),
     "missing": ([f], {"grids": "conditions,tokens"}),
     "low_resource": ([f], {}),
     "router_compare": ([h, f], {}),
     "balance": ([a], {}),
-    "layers": ([d], {}),
     "leaderboard": ([f, a], {}),
     "sweep": ([f], {"sweeps": ["optim.learning_rate=1e-2,1e-3"]}),
   }
@@ -92,7 +86,6 @@ TRIALS = {
   "low_resource": ["lf_dnn_synthetic_50", "lf_dnn_synthetic_100"],
   "router_compare": ["hgem_synthetic_average", "lf_dnn_synthetic"],
   "balance": ["with", "without"],
-  "layers": ["derl_synthetic_1"],
   "leaderboard": ["lf_dnn_synthetic", "awf_synthetic"],
   "sweep": ["optim.learning_rate=0.01", "optim.learning_rate=0.001"],
 }
@@ -105,7 +98,6 @@ PARTS = {
   "balance": ["sentiment", "gradients"]
   + ["one modality by a fresh head on the features of"]
   + ["one modality by the system itself with only"],
-  "layers": ["sentiment by encoder layers"],
   "leaderboard": ["sentiment"],
   "sweep": ["sentiment by optim.learning_rate"],
 }
@@ -225,10 +217,11 @@ def test_the_seeds_of_the_first_system_are_those_of_all(monkeypatch, tmp_path):
   [
     ("moon", {}, "choose a study: ablation"),
     ("balance", {"grids": "random"}, "balance takes no --grids"),
-    ("layers", {"table": "modules"}, "layers takes no --table"),
+    ("leaderboard", {"table": "modules"}, "leaderboard takes no --table"),
+    ("leaderboard", {"rows": ["full"]}, "leaderboard takes no --rows"),
     ("ablation", {"files": ["x.pkl"]}, "ablation takes no --also and no --data"),
     ("sweep", {"files": ["x.pkl"]}, "sweep takes no --also and no --data"),
-    ("layers", {"sweeps": ["optim.epochs=1"]}, "layers takes no --sweep"),
+    ("leaderboard", {"sweeps": ["optim.epochs=1"]}, "leaderboard takes no --sweep"),
   ],
 )
 def test_options_of_other_studies_are_refused(tmp_path, name, options, message):

@@ -22,6 +22,7 @@ from msa_jax.data.synthetic.generator import (
   check_size,
   read_options,
 )
+from msa_jax.data.synthetic.mechanisms import MECHANISMS
 from msa_jax.data.synthetic.posterior import (
   CONDITIONS,
   emotion_of,
@@ -271,11 +272,12 @@ def synthetic(
 
   Args:
     options: `SyntheticOptions`, or a config with some of its fields and `preset`
-      (`mosi`, `tiny`, `one_strong`, `one_fast`); None = the default, MOSI's splits
-      and shapes.
+      (`mosi`, `tiny`, `one_strong`, `one_fast`, `conflict`, `echo`); None = the
+      default, MOSI's splits and shapes.
 
   Returns:
-    A corpus with splits train, valid and test. `extras` of each split hold the
+    A corpus with splits train, valid and test; for worlds other than `sentiment` see
+    `data.synthetic.mechanisms`. `extras` of each split hold the
     latent variables and the exact posterior (`bayes_median`, `bayes_mean`,
     `bayes_positive`); `notes["bayes"][split]` holds `mae`, `acc2_non0`, `acc2_has0`
     of the Bayes-optimal predictor on that very split, and
@@ -288,6 +290,8 @@ def synthetic(
   """
   if not isinstance(options, SyntheticOptions):
     options = read_options(() if options is None else options.items())
+  if options.world in MECHANISMS:
+    return MECHANISMS[options.world](options)
   check_size(options)
   splits, best, conditions = {}, {}, {}
   for number, name in enumerate(SPLITS):

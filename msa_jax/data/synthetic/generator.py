@@ -41,6 +41,7 @@ EMOTION_EDGES = (-1.25, 0.0, 1.25)
 # word means can be learned from a thousand sentences.
 WORD_RANK = 8
 RATINGS = np.arange(-3, 4)
+WORLDS = ("sentiment", "conflict", "echo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ class SyntheticOptions:
   """What the synthetic corpus looks like. Triples are text, audio, vision.
 
   Attributes:
+    world: `sentiment`, or one that shows a mechanism: `conflict`, `echo`
+      (`data.synthetic.mechanisms`, which read `seed`, `sizes` and `videos` alone).
     seed: draws the world (words, directions) and the samples.
     tasks: labels to give, out of `sentiment`, `emotion`, and of what annotators say of
       one modality alone: `sentiment_text`, `sentiment_audio`, `sentiment_vision`.
@@ -72,6 +75,7 @@ class SyntheticOptions:
     annotator_noise: standard deviation of one rating.
   """
 
+  world: str = "sentiment"
   seed: int = 0
   tasks: tuple[str, ...] = ("sentiment",)
   sizes: tuple[int, int, int] = (1284, 229, 686)
@@ -95,6 +99,8 @@ class SyntheticOptions:
   annotator_noise: float = 1.7
 
   def __post_init__(self):
+    if self.world not in WORLDS:
+      raise UserError(f"synthetic world {self.world}: choose from {', '.join(WORLDS)}")
     unknown = sorted(set(self.tasks) - set(TASKS))
     if unknown or not self.tasks:
       raise UserError(
@@ -164,9 +170,14 @@ ONE_FAST = SyntheticOptions(
   annotator_noise=1.0,
 )
 
+# Worlds that show what a mechanism of a system is good for.
+CONFLICT = SyntheticOptions(world="conflict", sizes=(1200, 300, 600))
+ECHO = SyntheticOptions(world="echo", sizes=(600, 300, 600))
 
 PRESETS = {
   "mosi": SyntheticOptions(),
+  "conflict": CONFLICT,
+  "echo": ECHO,
   "tiny": TINY,
   "one_strong": ONE_STRONG,
   "one_fast": ONE_FAST,

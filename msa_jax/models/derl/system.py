@@ -9,7 +9,7 @@ from typing import Any
 from msa_jax.models.derl.network import DERL, check_modalities, encoded_streams
 from msa_jax.models.options import construct, defaults
 from msa_jax.models.outputs import primary_output
-from msa_jax.models.system import Options, System
+from msa_jax.models.system import Look, Options, Placed, System
 from msa_jax.typing import Spec
 
 
@@ -41,30 +41,45 @@ def reads(options: Options, spec: Spec) -> tuple[str, ...]:
   return spec.modalities if streams.cross else streams.intra
 
 
-# Tables 4 and 5, figure 5.
+# Tables 4 and 5, figure 5; the distance's weight, which the paper has at .005 and .5.
 ABLATIONS = {
   "encoders": {
+    "full": {},
     **{
       name: {"model.variant": name}
       for name in ("ie_t", "ie_a", "ie_v", "ie_tav")
       + ("cie_tav", "cie_atv", "cie_vta", "cie_all")
     },
-    "full": {},
   },
   "modules": {
+    "full": {},
     "without_filter": {"model.use_filter": False},
     "without_enhancement": {"model.use_enhancement": False},
     "without_both": {"model.use_filter": False, "model.use_enhancement": False},
     "without_distance": {"loss.dissimilarity": 0.0},
-    "full": {},
   },
-  "layers": {f"layers_{n}": {"model.num_layers": n} for n in range(1, 7)},
+  "layers": {
+    f"layers_{n}": Placed({"model.num_layers": n}, "encoder layers", n)
+    for n in range(1, 7)
+  },
+  "distance": {
+    f"distance_{weight:g}": Placed(
+      {"loss.dissimilarity": weight}, "weight of the distance", weight
+    )
+    for weight in (0.0, 0.005, 0.05, 0.5)
+  },
 }
+
+LOOKS = (
+  Look("Enhancement map (Eq. 19)", "enhance_", "weights", "map"),
+  Look("Gate of the filter unit (Eq. 21)", "filter_", "gate", "histogram"),
+)
 
 SYSTEM = System(
   build=build,
   reads=reads,
   ablations=ABLATIONS,
+  looks=LOOKS,
   search_space={
     "model.dropout.attention": "0..0.5",
     "model.dropout.residual": "0..0.5",

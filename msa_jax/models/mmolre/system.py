@@ -19,6 +19,7 @@ No figure of the paper is quoted: the abstract has none that could be checked ag
 table. Each of our choices is an option below, with the other readings as its values.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ from msa_jax.losses.routing import importance_cv2
 from msa_jax.models.mmolre.network import MMoLRE
 from msa_jax.models.options import construct, defaults
 from msa_jax.models.outputs import output_specs
-from msa_jax.models.system import Options, System, TaskTerm
+from msa_jax.models.system import Changes, Options, Placed, System, TaskTerm
 from msa_jax.names import split_names
 from msa_jax.typing import Batch, ModelOutput, Spec
 
@@ -141,12 +142,78 @@ def shared(path: tuple[str, ...]) -> str:
   return "fusion" if cross else ""
 
 
+def _ranks(options: Options) -> tuple[tuple[int, ...], int]:
+  """Ranks of the shared experts, and that of a task's own."""
+  return tuple(options["model"]["shared_ranks"]), options["model"]["task_rank"]
+
+
+def _hard(options: Options) -> Changes:
+  """One stream for both tasks, whose own experts are shared ones: as many ranks."""
+  ranks, own = _ranks(options)
+  return {"model.sharing": "hard", "model.shared_ranks": (*ranks, own, own)}
+
+
+def _specific(options: Options) -> Changes:
+  """The shared ranks divided among two tasks: as many ranks."""
+  ranks, own = _ranks(options)
+  return {"model.sharing": "specific", "model.task_rank": sum(ranks) // 2 + own}
+
+
+def _equal(count: int, options: Options) -> Changes:
+  """As many shared ranks in all, by a number of experts of one rank (or one more)."""
+  total = sum(_ranks(options)[0])
+  ranks = tuple((total + index) // count for index in range(count))
+  return {"model.shared_ranks": ranks}
+
+
+def _more(count: int, full_rank: bool, options: Options) -> Changes:
+  """A number of shared experts, each of the default's mean rank."""
+  ranks, _ = _ranks(options)
+  each = max(sum(ranks) // len(ranks), 1)
+  return {"model.shared_ranks": (each,) * count, "model.full_rank": full_rank}
+
+
+_GROUPS = {"low_rank": False, "full_rank": True}
+# The first run of each table is the system itself, but for `number`'s curves.
+ABLATIONS = {
+  # `hard` and `specific` have what the mixture has of one kind, `..._equal` as many
+  # ranks in all.
+  "sharing": {
+    "mixed": {},
+    "hard": {"model.sharing": "hard"},
+    "hard_equal": _hard,
+    "specific": {"model.sharing": "specific"},
+    "specific_equal": _specific,
+  },
+  # A task alone has the ranks that it has in the mixture: what sharing gains or loses.
+  "tasks": {
+    "both": {},
+    "sentiment": {"model.tasks": ("sentiment",)},
+    "emotion": {"model.tasks": ("emotion",)},
+  },
+  "ranks": {
+    "mixed_ranks": {},
+    **{f"equal_{n}": functools.partial(_equal, n) for n in (1, 2, 4, 8)},
+  },
+  "number": {
+    f"{group}_{n}": Placed(
+      functools.partial(_more, n, full), "shared experts", n, group
+    )
+    for group, full in _GROUPS.items()
+    for n in (1, 2, 4, 8)
+  },
+  "blocks": {
+    f"blocks_{n}": Placed({"model.num_blocks": n}, "blocks", n) for n in (1, 2, 3)
+  },
+}
+
 SYSTEM = System(
   build=build,
   auxiliary=auxiliary,
   terms=terms,
   shared=shared,
   reads=modalities_of,
+  ablations=ABLATIONS,
   search_space={
     "model.dropout": "0..0.5",
     "model.attention_dropout": "0..0.5",

@@ -16,10 +16,13 @@ from msa_jax.models.momke.experts import (
   Stack,
   TorchDense,
   own_expert,
+  without_others,
 )
 from msa_jax.typing import Routing
 
 MIXING = ("router", "uniform", "own")
+# `own+<modality>`: a modality's own expert and that of one other.
+WITH_ONE = "own+"
 
 
 class Mixed(NamedTuple):
@@ -49,7 +52,7 @@ class Network(nn.Module):
     dropout: rate after the projections, in the experts, routers and after fusion.
     attention_dropout: rate on the experts' attention probabilities.
     router_logit_dropout: rate on the routers' logits.
-    mixing: one of `MIXING`.
+    mixing: one of `MIXING`, or `own+<modality>`.
     pools: whether steps are frames, whose mean the heads read.
     deterministic: True = evaluation.
 
@@ -154,8 +157,11 @@ class Network(nn.Module):
   ) -> tuple[Float[Array, "m b t e"], Float[Array, "m b t e"]]:
     """Weights of the experts as used (see `MIXING`), float32 with each row's sum 1, and
     the routers' logits."""
-    logits = self.routers(projected)
-    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    logits = compared = self.routers(projected)
+    if self.mixing.startswith(WITH_ONE):
+      other = self.modalities.index(self.mixing.removeprefix(WITH_ONE))
+      compared = without_others(logits, other)
+    weights = jax.nn.softmax(compared.astype(jnp.float32), axis=-1)
     if self.mixing == "uniform":
       weights = jnp.full_like(weights, 1.0 / weights.shape[-1])
     elif self.mixing == "own":

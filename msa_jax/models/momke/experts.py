@@ -171,3 +171,12 @@ def own_expert(weights: Float[Array, "m b t e"]) -> Float[Array, "m b t e"]:
   """One-hot weights of each modality's own expert, of the same shape."""
   own = jnp.eye(weights.shape[-1], dtype=weights.dtype)[:, None, None]
   return jnp.broadcast_to(own, weights.shape)
+
+
+def without_others(
+  logits: Float[Array, "m b t e"], other: int
+) -> Float[Array, "m b t e"]:
+  """Logits that leave each modality its own expert and the one of index `other`."""
+  count = logits.shape[-1]
+  kept = jnp.eye(count, dtype=bool) | (jnp.arange(count) == other)[None]
+  return jnp.where(kept[:, None, None], logits, -jnp.inf)

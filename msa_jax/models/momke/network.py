@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from msa_jax.errors import UserError
 from msa_jax.layers.masking import masked_mean
 from msa_jax.layers.subsets import random_subset
-from msa_jax.models.momke.blocks import MIXING, Mixed, Network
+from msa_jax.models.momke.blocks import MIXING, WITH_ONE, Mixed, Network
 from msa_jax.models.momke.conditions import (
   conditions,
   kept_by,
@@ -23,7 +23,7 @@ from msa_jax.models.momke.conditions import (
 )
 from msa_jax.models.options import check
 from msa_jax.models.outputs import REGRESSION, OutputSpec, shape_predictions
-from msa_jax.typing import Batch, ModelOutput, Routing
+from msa_jax.typing import MODALITIES, Batch, ModelOutput, Routing
 
 LEVELS = ("utterance", "frame")
 MASKS = ("condition", "mixed")
@@ -47,8 +47,9 @@ class MoMKE(nn.Module):
     dropout: rate after the projections, in the experts, routers and after fusion.
     attention_dropout: rate on the experts' attention probabilities.
     router_logit_dropout: rate on the routers' logits.
-    mixing: weights of the experts: the `router`'s, or, as ablations, `uniform` ones or
-      the modality's `own` expert alone.
+    mixing: weights of the experts: the `router`'s, or, as ablations, `uniform` ones,
+      the modality's `own` expert alone, or the router's over its own and that of one
+      other modality (`own+text`).
     stage2_mask: modalities that stage 2 sees: those of `condition`, or `mixed`, a
       random subset for each row: one model for all conditions.
     condition: initials of modalities, e.g. `atv`; `all` = one branch of stage 2 for
@@ -69,9 +70,10 @@ class MoMKE(nn.Module):
   condition: str = "atv"
 
   def __post_init__(self):
+    mixings = (*MIXING, *(f"{WITH_ONE}{m}" for m in self.modalities or MODALITIES))
     check(
       self,
-      choices={"level": LEVELS, "mixing": MIXING, "stage2_mask": MASKS},
+      choices={"level": LEVELS, "mixing": mixings, "stage2_mask": MASKS},
       positive=("hidden_dim", "num_layers", "num_heads"),
       rates=("dropout", "attention_dropout", "router_logit_dropout"),
     )

@@ -18,10 +18,10 @@ from msa_jax.models.momke.conditions import conditions
 from msa_jax.models.momke.network import MoMKE
 from msa_jax.models.options import check, construct, defaults, split
 from msa_jax.models.outputs import primary_output
-from msa_jax.models.system import Options, Stage, System
+from msa_jax.models.system import Changes, Options, Stage, System
 from msa_jax.models.with_anchor import ANCHOR
 from msa_jax.text.finetune import PARAMETERS as ENCODER
-from msa_jax.typing import Params, Spec
+from msa_jax.typing import MODALITIES, Params, Spec
 
 INITS = ("best_val", "last")
 # Parts of the network that stage 1 trains; the first two go on into stage 2.
@@ -259,10 +259,33 @@ def join_branches(snapshots: Mapping[str, Params], final: Params) -> Params:
   return {**final, "branches": branches}
 
 
+def _one_stage(options: Options) -> Changes:
+  """As many epochs as both stages have, all of them in the first."""
+  return {"model.stage1_epochs": options["optim"]["epochs"]}
+
+
+# What the paper leaves out, and which experts it combines. The stages of all runs have
+# as many epochs together.
+ABLATIONS = {
+  "parts": {
+    "full": {},
+    "no_stage_1": {"model.stage1_epochs": 0},
+    "no_stage_2": _one_stage,
+    "uniform": {"model.mixing": "uniform"},
+    "own": {"model.mixing": "own"},
+  },
+  "experts": {
+    "all": {},
+    "own": {"model.mixing": "own"},
+    **{f"own_{m}": {"model.mixing": f"own+{m}"} for m in MODALITIES},
+  },
+}
+
 SYSTEM = System(
   build=build,
   stages=stages,
   units=("dialogue", "utterance"),
+  ablations=ABLATIONS,
   search_space={
     "model.dropout": "0..0.6",
     "model.num_layers": "1..4",

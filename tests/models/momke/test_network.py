@@ -124,6 +124,23 @@ def test_with_own_experts_only_stage_2_mixes_what_stage_1_says():
     np.testing.assert_allclose(mixed[f"r_{name}"], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_modality_may_be_left_its_own_expert_and_that_of_one_other():
+  batch = tiny_momke.batch(np.ones((2, 4, 3), bool))
+  whole, some = _run(batch), _run(batch, _model()[1], mixing="own+audio")
+  for index, name in enumerate(NAMES):
+    found = np.asarray(some.routing[name].combine)
+    kept = np.unique([index, NAMES.index("audio")])
+    # The router's weights of the two, as if the third were not there.
+    expected = np.zeros_like(found)
+    expected[..., kept] = np.asarray(whole.routing[name].combine)[..., kept]
+    expected /= expected.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.isfinite(some.routing[name].logits).all()
+  assert np.abs(_values(whole) - _values(some)).max() > 1e-3
+  with pytest.raises(UserError, match=r"model.mixing='own\+vision' must be one of"):
+    MoMKE(modalities=("text", "audio"), mixing="own+vision")
+
+
 def test_with_equal_experts_the_routers_do_not_matter():
   params = _model()[1]
   network = dict(params["network"])

@@ -1,0 +1,118 @@
+"""H-GEM: its dropout, gates and fusion."""
+
+from mutants.mutation import HGEM, Mutation, sites
+
+MUTATIONS = [
+  Mutation(
+    "hgem: no dropout at all",
+    "models/hgem/network.py",
+    '"deterministic": not train',
+    '"deterministic": True',
+    sites("hgem"),
+  ),
+  Mutation(
+    "hgem: no dropout of the LSTM's states",
+    "models/hgem/experts.py",
+    "    states = Dropout(self.dropout, self.deterministic)(states)\n",
+    "",
+    sites("hgem"),
+  ),
+  Mutation(
+    "hgem: Gate 0's scale is not used",
+    "models/hgem/network.py",
+    'scale = first.scale if self.gates.modality_scale == "tokens" else None',
+    "scale = None",
+    (HGEM + "test_gates.py", "-k", "moves or scaled"),
+  ),
+  Mutation(
+    "hgem: Gate 0's scale comes before the norm of Gate 1's units",
+    "models/hgem/gates.py",
+    "      hidden = hidden * scale[:, None]\n",
+    '      hidden = nn.LayerNorm(name="again")(hidden * scale[:, None])\n',
+    (HGEM + "test_gates.py", "-k", "reads"),
+  ),
+  Mutation(
+    "hgem: Gate 1 reads what comes before the adapter",
+    "models/hgem/fusion_layer.py",
+    "    if self.routes_tokens:\n",
+    "    if False:\n",
+    (HGEM + "test_gates.py", "-k", "reads"),
+  ),
+  Mutation(
+    "hgem: Gate 1 reads the embeddings",
+    "models/hgem/network.py",
+    '        tokens, routing["gate0"] = first.hidden, first.routing\n',
+    '        routing["gate0"] = first.routing\n',
+    (HGEM + "test_gates.py", "-k", "embeddings"),
+  ),
+  Mutation(
+    "hgem: Gate 2 is its first unit",
+    "models/hgem/gates.py",
+    "      scores = bank(views)  # [m b e]\n",
+    "      scores = jnp.broadcast_to(bank(views)[:1], (3, *bank(views).shape[1:]))\n",
+    (HGEM + "test_gates.py", "-k", "units"),
+  ),
+  Mutation(
+    "hgem: Gate 3 forgets the prior",
+    "models/hgem/gates.py",
+    "  corrected = prior.logits + jnp.where(selected, scores, 0.0)\n",
+    "  corrected = jnp.where(selected, scores, 0.0)\n",
+    (HGEM + "test_parts.py", "-k", "gate_three"),
+  ),
+  Mutation(
+    "hgem: the balance loss counts fillers and empty rows",
+    "models/hgem/system.py",
+    'output.routing["gate1"], batch.sample_mask & has_content(batch)',
+    'output.routing["gate1"], None',
+    (HGEM + "test_losses.py",),
+  ),
+  Mutation(
+    "hgem: route losses count rows without content",
+    "models/hgem/system.py",
+    "label.mask & batch.sample_mask & has_content(batch)",
+    "label.mask & batch.sample_mask",
+    (HGEM + "test_losses.py",),
+  ),
+  Mutation(
+    "hgem: the robust expert blends clean content",
+    "models/hgem/fusion.py",
+    "confidence * corrupted",
+    "confidence * tokens",
+    (HGEM + "test_parts.py", "-k", "noise"),
+  ),
+  Mutation(
+    "hgem: no noise",
+    "models/hgem/fusion.py",
+    "corrupted = tokens + jnp.where(slots, noise, 0.0)",
+    "corrupted = tokens",
+    (HGEM + "test_parts.py", "-k", "noise"),
+  ),
+  Mutation(
+    "hgem: slots are dropped from the content too",
+    "models/hgem/fusion.py",
+    "    return corrupted, jnp.where(lost[:, None, :, None], 0.0, corrupted)\n",
+    "    return (jnp.where(lost[:, None, :, None], 0.0, corrupted),) * 2\n",
+    (HGEM + "test_parts.py", "-k", "noise"),
+  ),
+  Mutation(
+    "hgem: the denoising loss trains what it reads",
+    "models/hgem/fusion.py",
+    "denoise(jax.lax.stop_gradient(visible))",
+    "denoise(visible)",
+    (HGEM + "test_network.py", "-k", "denoiser_alone"),
+  ),
+  Mutation(
+    "hgem: summaries are not normalised",
+    "models/hgem/fusion.py",
+    "masked_mean(norm(projected), real, axis=1)",
+    "masked_mean(projected + 0 * norm(projected), real, axis=1)",
+    (HGEM + "test_parts.py", "-k", "summaries"),
+  ),
+  Mutation(
+    "hgem: a share of the nominal keys in place of the valid ones",
+    "layers/attention.py",
+    "[jnp.sum(key_mask, axis=-1)]",
+    "[jnp.full(len(key_mask), logits.shape[-1])]",
+    ("tests/layers/test_attention.py", "-k", "share"),
+  ),
+]
