@@ -66,7 +66,9 @@ def get_config(variants: str = "") -> ml_collections.ConfigDict:
   variants = {"paper": lambda config: _paper(config, TABLE_2[data_set or "mosi"])}
   others = tuple(name for name in chosen if name not in TABLE_2)
   variants |= presets.SHARED
-  return presets.apply(config, others, variants, recipes=presets.POOLED_TEXT)
+  return presets.apply(
+    config, others, variants, recipes=presets.POOLED_TEXT, anchored=bool(data_set)
+  )
 
 
 def _table2(config, row):

@@ -143,6 +143,7 @@ def _predict_clips(workdir: str) -> int:
     from msa_jax.report import clips as clips_report
 
     print(f"report: {clips_report.write(made, report)}")
+  clips_command.say_noted(made.corpus.notes["clips"]["noted"])
   return clips_command.say_failed(made.outcomes, made.failed)
 
 

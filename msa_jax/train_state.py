@@ -21,9 +21,9 @@ import ml_collections
 from msa_jax import models
 from msa_jax.config.experiment import Experiment, from_json, to_json
 from msa_jax.data.batching import batches
+from msa_jax.runs import linear_start, references, warm_start
 from msa_jax.runs import prepare as prepare_lib
 from msa_jax.runs import run as run_lib
-from msa_jax.runs import warm_start
 from msa_jax.step import compose, ema, objective, recipe
 from msa_jax.step.recipe import Recipe
 from msa_jax.text import finetune
@@ -87,15 +87,23 @@ def whole_split(config: Experiment, corpus: Corpus, split: str) -> Batch:
   return jax.device_put(data)
 
 
-def create(config: Experiment, seed: recipe.Seed = 0) -> TrainState:
+def create(
+  config: Experiment, seed: recipe.Seed = 0, corpus: Corpus | None = None
+) -> TrainState:
   """Initialises a training state.
 
   Args:
     config: resolved config.
     seed: may be traced; `jax.vmap` over seeds stacks states.
+    corpus: that goes with the config, for text-only heads that start as its linear
+      model (`config.init.text_head`), as those of a run do; None = at random.
   """
   # Compiled as a whole: hundreds of small initialisers one by one take far longer.
-  return _programs(config).init(seed)
+  state = _programs(config).init(seed)
+  if corpus is None:
+    return state
+  fit = functools.partial(references.fit_text, config, corpus)
+  return linear_start.place(config, state, linear_start.heads(config, fit))
 
 
 def train_step(

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msa_jax.clips import listing, making
@@ -90,7 +91,19 @@ def report(made: making.Made) -> int:
     print(f"{name}: {about.name} {about.version}, {about.width} wide ({about.licence})")
   for path in made.files:
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+  say_noted(made.noted)
   return say_failed(made.outcomes, made.failed)
+
+
+def say_noted(noted: Mapping[str, Sequence[str]]) -> None:
+  """One line for each thing that clips lack, with the first of them."""
+  lacking: dict[str, list[str]] = {}
+  for name, lines in noted.items():
+    for line in lines:
+      lacking.setdefault(line, []).append(name)
+  for line, names in lacking.items():
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    print(f"noted: {line} ({', '.join(names[:2])}{more})", file=sys.stderr)
 
 
 def say_failed(outcomes, failed: Path | None) -> int:

@@ -34,12 +34,14 @@ class Made(NamedTuple):
     failed: csv file of the clips that failed; None = none did.
     outcomes: of every clip.
     tools: that were used.
+    noted: id -> what is not as expected of clips that could be read.
   """
 
   files: Sequence[Path]
   failed: Path | None
   outcomes: Sequence[Outcome]
   tools: Toolbox
+  noted: Mapping[str, Sequence[str]]
 
 
 def workers_of(asked: int) -> int:
@@ -73,17 +75,19 @@ def make(
   try:
     outcomes = extraction.extract_all(found.items, tools, folder, workers_of(workers))
     wrong = write_failed(outcomes, failed)
-    files = []
+    files, noted = [], {}
     for kind in dict.fromkeys(("none", align)):
       path = output if kind == "none" else output.with_name(f"{output.stem}.{kind}.npz")
       with _padding(folder) as padded:
-        npz.save(assembly.assemble(found.corpus, outcomes, tools, padded, kind), path)
+        corpus = assembly.assemble(found.corpus, outcomes, tools, padded, kind)
+        npz.save(corpus, path)
+        noted = corpus.notes["clips"]["noted"]
       files.append(path)
     if not wrong:
       shutil.rmtree(folder)
   except OSError as error:
     raise of_system(error, f"{output} cannot be made") from error
-  return Made(files, failed if wrong else None, outcomes, tools)
+  return Made(files, failed if wrong else None, outcomes, tools, noted)
 
 
 @contextlib.contextmanager

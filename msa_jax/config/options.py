@@ -32,6 +32,7 @@ class OptimConfig:
     grad_clip_value: greatest absolute entry of the gradient; 0 = no clipping.
     weight_decay: L2 for `adam` and `sgd`, decoupled and of matrices for `adamw`.
     weight_decays: of a system's partitions, by name; others have `weight_decay`.
+    decay_norms: L2 also of a text encoder's norms and biases, which have none else.
     epsilon: of Adam's denominator.
     accumulate_steps: batches whose gradients make one update.
     accumulation: of these gradients the `mean`, which at the end of an epoch is that of
@@ -53,6 +54,7 @@ class OptimConfig:
   grad_clip_value: float = 0.0
   weight_decay: float = 0.0
   weight_decays: Mapping[str, float] = _mapping()
+  decay_norms: bool = False
   epsilon: float = 1e-8
   accumulate_steps: int = 1
   accumulation: str = "mean"
@@ -149,7 +151,10 @@ class AnchorConfig:
   `models/with_anchor.py`.
 
   Attributes:
-    to: `text`, or `none`: the system predicts by itself, as its paper has it.
+    to: `text`, or `none`: the system predicts by itself, as its paper has it; `auto`:
+      text wherever the corpus has it and the one task is a real number, unless the
+      system reads nothing else or trains branches that have nothing in common. A run's
+      config.json says which it was.
     pool: text that the anchor reads: the `mean` of its steps, or the `first`.
     dropout: rate on the pooled text.
     scale: of the correction, where it begins; it is learned.
@@ -162,8 +167,8 @@ class AnchorConfig:
 
   @property
   def is_on(self) -> bool:
-    """Whether there is an anchor."""
-    return self.to != "none"
+    """Whether there is an anchor; of a resolved config."""
+    return self.to == "text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,18 +236,23 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-  """Which earlier run the parameters start from.
+  """What the parameters start from.
 
-  Seed s starts from that run's seed s, or from its first seed where it has no s. The
-  optimizer starts afresh.
+  Seed s starts from an earlier run's seed s, or from its first seed where it has no s.
+  The optimizer starts afresh.
 
   Attributes:
+    text_head: linear layers that read pooled text (those of `text_only`, and of the
+      anchor) start as the `linear` model of it, ridge or logistic regression fitted on
+      training (`runs/linear_start.py` says how, and where that cannot be), or with
+      `random` values.
     from_run: folder of a finished run; "" = none.
     what: `encoder`: the text encoder that it trained; `all`: every parameter.
     parameter_hash: of what is taken, one for each seed of that run; filled in when the
       run begins, so that it cannot go on from something else.
   """
 
+  text_head: str = "random"
   from_run: str = ""
   what: str = "encoder"
   parameter_hash: tuple[str, ...] = ()
@@ -293,6 +303,9 @@ class DataConfig:
     extra_evaluation: validation and test are those of all files, not of `path` alone.
     pseudo_label_run: run whose predictions are the labels that training lacks.
     modalities: () = every modality of the corpus.
+    screen_level: leave out modalities that say nothing of the labels, as far as linear
+      models of them can tell on the training split; probability that one of pure noise
+      stays, such as .05; 0 = none is left out.
     features: modality -> MMSA's separate feature file that replaces the main file's,
       or GCNet's folder of one .npy per utterance.
     valence: ratings of valence in 1..5 become sentiment in [-3, 3].
@@ -320,6 +333,7 @@ class DataConfig:
   extra_evaluation: bool = False
   pseudo_label_run: str = ""
   modalities: tuple[str, ...] = ()
+  screen_level: float = 0.0
   features: Mapping[str, str] = _mapping(text="", audio="", vision="")
   valence: bool = False
   sample_unit: str = "utterance"

@@ -18,6 +18,9 @@ from msa_jax.typing import MODALITIES
 
 # Variants that say how a paper, or its code, trains: never changed by a recipe.
 LITERAL = ("paper", "paper_min", "official", "original")
+# Frozen features of real corpora: text says most, and there are a thousand samples. The
+# synthetic corpus is learned from all its modalities alike.
+ANCHORED = {"anchor.to": "auto"}
 # A pretrained encoder has read the sequence: a recurrent network on top of it learns
 # from a thousand samples what the mean of the states already says.
 POOLED_TEXT = {"tuned": {"model.text_encoder": "mean"}}
@@ -50,6 +53,7 @@ def apply(
   variants: Mapping[str, Callable[[ConfigDict], None]],
   data_sets: Collection[str] = (),
   recipes: Mapping[str, Mapping[str, Any]] | None = None,
+  anchored: bool = False,
 ) -> ConfigDict:
   """Applies chosen variants (see `parse_variants`), makes the config follow its text
   input (`config/regimes.py`), and locks it.
@@ -63,12 +67,16 @@ def apply(
     variants: name -> what changes the config in place.
     data_sets: those that are settings of a data set.
     recipes: regime -> dotted key -> value, where this system differs from others.
+    anchored: a data set's settings are in the config already, without a variant here.
   """
-  for name in chosen:
-    if name in data_sets:
-      variants[name](config)
-      config.data.recipe = "" if name == files.OWN else name
-  regimes.follow(config, recipes)
+  of_data_set = [name for name in chosen if name in data_sets]
+  for name in of_data_set:
+    variants[name](config)
+    config.data.recipe = "" if name == files.OWN else name
+  found = {name: dict(values) for name, values in (recipes or {}).items()}
+  if of_data_set or anchored:
+    found["frozen"] = {**ANCHORED, **found.get("frozen", {})}
+  regimes.follow(config, found)
   for name in chosen:
     if name not in data_sets:
       variants[name](config)

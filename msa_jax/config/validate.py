@@ -22,7 +22,8 @@ INITIAL = ("encoder", "all")  # what `config.init.from_run` gives
 _TASKS = {"task": "auto", "tasks": ("a",), "modalities": ("a",)}
 _LOSSES = {"aux_warmup_fraction": 0.0}
 _LOSSES |= {name: "default" for name in ("task", "sentiment", "emotion")}
-ANCHORS = ("none", "text")
+ANCHORS = ("auto", "none", "text")
+TEXT_HEADS = ("linear", "random")
 REPLICA_MODES = ("auto", "vmap", "sequential")
 _POSITIVE = (lambda value: value > 0, "positive")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 (off) or positive")
@@ -42,6 +43,7 @@ _RANGES = {
   "optim.weight_decay": _DECAY,
   "optim.momentum": _BELOW_ONE,
   "data.train_fraction": _ABOVE_ZERO,
+  "data.screen_level": _BELOW_ONE,
   "data.device_budget_mib": _NOT_NEGATIVE,
   "text.learning_rate": _FINITE,
   "sharding.data": _POSITIVE,
@@ -130,6 +132,10 @@ def validate(config: Experiment) -> None:
     )
   if config.init.what not in INITIAL:
     raise UserError(f"config.init.what={config.init.what!r} must be one of {INITIAL}.")
+  if config.init.text_head not in TEXT_HEADS:
+    raise UserError(
+      f"config.init.text_head={config.init.text_head!r} must be one of {TEXT_HEADS}."
+    )
   if config.init.from_run and config.text.start == "scratch":
     raise UserError(
       f"config.init.from_run={config.init.from_run!r} gives the encoder its values:"

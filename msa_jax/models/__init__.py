@@ -5,6 +5,8 @@
 >>> models.register("mine", System(build=...))
 """
 
+from msa_jax.models.almt import ALMT
+from msa_jax.models.cenet import CENet
 from msa_jax.models.derl import DERL
 from msa_jax.models.ef_lstm import EFLSTM
 from msa_jax.models.hgem import HGEM
@@ -14,8 +16,11 @@ from msa_jax.models.late_fusion.lf_lstm import LFLSTM
 from msa_jax.models.late_fusion.lmf import LMF
 from msa_jax.models.late_fusion.multitask import MLFDNN, MLMF, MTFN
 from msa_jax.models.late_fusion.tfn import TFN
+from msa_jax.models.mag_bert import MAGBert
 from msa_jax.models.mfn.graph_mfn import GraphMFN
 from msa_jax.models.mfn.mfn import MFN
+from msa_jax.models.misa import MISA
+from msa_jax.models.mmim import MMIM
 from msa_jax.models.mmolre import MMoLRE
 from msa_jax.models.momke import MoMKE
 from msa_jax.models.mult import MulT
@@ -34,17 +39,24 @@ from msa_jax.models.registry import (
   register,
   system_of,
 )
-from msa_jax.models.system import Stage, System, TaskTerm
+from msa_jax.models.self_mm import SelfMM
+from msa_jax.models.system import Stage, System, TaskTerm, Turn
+from msa_jax.models.tetfn import TETFN
 from msa_jax.models.text_only import TextOnly
 
 __all__ = [
+  "ALMT",
   "AWF",
+  "CENet",
   "DERL",
   "EFLSTM",
   "GraphMFN",
   "HGEM",
   "LFDNN",
   "LFLSTM",
+  "MAGBert",
+  "MISA",
+  "MMIM",
   "LMF",
   "MFN",
   "MLFDNN",
@@ -56,11 +68,14 @@ __all__ = [
   "OutputSpec",
   "REGRESSION",
   "SYSTEMS",
+  "SelfMM",
   "Stage",
   "System",
+  "TETFN",
   "TFN",
   "TextOnly",
   "TaskTerm",
+  "Turn",
   "get",
   "names",
   "output_spec",

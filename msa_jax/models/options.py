@@ -12,7 +12,8 @@ from msa_jax.config.values import kinds_of, like
 from msa_jax.errors import UserError
 
 # Fields that come from the corpus, or from Linen, and are no options.
-_NOT_OPTIONS = ("output", "outputs", "modalities", "parent", "name")
+_OF_CORPUS = ("output", "outputs", "modalities", "lengths", "train_size")
+_NOT_OPTIONS = (*_OF_CORPUS, "parent", "name")
 
 
 def defaults(network: type[nn.Module], *fixed: str) -> dict[str, Any]:
@@ -20,7 +21,8 @@ def defaults(network: type[nn.Module], *fixed: str) -> dict[str, Any]:
 
   Args:
     network: its class; every field but those below has a default.
-    fixed: fields that the corpus decides, beside output, outputs and modalities.
+    fixed: fields that the corpus decides, beside those that it always does (see
+      `system.system_of`).
 
   Raises:
     UserError: a field without a default.

@@ -16,7 +16,22 @@ from typing import Any
 import flax.linen as nn
 
 from msa_jax.errors import UserError
-from msa_jax.models import derl, ef_lstm, hgem, mmolre, momke, mult, text_only
+from msa_jax.models import (
+  almt,
+  cenet,
+  derl,
+  ef_lstm,
+  hgem,
+  mag_bert,
+  misa,
+  mmim,
+  mmolre,
+  momke,
+  mult,
+  self_mm,
+  tetfn,
+  text_only,
+)
 from msa_jax.models.late_fusion import awf, lf_dnn, lf_lstm, lmf, multitask, tfn
 from msa_jax.models.mfn import graph_mfn, mfn
 from msa_jax.models.system import System, system_of
@@ -24,7 +39,9 @@ from msa_jax.models.system import System, system_of
 GROUP = "msa_jax.systems"
 
 SYSTEMS: dict[str, System] = {
+  "almt": almt.SYSTEM,
   "awf": awf.SYSTEM,
+  "cenet": cenet.SYSTEM,
   "derl": derl.SYSTEM,
   "ef_lstm": ef_lstm.SYSTEM,
   "graph_mfn": graph_mfn.SYSTEM,
@@ -32,13 +49,18 @@ SYSTEMS: dict[str, System] = {
   "lf_dnn": lf_dnn.SYSTEM,
   "lf_lstm": lf_lstm.SYSTEM,
   "lmf": lmf.SYSTEM,
+  "mag_bert": mag_bert.SYSTEM,
   "mfn": mfn.SYSTEM,
+  "misa": misa.SYSTEM,
   "mlf_dnn": multitask.MLF_DNN_SYSTEM,
   "mlmf": multitask.MLMF_SYSTEM,
+  "mmim": mmim.SYSTEM,
   "mmolre": mmolre.SYSTEM,
   "momke": momke.SYSTEM,
   "mtfn": multitask.MTFN_SYSTEM,
   "mult": mult.SYSTEM,
+  "self_mm": self_mm.SYSTEM,
+  "tetfn": tetfn.SYSTEM,
   "text_only": text_only.SYSTEM,
   "tfn": tfn.SYSTEM,
 }

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from msa_jax.config.options import OptimConfig
@@ -59,6 +60,22 @@ def first_track(snapshots: Mapping[str, Params], final: Params) -> Params:
   return next(iter(snapshots.values()))
 
 
+class Turn(NamedTuple):
+  """What trains for one epoch of a stage, before another has its turn.
+
+  Attributes:
+    trainable: parameter path -> whether the turn trains it.
+    task: factor of the tasks' losses.
+    losses: name of an auxiliary loss -> its weight in this turn.
+    others: factor of the weights of all other auxiliary losses.
+  """
+
+  trainable: Callable[[tuple[str, ...]], bool]
+  task: float = 1.0
+  losses: Mapping[str, float] = MappingProxyType({})
+  others: float = 1.0
+
+
 class Stage(NamedTuple):
   """A part of the training with a graph, an optimizer and a selection of its own.
 
@@ -86,6 +103,8 @@ class Stage(NamedTuple):
       the stage before, in place of a fresh one.
     branched: the first axis of all trained parameters is that of branches, which train
       side by side and are clipped each for itself.
+    turns: objectives and optimizers that train in turn, an epoch each; () = one.
+    clip_all: gradients of what is not trained count in the clipping too.
   """
 
   name: str
@@ -100,6 +119,8 @@ class Stage(NamedTuple):
   missing: bool = True
   carry_opt_state: bool = False
   branched: bool = False
+  turns: tuple[Turn, ...] = ()
+  clip_all: bool = False
 
 
 def one_stage(
@@ -189,6 +210,8 @@ class System(NamedTuple):
     attention: options -> a name in the path of the modules whose attention keeps the
       top k of its keys, for the report's figure of one sample; "" = none. Its tokens
       are all real steps, the modalities of a step side by side in canonical order.
+    text_heads: path of linear layers by task that read the pooled text, of a system
+      that reads nothing else; () = it has none.
     search_space: options that the study `tune` searches beside those of every system
       (`studies/spaces.py`), dotted key -> values as `--space` takes them.
     options: defaults of `config.model`, where no config file gives them.
@@ -211,6 +234,7 @@ class System(NamedTuple):
   router_variants: Variants = MappingProxyType({})
   robustness: Variants = MappingProxyType({})
   attention: Callable[[Options], str] = no_attention
+  text_heads: tuple[str, ...] = ()
   search_space: Mapping[str, str] = MappingProxyType({})
   options: Options = MappingProxyType({})
   losses: Options = MappingProxyType({})
@@ -219,8 +243,9 @@ class System(NamedTuple):
 def system_of(network: type[nn.Module], **parts: Any) -> System:
   """A system whose options are the fields of its network.
 
-  Fields `output` (the task predicted), `outputs` (several) and `modalities` (names) are
-  filled in from the corpus; every other field needs a default.
+  Fields `output` (the task predicted), `outputs` (several), `modalities` (names),
+  `lengths` (modality -> steps of the longest sequence) and `train_size` (rows of the
+  training split) are filled in from the corpus; every other field needs a default.
 
   >>> models.register("mine", models.system_of(Mine))
 
@@ -238,6 +263,8 @@ def _build(network: type[nn.Module], options: Options, spec: Spec) -> nn.Module:
     "output": lambda: primary_output(options, spec),
     "outputs": lambda: output_specs(options, spec),
     "modalities": lambda: spec.modalities,
+    "lengths": lambda: FrozenDict(spec.lengths),
+    "train_size": lambda: max(1, sum(spec.sources) or spec.train_size),
   }
   known = {field.name for field in dataclasses.fields(network)}
   fixed = {name: value() for name, value in of_corpus.items() if name in known}

@@ -119,5 +119,6 @@ SYSTEM = system_of(
   TextOnly,
   options={key: value for key, value in options().items() if key != "name"},
   units=("utterance", "dialogue"),
+  text_heads=("heads",),
   search_space={"model.dropout": "0..0.6", "model.pool": "mean,first"},
 )

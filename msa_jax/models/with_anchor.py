@@ -34,6 +34,7 @@ from msa_jax.typing import Batch, ModelOutput, Spec, task_name
 # First part of the path of the anchor's parameters, and the head of the prediction
 # `<task>@anchor`: what text alone says.
 ANCHOR = "anchor"
+HEADS = "heads"  # second part of the path of its heads' parameters
 SCALE = "scale_"  # before the task in the name of a scale
 
 
@@ -55,7 +56,7 @@ class Anchor(nn.Module):
     self, pooled: Float[Array, "b ... d"], *, train: bool
   ) -> tuple[dict[str, Float[Array, "b ..."]], dict[str, Float[Array, ""]]]:
     """Task -> prediction, and task -> scale."""
-    heads = TextHeads(self.outputs, self.dropout, name="heads")(pooled, train=train)
+    heads = TextHeads(self.outputs, self.dropout, name=HEADS)(pooled, train=train)
     begin = nn.initializers.constant(self.scale)
     scales = {
       output.name: self.param(SCALE + output.name, begin, ()) for output in self.outputs
@@ -90,6 +91,10 @@ class WithAnchor(nn.Module):
     output = self.anchored(batch, train=train, **call)
     pooled, seen = read_text(batch, self.pool)
     return self.corrected(output, pooled, seen, train)
+
+  def hooks_of_anchored(self, batch: Batch, train: bool) -> Any:
+    """What the system's module changes of a text encoder's states."""
+    return self.anchored.hooks(batch, train)
 
   def corrected(
     self,

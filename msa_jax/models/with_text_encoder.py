@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from msa_jax.config.options import TextConfig
 from msa_jax.errors import UserError
 from msa_jax.layers.masking import hide_unavailable
+from msa_jax.models.with_anchor import WithAnchor
 from msa_jax.text import context, finetune
 from msa_jax.text.adapters import LowRank
 from msa_jax.text.bert import EncoderConfig, TextEncoder
@@ -34,6 +35,8 @@ class WithEncoder(nn.Module):
     frozen_dtype, low_rank: see `TextEncoder`.
     remat, dtype: see `TextEncoder`.
     sees_dropped: whether the system's module reads steps whose content was lost.
+    hooked: whether the system's module changes the encoder's states: it then has a
+      method `hooks(batch, train)`, and takes `hooked` where they have been changed.
   """
 
   inner: nn.Module
@@ -44,13 +47,25 @@ class WithEncoder(nn.Module):
   remat: bool = False
   dtype: Any = jnp.float32
   sees_dropped: bool = False
+  hooked: bool = False
 
   def setup(self):
     nn.share_scope(self, self.inner)
 
   def __call__(self, batch: Batch, *, train: bool, **call: Any) -> ModelOutput:
     """The system's own, of the encoded batch."""
+    if self.hooked:
+      call = {**call, "hooked": True}
     return self.inner(self.encoded(batch, train), train=train, **call)
+
+  def _hooks(self, batch: Batch, train: bool) -> Any:
+    """What the system's module changes of the encoder's states (`text.hooks`)."""
+    if not self.hooked:
+      return {}
+    batch = hide_unavailable(batch)
+    if isinstance(self.inner, WithAnchor):
+      return self.inner.hooks_of_anchored(batch, train)
+    return self.inner.hooks(batch, train)
 
   @nn.compact
   def encoded(self, batch: Batch, train: bool) -> Batch:
@@ -74,6 +89,7 @@ class WithEncoder(nn.Module):
     }
     encode = TextEncoder(
       self.encoder,
+      after=self._hooks(batch, train),
       trained=self.trained,
       frozen_dtype=self.frozen_dtype,
       low_rank=self.low_rank,
@@ -158,8 +174,10 @@ def with_encoder(
     )
   parts = hasattr(inner, "encode") and hasattr(inner, "tail")
   made = WithEncoderInTwoParts if parts else WithEncoder
+  own = inner.anchored if isinstance(inner, WithAnchor) else inner
   return made(
     inner=inner,
+    hooked=hasattr(own, "hooks"),
     encoder=spec.encoder,
     trained=finetune.trained_layers(text.finetune, spec.encoder.n_layers),
     frozen_dtype=jnp.dtype(text.frozen_dtype),

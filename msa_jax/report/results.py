@@ -31,8 +31,15 @@ UNSTATED = ("acc2_unstated", "f1_unstated", "entropy_unstated")
 _BY_QUESTION = ("acc_", "f1_")
 
 
+# Of published figures that were chosen by the split that they are of.
+SELECTED_ON_TEST = "SELECTED ON TEST"
+
+
 class Published(NamedTuple):
-  """One row of `published.csv`: a figure of somebody's table."""
+  """One row of `published.csv`: a figure of somebody's table.
+
+  The deviation over seeds is None where the source gives none.
+  """
 
   corpus: str
   model: str
@@ -40,6 +47,13 @@ class Published(NamedTuple):
   metric: str
   value: float
   source: str
+  deviation: float | None = None
+
+  @property
+  def text(self) -> str:
+    """The figure as tables show it."""
+    spread = "" if self.deviation is None else f" ± {self.deviation:.3f}"
+    return f"{self.value:.3f}{spread}"
 
 
 class Row(NamedTuple):
@@ -53,14 +67,27 @@ class Row(NamedTuple):
 def published() -> list[Published]:
   """Figures of the literature with their source; shares are in [0, 1]."""
   rows = _table("published.csv")
-  return [Published(**{**row, "value": float(row["value"])}) for row in rows]
+  return [
+    Published(
+      **{
+        **row,
+        "value": float(row["value"]),
+        "deviation": float(row["deviation"]) if row["deviation"] else None,
+      }
+    )
+    for row in rows
+  ]
 
 
 def protocol_of(source: str) -> str:
-  """How a source says that it measured, from `sources.csv`; "" if it is unknown."""
+  """How a source measured, from `sources.csv`; "" if it is unknown.
+
+  What was chosen by the test split bears `SELECTED_ON_TEST` in front.
+  """
   for row in _table("sources.csv"):
     if source.startswith(row["source"]):
-      return row["protocol"]
+      badge = f"{SELECTED_ON_TEST}; " if row["selection"] == "test" else ""
+      return badge + row["protocol"]
   return ""
 
 
@@ -173,7 +200,7 @@ def published_rows(runs: Sequence[Run], task: str) -> list[Row]:
     for entry in published():
       if entry.corpus == corpus:
         key = (entry.source, entry.model, entry.setting)
-        grouped.setdefault(key, {})[entry.metric] = f"{entry.value:.3f}"
+        grouped.setdefault(key, {})[entry.metric] = entry.text
     for (source, model, setting), cells in grouped.items():
       notes = [corpus, source, protocol_of(source), remark]
       name = f"{model} ({setting})" if setting else model

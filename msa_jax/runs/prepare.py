@@ -24,6 +24,7 @@ from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
 from msa_jax.runs import pseudo_labels, warm_start
 from msa_jax.runs.transforms import pipeline_of
+from msa_jax.step import compose
 from msa_jax.text import features as text_features
 from msa_jax.training.run_directory import RunDirectory
 from msa_jax.typing import Corpus
@@ -150,6 +151,7 @@ def prepare(
   terms = models.get(config.system).terms(config.loss, spec_lib.spec_of(corpus))
   losses = {name: terms[name].loss for name in corpus.tasks}
   resolved = spec_lib.resolve(config, corpus, losses)
+  resolved = compose.with_anchor_chosen(resolved)
   _check_labelled(resolved, corpus)
   resolved = warm_start.resolve(resolved)
   return Inputs(resolved, corpus, pipeline, description, masks)

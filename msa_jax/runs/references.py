@@ -28,6 +28,7 @@ from msa_jax.typing import Corpus, Sequences, Split, Task, task_name
 FILE = "references.npz"
 # How surely two systems differ, for a word about it.
 LEVEL = 0.05
+TEXT = "text"
 
 Fitted = Mapping[str, Mapping[str, Reference]]
 
@@ -46,15 +47,42 @@ def fit(config: Experiment, corpus: Corpus) -> dict[str, dict[str, Reference]]:
   if not config.train.references:
     return {}
   try:
-    return _fit(config, corpus)
+    tasks, train = _training(config, corpus)
+    valid, held_out = corpus.splits.get("valid"), None
+    if valid is not None and scoring.label_arrays(valid, tasks):
+      held_out = _labelled(config, valid, tasks)
+    return references.fit(tasks, train, held_out, config.corpus_spec.priors)
   except UserError as error:
     logging.warning("no references beside this run: %s", error)
     return {}
 
 
-def _fit(config: Experiment, corpus: Corpus) -> dict[str, dict[str, Reference]]:
-  train, valid = corpus.splits["train"], corpus.splits.get("valid")
-  index = None
+def fit_text(config: Experiment, corpus: Corpus) -> dict[str, Reference]:
+  """Task -> linear model of its pooled text, fitted on training alone: the penalty by
+  cross-validation there, so that validation has chosen nothing of it.
+
+  Args:
+    config: resolved.
+    corpus: preprocessed.
+
+  Returns:
+    Tasks that have one; none where the encoder that the text began with is gone.
+  """
+  try:
+    tasks, (pooled, labels) = _training(config, corpus)
+  except UserError as error:
+    logging.warning("no linear model for a text-only head to start as: %s", error)
+    return {}
+  means, seen = ({TEXT: each[TEXT]} for each in (pooled.means, pooled.seen))
+  rows = Labelled(Pooled(means, seen, None), labels)
+  found = references.fit(tasks, rows, None, config.corpus_spec.priors)
+  name = f"linear_{TEXT}"
+  return {task: named[name] for task, named in found.items() if name in named}
+
+
+def _training(config: Experiment, corpus: Corpus) -> tuple[dict[str, Task], Labelled]:
+  """The tasks that a run predicts, and its training rows."""
+  train, index = corpus.splits["train"], None
   if len(train) > references.MOST_ROWS:
     random = np.random.default_rng(0)
     index = np.sort(random.choice(len(train), references.MOST_ROWS, replace=False))
@@ -62,10 +90,7 @@ def _fit(config: Experiment, corpus: Corpus) -> dict[str, dict[str, Reference]]:
   predicted = {one.name for one in output_specs(config.model, config.corpus_spec)}
   known = predicted & set(priors)
   tasks = {name: task for name, task in corpus.tasks.items() if name in known}
-  held_out = None
-  if valid is not None and scoring.label_arrays(valid, tasks):
-    held_out = _labelled(config, valid, tasks)
-  return references.fit(tasks, _labelled(config, train, tasks, index), held_out, priors)
+  return tasks, _labelled(config, train, tasks, index)
 
 
 def _labelled(

@@ -128,7 +128,8 @@ def _train(config, run, corpus, stop) -> dict[str, Any]:
       processes.await_shared(run.config_path)
     feeds = feeds_of(config, corpus, mesh)
     replicas = [loop.Replica(seed, run) for seed in config.replicas.seeds]
-    trained = schedule.train(config, replicas, feeds, labels or {}, run, stop)
+    linear = functools.partial(references.fit_text, config, corpus)
+    trained = schedule.train(config, replicas, feeds, labels or {}, run, stop, linear)
     if done is not None and done["parameter_hash"] == summary.hashes(trained):
       return {**done, "repeated": True}
     return _conclude(run, config, corpus, feeds, trained)

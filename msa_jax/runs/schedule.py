@@ -1,9 +1,8 @@
 """Which trainings run in one program, which one after the other; what is left to do."""
 
-import functools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +12,10 @@ from msa_jax.config.experiment import Experiment
 from msa_jax.devices import processes
 from msa_jax.devices.flops import matmul_flops
 from msa_jax.devices.stopping import StopRequest
-from msa_jax.runs import warm_start
+from msa_jax.linear.references import Reference
+from msa_jax.runs import linear_start, warm_start
 from msa_jax.step import compose
-from msa_jax.step.recipe import example_batch
+from msa_jax.step.recipe import Recipe, example_batch
 from msa_jax.training import loop
 from msa_jax.training.checkpoint import DamagedBest, ResumePoint, load_best
 from msa_jax.training.compiled_stages import CompiledStages
@@ -36,6 +36,7 @@ def train(
   labels: Mapping[str, Any],
   root: RunDirectory,
   stop: StopRequest,
+  linear: Callable[[], Mapping[str, Reference]] = dict,
 ) -> list[TrainResult]:
   """Trains every replica that is not trained yet, resuming what was begun.
 
@@ -44,6 +45,8 @@ def train(
     replicas: all trainings of the run.
     feeds, labels, stop: as for `loop.fit`.
     root: the run's directory; checkpoints of groups are kept there.
+    linear: fits the linear models that text-only heads may start as; called where there
+      is something to train.
 
   Returns:
     What came of each, in the order of `replicas`.
@@ -62,7 +65,7 @@ def train(
   names = [[_name(replica, root) for replica in part] for part in parts]
   processes.check_same("what is left to train.", names)
   for part in parts:
-    programs = _programs(config, len(part), cache)
+    programs = _programs(config, len(part), cache, linear)
     saver = ResumePoint(_checkpoint(part, root))
     trained = loop.fit(config, programs, feeds, labels, part, saver, stop)
     done |= {_name(r, root): t for r, t in zip(part, trained, strict=True)}
@@ -134,12 +137,19 @@ def _checkpoint(part: list[Replica], root: RunDirectory) -> pathlib.Path:
 
 
 def _programs(
-  config: Experiment, count: int, cache: dict[int, CompiledStages]
+  config: Experiment,
+  count: int,
+  cache: dict[int, CompiledStages],
+  linear: Callable[[], Mapping[str, Reference]],
 ) -> CompiledStages:
   """Programs for some trainings; as many trainings share them."""
   if count not in cache:
     stages = VmappedStages if count > 1 else CompiledStages
-    initial = functools.partial(warm_start.starting, config)
+    heads = linear_start.heads(config, linear)
+
+    def initial(recipe: Recipe) -> Recipe:
+      return warm_start.starting(config, linear_start.starting(config, recipe, heads))
+
     cache[count] = stages(config, initial=initial)
   return cache[count]
 

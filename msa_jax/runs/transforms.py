@@ -12,11 +12,13 @@ from msa_jax.data.transforms.modalities import MatchModalities, SelectModalities
 from msa_jax.data.transforms.pipeline import Pipeline
 from msa_jax.data.transforms.pseudo_labels import PseudoLabels
 from msa_jax.data.transforms.relabel import Relabel
+from msa_jax.data.transforms.screen import Screen
 from msa_jax.data.transforms.splits import CheckTrainable, SelectionSplit
 from msa_jax.data.transforms.standardize import Standardize
 from msa_jax.data.transforms.subsample import Subsample
 from msa_jax.data.transforms.tasks import DeriveTask
 from msa_jax.data.transforms.transform import Transform
+from msa_jax.linear import value
 from msa_jax.text.features import encoder_of
 from msa_jax.typing import Corpus
 
@@ -45,6 +47,9 @@ def pipeline_of(
     PseudoLabels(data.pseudo_label_run, fill) if data.pseudo_label_run else None,
     Relabel(),
     SelectionSplit(config.train.selection_split, data.iemocap_val == "none"),
+    Screen(data.screen_level, value.moments, value.of, value.FEWEST)
+    if data.screen_level
+    else None,
     Group() if dialogues else None,
     Degrade(
       *(lost.train, lost.eval, lost.seed, config.optim.batch_size),

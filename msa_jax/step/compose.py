@@ -18,7 +18,7 @@ from msa_jax.data import missing
 from msa_jax.errors import UserError
 from msa_jax.models.outputs import output_specs
 from msa_jax.models.system import Stage, System
-from msa_jax.models.with_anchor import beside_anchor, with_anchor
+from msa_jax.models.with_anchor import ANCHOR, HEADS, beside_anchor, with_anchor
 from msa_jax.models.with_text_encoder import (
   PARAMETERS,
   in_encoder_or,
@@ -27,6 +27,7 @@ from msa_jax.models.with_text_encoder import (
 )
 from msa_jax.step import optimizer, task_gradients
 from msa_jax.step.accumulation import accumulated
+from msa_jax.step.alternating import alternating
 from msa_jax.step.balance.recipe import balanced
 from msa_jax.step.ema import with_ema
 from msa_jax.step.objective import Objective, make_objective
@@ -68,6 +69,26 @@ def networks(config: Experiment) -> Networks:
   narrow = config.model.get("dtype", "float32") == "bfloat16"
   outer = with_encoder(outer, config.text, spec, narrow, system.sees_dropped)
   return Networks(inner, outer)
+
+
+def with_anchor_chosen(config: Experiment) -> Experiment:
+  """A resolved experiment whose `config.anchor.to` is `text` or `none`, not `auto`."""
+  if config.anchor.to != "auto":
+    return config
+  can = "text" in config.corpus_spec.modalities
+  can = can and not models.get(config.system).text_heads
+  outputs = output_specs(config.model, config.corpus_spec)
+  # What is said of one modality alone must not hear of the text.
+  can = can and [output.kind for output in outputs] == ["regression"]
+  can = can and not any(stage.branched for stage in stages_of(config))
+  return config.replace("anchor", to="text" if can else "none")
+
+
+def text_head_path(config: Experiment) -> tuple[str, ...]:
+  """Where the parameters of linear layers on pooled text lie, by task; () = nowhere."""
+  if config.anchor.is_on:
+    return (ANCHOR, HEADS)
+  return models.get(config.system).text_heads
 
 
 def stages_of(config: Experiment) -> tuple[Stage, ...]:
@@ -133,7 +154,9 @@ def build(config: Experiment, stage: int = -1) -> Recipe:
   if chosen.epochs != config.optim.epochs:
     config = config.replace("optim", epochs=chosen.epochs)
   system, spec, text = models.get(config.system), config.corpus_spec, config.text
-  made = system.recipe(networks(config).inner, chosen, _core(config, system, chosen))
+  made = system.recipe(
+    networks(config).inner, chosen, _in_turns(config, system, chosen)
+  )
   # Where another run gives the values, `runs.warm_start` reads them.
   if text.is_tuned and text.start == "pretrained" and not config.init.from_run:
     made = with_pretrained(made, text, spec.encoder)
@@ -159,11 +182,40 @@ def partition_with_rate(
   return "new" if name in system.own_rates and not rates.get(name) else name
 
 
-def _core(config: Experiment, system: System, stage: Stage) -> Recipe:
+def _in_turns(config: Experiment, system: System, stage: Stage) -> Recipe:
+  """One model and its optimizers, or several of these in turn."""
+  objective = objective_of(config, system, networks(config).inner)
+  if not stage.turns:
+    return _core(config, system, stage, objective)
+  if config.optim.accumulate_steps > 1:
+    raise UserError(
+      f"config.optim.accumulate_steps={config.optim.accumulate_steps}: {config.system}"
+      " has several optimizers, which update with every batch; set it to 1."
+    )
+  recipes = []
+  for turn in stage.turns:
+    terms = {
+      name: term._replace(weight=turn.task * term.weight)
+      for name, term in objective.terms.items()
+    }
+    weights = {
+      name: turn.losses.get(name, turn.others * weight)
+      if isinstance(weight, int | float)
+      else weight
+      for name, weight in objective.weights.items()
+    }
+    own = stage._replace(trainable=turn.trainable)
+    chosen = objective._replace(terms=terms, weights=weights)
+    recipes.append(_core(config, system, own, chosen))
+  return alternating(recipes)
+
+
+def _core(
+  config: Experiment, system: System, stage: Stage, objective: Objective
+) -> Recipe:
   """One model and its optimizers, without any behaviour around them."""
   spec, optim, text = config.corpus_spec, config.optim, config.text
-  inner, outer = networks(config)
-  objective = objective_of(config, system, inner)
+  outer = networks(config).outer
   shared = system.shared
   if config.anchor.is_on:
     shared = beside_anchor(shared, "")
@@ -218,4 +270,5 @@ def _optimizer(
     rates,
     frozen,
     text.layer_decay if text.is_tuned else 1.0,
+    stage.clip_all,
   )

@@ -73,7 +73,8 @@ def _decays(optim: OptimConfig) -> Callable[[Names, Any], bool]:
   def decays(names: Names, leaf: Any) -> bool:
     if names[0] == ANCHOR:
       return leaf.ndim > 1
-    return names[0] != finetune.PARAMETERS or names[-1] not in _PLAIN
+    own = names[0] != finetune.PARAMETERS or optim.decay_norms
+    return own or names[-1] not in _PLAIN
 
   return decays
 
@@ -225,6 +226,7 @@ def build(
   rates: Mapping[str, float] | None = None,
   frozen: Callable[[tuple[str, ...]], bool] | None = None,
   layer_decay: float = 1.0,
+  clip_all: bool = False,
 ) -> optax.GradientTransformation:
   """Builds the optimizer of a run, or of one stage of it.
 
@@ -239,6 +241,7 @@ def build(
     frozen: parameter path -> whether it gets no state at all; None = none.
     layer_decay: factor of the learning rate from a layer of the text encoder to the
       one below it.
+    clip_all: the norm that is clipped is also that of what is not trained.
 
   Returns:
     Clip by value and by global norm over all partitions, then weight decay as a part of
@@ -264,7 +267,8 @@ def build(
       return of
 
     parts = [optax.clip(value)] if value else []
-    parts += [] if branched or not clip else [optax.clip_by_global_norm(clip)]
+    apart = branched or clip_all
+    parts += [] if apart or not clip else [optax.clip_by_global_norm(clip)]
     decayed = _decayed(optim, kind_of, each("decays"))
     if optim.name == "adamw":
       parts += [rule, decayed]
@@ -284,4 +288,7 @@ def build(
     optimizer = optax.chain(optimizer, _slower_below(layer_decay))
   if frozen is not None:
     optimizer = _all_but(frozen, optimizer)
-  return optimizer if trainable is everything else _only(trainable, optimizer)
+  optimizer = optimizer if trainable is everything else _only(trainable, optimizer)
+  if clip_all and clip:
+    optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
+  return optimizer

@@ -47,7 +47,9 @@ def test_every_stream_keeps_its_rate_length_mask_and_times(
 ):
   output = tmp_path / "mine.npz"
   assert data.main(["clips", str(clips), f"--output={output}", *FLAGS]) == 3
-  assert "2 of 6 clips failed" in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert "2 of 6 clips failed" in said
+  assert "noted: text: no transcript (dark.mkv, mute.mkv and 1 more)\n" in said
   corpus = read(output)
   split = corpus.splits["predict"]
   assert split.ids.tolist() == ["both.mkv", "dark.mkv", "mute.mkv", "sound é.wav"]

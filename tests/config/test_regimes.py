@@ -142,3 +142,20 @@ def test_impossible_starts_and_decays_are_refused(text, message):
   config.text.update(text)
   with pytest.raises(UserError, match=message):
     msa_jax.train(config)
+
+
+@pytest.mark.parametrize(
+  "name", ["hgem:mosi", "awf:own", "lf_dnn:sims", "derl:mosi,tuned"]
+)
+def test_real_data_are_anchored_in_text_and_papers_and_the_synthetic_corpus_are_not(
+  name,
+):
+  found = experiment(get_config(name))
+  assert (found.anchor.to, found.init.text_head) == ("auto", "linear")
+  found = experiment(tuned(name))
+  assert (found.anchor.to, found.init.text_head) == ("auto", "random")
+  plain = experiment(get_config(name.partition(":")[0]))
+  assert (plain.anchor.to, plain.init.text_head) == ("none", "linear")
+  if name != "awf:own" and not name.startswith("derl"):
+    literal = experiment(get_config(f"{name},paper"))
+    assert literal.anchor.to == "none" and literal.init.text_head == "random"

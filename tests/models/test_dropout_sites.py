@@ -82,6 +82,52 @@ SITES = {
     Site("post_dropout", "^head/hidden_0/kernel"),
   ],
 }
+SITES["self_mm"] = [
+  *(
+    Site(f"dropout.{name}", f"^post_{name}/layer_1/kernel", f"^post_{name}/")
+    for name in ("text", "audio", "vision")
+  ),
+  Site("post_dropout", "^post_fusion/layer_1/kernel", "^post_fusion/"),
+]
+SITES["misa"] = [
+  Site("fusion_dropout", "^fusion/attention/out/kernel", "^fusion/attention/"),
+  Site("fusion_dropout", "^fusion/attention/out/", "^fusion/drop_1$"),
+  Site("fusion_dropout", "^fusion/ffn_2/kernel", "^fusion/drop_ffn$"),
+  Site("fusion_dropout", "^fusion/ffn_2/", "^fusion/drop_2$"),
+  Site("dropout", "^hidden/", "^Dropout_0$"),
+]
+SITES["tetfn"] = [
+  Site("dropout.relu", "/ffn_2/kernel"),
+  Site("dropout.residual", "/attention/out/", "drop_attention"),
+  Site("dropout.residual", "/ffn_2/", "drop_ffn"),
+  Site(
+    "attention_dropout.text",
+    "^((audio|vision)_|text_memory).*/attention/out/kernel",
+  ),
+  Site("attention_dropout.audio", "^text_with_audio/.*attention/out/kernel"),
+  Site("attention_dropout.vision", "^text_with_vision/.*attention/out/kernel"),
+  *(
+    Site(f"head_dropout.{name}", f"^post_{name}/layer_1/kernel", f"^post_{name}/")
+    for name in ("text", "audio", "vision")
+  ),
+  Site("post_dropout", "^post_fusion/layer_1/kernel", "^post_fusion/"),
+]
+SITES["almt"] = []  # nothing is dropped
+SITES["mmim"] = [
+  *(
+    Site(f"dropout.{name}", f"^encoder_{name}/linear/kernel", f"^encoder_{name}/")
+    for name in ("audio", "vision")
+  ),
+  Site("post_dropout", "^fusion_1/kernel", "^Dropout_0$"),
+]
+SITES["mag_bert"] = [
+  Site("dropout", "^gate/norm/", "^gate/"),
+  Site("post_dropout", "^head/out/kernel", "^head/drop$"),
+]
+SITES["cenet"] = [
+  Site("dropout", "^head/pooler/kernel", "^head/drop_input$"),
+  Site("dropout", "^head/out/kernel", "^head/drop$"),
+]
 _MMSA = [
   Site("dropout.text", "^last_text/kernel"),
   Site("dropout.audio", "^encoder_audio/linear_1/kernel"),

@@ -182,6 +182,80 @@ FLAGS = {
     "dropout": (0.43, TRAINING),
     "tasks": ("", None),  # the corpus here has one
   },
+  "self_mm": {
+    **_sizes("hidden_dims.audio", "hidden_dims.vision", value=7),
+    **_sizes("feature_dims.audio", "feature_dims.vision", value=7),
+    **_sizes("head_dims.text", "head_dims.audio", "head_dims.vision", value=7),
+    **_sizes("fusion_dim", value=7),
+    **_rates("lf_dnn"),
+    "post_dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "compat": ("mmsa", PARAMETERS),
+    # Of the labels that training makes; `self_mm/` has their tests.
+    **dict.fromkeys(("exclude_zero", "label_limit"), ("", None)),
+  },
+  "misa": {
+    **_sizes("hidden_dim", "ffn_dim"),
+    "num_heads": (4, EVALUATION),
+    "cell": ("gru", PARAMETERS),
+    "similarity": ("adversarial", PARAMETERS),
+    "reverse_weight": ("", None),  # of the discriminator's gradient
+    "dropout": (0.43, TRAINING),
+    "fusion_dropout": (0.43, TRAINING),
+    "compat": ("mmsa", PARAMETERS),
+  },
+  "tetfn": {
+    "hidden_dim": (8, PARAMETERS),
+    "num_heads": (4, EVALUATION),
+    **_sizes("lstm_dims.audio", "lstm_dims.vision", value=7),
+    **_sizes("head_dims.text", "head_dims.audio", "head_dims.vision", value=7),
+    **_sizes("fusion_dim", value=7),
+    **_sizes(*(f"kernel_sizes.{n}" for n in ("text", "audio", "vision")), value=2),
+    **{f"dropout.{n}": (0.43, TRAINING) for n in ("relu", "residual")},
+    **{
+      f"{group}.{name}": (0.43, TRAINING)
+      for group in ("attention_dropout", "head_dropout")
+      for name in ("text", "audio", "vision")
+    },
+    "post_dropout": (0.43, TRAINING),
+    "compat": ("mmsa", PARAMETERS),
+    # Of the labels that training makes; `self_mm/` has their tests.
+    **dict.fromkeys(("exclude_zero", "label_limit"), ("", None)),
+  },
+  "almt": {
+    **_sizes("hidden_dim", "ffn_dim", value=10),
+    **_sizes("num_tokens", "embedding_layers", "hyper_layers", "fusion_layers"),
+    "num_heads": (4, PARAMETERS),
+    "compat": ("mmsa", EVALUATION),
+  },
+  "mmim": {
+    **_sizes("hidden_dims.audio", "hidden_dims.vision", value=7),
+    **_sizes("feature_dims.audio", "feature_dims.vision", value=7),
+    **_sizes("fusion_dim", value=7),
+    **dict.fromkeys(("dropout.audio", "dropout.vision"), (0.43, TRAINING)),
+    "post_dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "bidirectional": (False, PARAMETERS),
+    "num_predictor_layers": (2, PARAMETERS),
+    "all_pairs": (True, PARAMETERS),
+    "memory_batches": ("", None),  # of the entropies; `mmim/` has their tests
+    "compat": ("mmsa", PARAMETERS),
+  },
+  "mag_bert": {
+    "beta": (0.1, EVALUATION),
+    "dropout": (0.43, TRAINING),
+    "post_dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "compat": ("mmsa", EVALUATION),
+  },
+  "cenet": {
+    "score_scale": (1.0, EVALUATION),
+    "dropout": (0.43, TRAINING),
+    "text_pool": ("first", EVALUATION),
+    "compat": ("mmsa", EVALUATION),
+    # Of codes, which vision has not here; of an encoder inside.
+    **dict.fromkeys(("embedding", "num_codes", "injection_layer"), ("", None)),
+  },
 }
 NOT_OF_THE_NETWORK = {"task", "dtype"}  # what is predicted; how precisely
 

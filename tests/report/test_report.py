@@ -257,13 +257,34 @@ def test_published_rows_of_studies_are_facts_with_a_source(run_folder):
 
 def test_published_rows_are_facts_with_a_source():
   rows = results.published()
-  assert len(rows) == 695
+  assert len(rows) == 777
   assert all(row.source and row.corpus and row.model for row in rows)
   found = {(r.corpus, r.model, r.metric): r.value for r in rows if "MMSA" in r.source}
   assert found["mosi", "self_mm", "acc2_non0"] == 0.8546
   assert found["sims", "ef_lstm", "mae"] == 0.5907
   shares = [row.value for row in rows if row.metric.startswith(("acc", "f1"))]
   assert min(shares) > 0.1 and max(shares) < 1.0
+
+
+def test_a_re_run_stands_beside_a_table_and_selection_on_test_bears_a_badge(run_folder):
+  run = reading.read(run_folder)
+  counts = run.data["splits"]["test"]["labels"]["sentiment"]
+  counts.update({"negative": 379, "zero": 30, "positive": 277})
+  rows = [r for r in results.published_rows([run], "sentiment") if "self_mm" in r.name]
+  ours = {row.name: row for row in rows}
+  assert ours["self_mm (unaligned)"].cells["mae"] == "0.708"
+  assert results.SELECTED_ON_TEST in ours["self_mm (unaligned)"].remark
+  again = ours["self_mm (re-run)"]
+  assert again.cells["mae"] == "0.722 ± 0.012" and again.cells["corr"] == "0.793"
+  assert "second-hand" in again.remark
+  assert results.SELECTED_ON_TEST not in again.remark
+  badges = {
+    source: results.SELECTED_ON_TEST in results.protocol_of(source)
+    for source in ("MMSA results/", "MoMKE, as", "LNLN README@", "DERL, tables", "?")
+  }
+  assert [*badges.values()] == [True, True, True, False, False]
+  found = {(r.corpus, r.model, r.metric): r.value for r in results.published()}
+  assert found["sims", "lnln", "f1_sims"] == 0.6918
 
 
 def test_a_corpus_is_known_by_its_test_labels_or_called_another_split(run_folder):

@@ -24,7 +24,7 @@ def with_spec(config, variant):
   spec = Spec(
     widths=dict(zip(names, (12, 5, 7), strict=True)),
     lengths=dict.fromkeys(names, 6),
-    ids=dict.fromkeys(names, ()),
+    ids=dict.fromkeys(names, ("codes",) if config.data.num_frame_clusters else ()),
     tasks=tasks,
     train_size=64,
     utterances=6 if config.data.sample_unit == "dialogue" else 0,

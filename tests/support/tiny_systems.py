@@ -35,6 +35,36 @@ LITTLE = {
   "momke": {"num_layers": 1, "level": "frame"},
 }
 
+_RECURRENT = {
+  "hidden_dims.audio": 4,
+  "hidden_dims.vision": 4,
+  "feature_dims.audio": 3,
+  "feature_dims.vision": 8,
+  "head_dims.text": 6,
+  "head_dims.audio": 4,
+  "head_dims.vision": 5,
+  "fusion_dim": 24,
+}
+NARROW["self_mm"] = _RECURRENT
+NARROW["almt"] = {"hidden_dim": 8, "ffn_dim": 6, "num_heads": 2, "num_tokens": 2}
+NARROW["tetfn"] = {
+  "hidden_dim": 4,
+  "num_heads": 2,
+  "lstm_dims.audio": 3,
+  "lstm_dims.vision": 4,
+  "head_dims.text": 6,
+  "head_dims.audio": 4,
+  "head_dims.vision": 5,
+  "fusion_dim": 24,
+}
+NARROW["mmim"] = {
+  "hidden_dims.audio": 3,
+  "hidden_dims.vision": 4,
+  "feature_dims.audio": 4,
+  "feature_dims.vision": 5,
+  "fusion_dim": 6,
+}
+NARROW["misa"] = {"hidden_dim": 8, "ffn_dim": 8}
 _HIDDEN = {"hidden_dims.text": 8, "hidden_dims.audio": 8, "hidden_dims.vision": 8}
 # Tiny: compiled in a second or two.
 TINY = {
@@ -61,6 +91,13 @@ TINY = {
   "lf_dnn": {**_HIDDEN, "text_dim": 5, "post_dim": 6},
   "tfn": {**_HIDDEN, "text_dim": 3, "post_dim": 6},
   "text_only": {},
+  "self_mm": _RECURRENT,
+  "misa": NARROW["misa"],
+  "mmim": NARROW["mmim"],
+  "almt": NARROW["almt"],
+  "tetfn": NARROW["tetfn"],
+  "mag_bert": {},
+  "cenet": {},
   "lmf": _HIDDEN,
   "mlf_dnn": {**_HIDDEN, "text_dim": 5, "post_dim": 6},
   "mtfn": {**_HIDDEN, "text_dim": 3, "post_dim": 6},

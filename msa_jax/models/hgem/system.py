@@ -13,6 +13,17 @@ configuration on the synthetic corpus, test split; after two epochs the error is
   Gate 2   negative, neutral, positive    .18  .15  .23    .23  .24  .17
   Gate 3   negative, neutral, positive    .14  .14  .04    .08  .20  .10
 
+That a gate can move predictions does not say that it chooses well. With the default
+losses its choice is worth nothing: trained to the end (three seeds, test MAE .631, 1.10
+times Bayes-optimal), `evaluate --experts` finds that samples may exchange their
+decisions (gates 0, 1, 2: MAE worse by .000, .004, .004) and that a fusion expert may go
+(at most .007), while modalities may not (.122, .094, .081). Gates 0 to 2 stay at .96,
+1.00 and .95 of the entropy of an even choice. `config.loss.information_gate1` is the
+loss that asks Gate 1 to decide, `config.optim.learning_rates.gate` the gates' rate:
+with the variant `specialised` one seed was selected with gates 1, 2 at .37, .57
+(.09 and .20 at its last epoch), validation MAE .589 (.606 without), test .614, 1.07
+times Bayes-optimal.
+
 With `gates.modality_scale="outputs"`, as in versions before 0.2, Gate 0 moves them by
 less than .01: the norms of the next layer erase what it does.
 """
@@ -219,5 +230,7 @@ SYSTEM = System(
     "model.dropout.head": "0..0.5",
     "loss.route_discrimination": "0.01..1:log",
     "loss.route_mi": "0.01..0.5:log",
+    "loss.information_gate1": "0..0.5",
+    "optim.learning_rates.gate": "0,1e-3,3e-3",
   },
 )

@@ -141,19 +141,21 @@ def check_present(modalities: tuple[str, ...], batch: Batch) -> None:
     )
 
 
-def check_by_modality(network: Any, *names: str) -> None:
+def check_by_modality(network: Any, *names: str, but: tuple[str, ...] = ()) -> None:
   """Checks fields that hold one entry per modality.
 
   Args:
     network: with the fields, and `modalities`.
     names: of the fields.
+    but: modalities that need none.
 
   Raises:
     UserError: a modality without an entry.
   """
   for name in names:
     entries = getattr(network, name)
-    lacking = [each for each in network.modalities if each not in entries]
+    needed = [each for each in network.modalities if each not in but]
+    lacking = [each for each in needed if each not in entries]
     if lacking:
       raise UserError(
         f"model.{name} has no entry for modality {lacking[0]!r} (it has"
