@@ -38,14 +38,12 @@ def check_aligned(system: str, compat: str, spec: Spec) -> None:
     spec: of the corpus.
 
   Raises:
-    UserError: a modality has more steps than the text or less than half of them, or
-      modalities without text have different numbers of them.
+    UserError: a modality has more steps than the text, or modalities without text have
+      different numbers of them.
   """
   steps = {name: spec.lengths[name] for name in spec.modalities}
-  # The longest text may lack another modality, whose longest is then a little shorter.
   most = steps.get("text", min(steps.values()))
-  fits = max(steps.values()) <= most and 2 * min(steps.values()) >= most
-  if compat == "mmsa" or fits:
+  if compat == "mmsa" or max(steps.values()) <= most:
     return
   found = ", ".join(f"{name} {number}" for name, number in steps.items())
   advice = "set --config.data.align=pool"
