@@ -34,6 +34,15 @@ class CrossmodalLayer(nn.Module):
 
   One norm serves queries and source; ReLU, 4 d hidden units.
 
+  >>> text, audio = jnp.ones((2, 5, 8)), jnp.ones((2, 7, 8))
+  >>> masks = jnp.ones((2, 5), bool), jnp.ones((2, 7), bool)
+  >>> layer = CrossmodalLayer(n_heads=2)
+  >>> (values, _), _ = layer.init_with_output(
+  ...   jax.random.key(0), text, masks[0], audio, masks[1], None
+  ... )
+  >>> values.shape
+  (2, 5, 8)
+
   Attributes:
     n_heads: divides the width.
     attention_dropout, relu_dropout, residual_dropout: rates on the attention

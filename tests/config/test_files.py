@@ -85,8 +85,11 @@ def test_a_registered_system_needs_no_config_file(mine):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("moon", "there is no config or system of this name; choose one of awf, derl"),
-    ("moon.py:mosi", "there is no file moon.py; give the path of one, or one of awf"),
+    ("moon", "there is no config or system of this name; choose one of almt, awf"),
+    (
+      "moon.py:mosi",
+      "there is no file moon.py; give the path of one, or one of almt, awf",
+    ),
     ("configs/moon", "there is no file configs/moon"),
     ("mine:small", "mine has no variants"),
     ("hgem:mois", "'mois' must be one of"),

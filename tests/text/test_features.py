@@ -139,6 +139,7 @@ def run_config(path, table, **text):
     mmolre.get_config("mosi"),
     model={"modalities": ("text",)},
     data={"path": str(table), "max_steps": 0},
+    train={"selection_split": "none"},
   ).replace(text=tiny_text.group(path, **text))
 
 
