@@ -58,7 +58,17 @@ def text_alone(params, batch, first=False):
   return np.stack(rows)
 
 
-@pytest.mark.parametrize("name", sorted(SYSTEMS))
+# One of each kind always; all of them on request.
+KINDS = ("derl", "hgem", "lf_dnn", "mmolre", "momke", "mult", "self_mm")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[] if name in KINDS else [pytest.mark.slow])
+    for name in sorted(SYSTEMS)
+  ],
+)
 def test_every_system_corrects_text_and_predicts_alone_where_there_is_none(name):
   config = anchored(tiny_systems.config(name))
   recipe = compose.build(config)

@@ -18,7 +18,7 @@ def run_of(path, predictions, kind="classes", epochs=()):
   options = {"kind": kind, "classes": ["sad", "glad", "calm"]}
   config = {"model": {"name": "derl"}, "spec": {"tasks": {"mood": options}}}
   columns = {"test": predictions}
-  return Run(path, config, {}, {}, epochs, columns, {}, {}, [])
+  return Run(path, config, {}, {}, epochs, columns, {}, {}, {}, [])
 
 
 @pytest.fixture

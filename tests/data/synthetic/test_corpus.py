@@ -311,5 +311,7 @@ def test_impossible_worlds_are_refused_in_one_line(changes, message):
 def test_unknown_options_and_presets_are_named():
   with pytest.raises(UserError, match="option colour: choose from preset"):
     generator.read_options([("colour", 1)])
-  with pytest.raises(UserError, match="preset huge: choose from mosi, conflict, echo, tiny"):
+  with pytest.raises(
+    UserError, match="preset huge: choose from mosi, conflict, echo, tiny"
+  ):
     generator.read_options([("preset", "huge")])

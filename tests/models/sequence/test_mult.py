@@ -68,14 +68,26 @@ def computed(tag, compat):
   return np.reshape(output.predictions[model.output.name], (4, -1)), gradient
 
 
-@pytest.mark.parametrize("tag", NETWORKS)
+# The smallest of each mode always; all of them on request.
+QUICK = ("mmsa", "aligned")
+
+
+def _some(tags):
+  return [
+    pytest.param(tag, marks=[] if tag in QUICK else [pytest.mark.slow]) for tag in tags
+  ]
+
+
+@pytest.mark.parametrize("tag", _some(NETWORKS))
 def test_compat_mode_equals_the_published_module_in_outputs_and_gradients(tag):
   prediction, gradient = computed(tag, "mmsa")
   published.close(prediction, ARRAYS[f"{tag}/output"], 1e-5)
   published.check_gradients(gradient, ARRAYS, tag)
 
 
-@pytest.mark.parametrize("tag", ["aligned", "unaligned_iemocap", "text_only_target"])
+@pytest.mark.parametrize(
+  "tag", _some(["aligned", "unaligned_iemocap", "text_only_target"])
+)
 def test_default_mode_equals_each_sample_run_alone(tag):
   prediction, gradient = computed(tag, "none")
   published.close(prediction, ARRAYS[f"{tag}/alone_output"], 1e-5)
