@@ -22,7 +22,7 @@ MUTATIONS = [
     "data/missing/sampling.py",
     '  names = [f"batch {number}" for number in range(n_batches)]\n',
     "  names, position = list(split.ids), np.arange(len(split))\n",
-    ("tests/data/missing/test_patterns.py", "-k", "share_their_pattern"),
+    ("tests/data/missing/test_patterns.py", "-k", "drawn_batch"),
   ),
   Mutation(
     "absent content: lost steps keep it",

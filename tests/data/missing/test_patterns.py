@@ -205,6 +205,13 @@ def test_dialogues_have_masks_per_utterance_and_padding_has_none():
   np.testing.assert_array_equal(batch.available, masks.available)
 
 
+def test_the_samples_of_a_drawn_batch_share_their_pattern():
+  masks = missing.draw(missing.parse("batches:0.5", THREE), _split(), seed=3)
+  _, counts = np.unique(masks.available, axis=0, return_counts=True)
+  # 120 samples in ten batches of twelve.
+  assert (counts % 12 == 0).all() and len(counts) > 2
+
+
 def test_applied_masks_reach_batches_from_memory_and_from_the_host():
   split = _split(20)
   for text in ("random:0.5", "frames:0.5"):
