@@ -65,6 +65,7 @@ def one_line() -> Iterator[None]:
   """A program that ends with one line where its input or the machine is at fault."""
   try:
     yield
+    sys.stdout.flush()  # what is left fails here and not at the end of the process
   except BrokenPipeError:
     # Whoever read what was printed, as `head` does, has gone: no more to say.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

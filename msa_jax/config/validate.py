@@ -68,6 +68,16 @@ _RANGES = {
   "anchor.scale": _FINITE,
 }
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+  "optim.accumulation": ACCUMULATIONS,
+  "train.preset": tuple(regimes.PRESETS),
+  "anchor.to": ANCHORS,
+  "anchor.pool": tuple(POOLS),
+  "replicas.mode": REPLICA_MODES,
+  "init.what": INITIAL,
+  "init.text_head": TEXT_HEADS,
+}
+
 
 def validate(config: Experiment) -> None:
   """Checks what types cannot: ranges, names and contradictions.
@@ -93,22 +103,17 @@ def validate(config: Experiment) -> None:
     value = _at(config, path)
     if not fits(value):
       raise UserError(f"config.{path}={value} must be {rule}.")
-  for name, rate in config.optim.learning_rates.items():
-    if not 0.0 <= rate < math.inf:
-      raise UserError(
-        f"config.optim.learning_rates.{name}={rate} must be 0 (frozen) or more, and"
-        " finite."
-      )
-  for name, decay in config.optim.weight_decays.items():
-    if not 0.0 <= decay < math.inf:
-      raise UserError(
-        f"config.optim.weight_decays.{name}={decay} must be 0 or more, and finite."
-      )
-  if config.optim.accumulation not in ACCUMULATIONS:
-    raise UserError(
-      f"config.optim.accumulation={config.optim.accumulation!r} must be one of"
-      f" {ACCUMULATIONS}."
-    )
+  for path, choices in _CHOICES.items():
+    value = _at(config, path)
+    if value not in choices:
+      raise UserError(f"config.{path}={value!r} must be one of {choices}.")
+  for key in ("learning_rates", "weight_decays"):
+    for name, value in getattr(config.optim, key).items():
+      if not 0.0 <= value < math.inf:
+        raise UserError(
+          f"config.optim.{key}.{name}={value} must be 0 (a rate: frozen) or more, and"
+          " finite."
+        )
   if config.optim.accumulate_steps > 1 and config.is_balanced:
     raise UserError(
       f"config.optim.accumulate_steps={config.optim.accumulate_steps}: B-fusion updates"
@@ -117,31 +122,15 @@ def validate(config: Experiment) -> None:
   _check_effects(config.data)
   for key in ("train", "eval"):
     missing.parse(getattr(config.missing, key), option=f"config.missing.{key}: ")
-  if config.train.preset not in regimes.PRESETS:
-    raise UserError(
-      f"config.train.preset={config.train.preset!r} must be one of {regimes.PRESETS}."
-    )
-  for key, choices in (("to", ANCHORS), ("pool", POOLS)):
-    if getattr(config.anchor, key) not in choices:
-      raise UserError(
-        f"config.anchor.{key}={getattr(config.anchor, key)!r} must be one of {choices}."
-      )
-  if config.replicas.mode not in REPLICA_MODES:
-    raise UserError(
-      f"config.replicas.mode={config.replicas.mode!r} must be one of {REPLICA_MODES}."
-    )
-  if config.init.what not in INITIAL:
-    raise UserError(f"config.init.what={config.init.what!r} must be one of {INITIAL}.")
-  if config.init.text_head not in TEXT_HEADS:
-    raise UserError(
-      f"config.init.text_head={config.init.text_head!r} must be one of {TEXT_HEADS}."
-    )
   if config.init.from_run and config.text.start == "scratch":
     raise UserError(
       f"config.init.from_run={config.init.from_run!r} gives the encoder its values:"
       " config.text.start='scratch' must be 'pretrained'."
     )
-  seeds = config.replicas.seeds
+  _check_seeds(config.replicas.seeds)
+
+
+def _check_seeds(seeds: tuple[int, ...]) -> None:
   if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
     raise UserError(
       f"config.replicas.seeds={seeds} must be distinct non-negative integers, at"

@@ -51,6 +51,7 @@ def main(
       _show(check(read_lenient(options.file, options.format, features, bare_text=True)))
     else:
       _show(describe(read(options.file, options.format, features, bare_text=True)))
+    sys.stdout.flush()  # what is left fails here and not at the end of the process
   except BrokenPipeError:
     raise  # `command.one_line` knows what to do
   except (UserError, OSError, MemoryError) as found:

@@ -206,7 +206,7 @@ def _study(study: str | pathlib.Path, folder: pathlib.Path) -> str:
     ("the study's figures", lambda: studies_lib.drawings(lines)),
     ("balance", lambda: figures.balance(runs)),
   ]
-  for task in _heads(runs):
+  for task in _heads(runs) if not sweep else ():  # a sweep shows no test figures
     makers.append((f"cases of {task}", lambda task=task: cases.drawing(runs, task)))
   for run in runs:
     makers.append((run.name, lambda run=run: _of_trial(run)))
