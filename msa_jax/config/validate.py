@@ -70,7 +70,6 @@ _RANGES = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
   "optim.accumulation": ACCUMULATIONS,
-  "train.preset": tuple(regimes.PRESETS),
   "anchor.to": ANCHORS,
   "anchor.pool": tuple(POOLS),
   "replicas.mode": REPLICA_MODES,
@@ -114,6 +113,10 @@ def validate(config: Experiment) -> None:
           f"config.optim.{key}.{name}={value} must be 0 (a rate: frozen) or more, and"
           " finite."
         )
+  if config.train.preset not in regimes.PRESETS:
+    raise UserError(
+      f"config.train.preset={config.train.preset!r} must be one of {regimes.PRESETS}."
+    )
   if config.optim.accumulate_steps > 1 and config.is_balanced:
     raise UserError(
       f"config.optim.accumulate_steps={config.optim.accumulate_steps}: B-fusion updates"
