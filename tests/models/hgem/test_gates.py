@@ -116,6 +116,22 @@ def test_gate_zero_reads_the_embeddings_and_gate_one_the_adapted_tokens():
       np.testing.assert_allclose(logits, np.mean(found, axis=0), atol=2e-5)
 
 
+def test_layer_two_reads_what_layer_one_makes_of_the_embeddings():
+  made, batch = tiny.system(), tiny.hide(tiny.batch())
+  params = made.variables["params"]
+  moved = {
+    name: jax.tree.map(lambda leaf: leaf + 0.3, tree)
+    if name.startswith("L1_")
+    else tree
+    for name, tree in params.items()
+  }
+  before, after = (
+    made.predict({**made.variables, "params": each}, batch).routing["gate1"].logits
+    for each in (params, moved)
+  )
+  assert np.abs(np.asarray(before) - np.asarray(after))[:5].max(axis=1).min() > 1e-4
+
+
 def test_gate_two_is_the_mean_of_its_units():
   params, output, *_ = inside()
   own = params["gate2"]["units"]["experts"]
