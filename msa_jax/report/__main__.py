@@ -52,14 +52,14 @@ def compare(
 
 
 def _of_runs(runs, task: str, published: bool):
-  from msa_jax.report import results, tables
+  from msa_jax.report import results
 
   own = results.local_rows(runs, task)
   others = results.published_rows(runs, task) if published else []
   names = results.columns(own)
   # The literature's rows may state only figures of unstated protocol.
   names += [n for n in results.columns(others) if n in results.UNSTATED]
-  return tables.ResultTable(f"{task}, mean ± std over seeds", names, (own, others))
+  return results.ResultTable(f"{task}, mean ± std over seeds", names, (own, others))
 
 
 def compare_study(
@@ -78,25 +78,19 @@ def compare_study(
   lines = studies_lib.read(folder)
   runs, gaps = studies_lib.runs(folder, lines)
   board = lines[0]["study"] == "leaderboard"
-  sweep = studies_lib.is_sweep(lines)
-  if sweep and (ranking := studies_lib.ranking(folder, gaps)):
-    _print(_of_blocks(ranking), console)
+  if studies_lib.is_sweep(lines):
+    runs = []  # the test split judges no setting
+    if ranking := studies_lib.ranking(folder, gaps):
+      _print(ranking, console)
   for table in studies_lib.result_tables(lines, runs):
     if not (board and table.task in results.tasks(runs)):
-      _print(_of_blocks(table), console)
+      _print(table, console)
   if board:  # in full, beside all that is published of the corpora
     compare(runs, console, unequal, published)
-  elif not sweep:
+  else:
     for task in results.tasks(runs):
       _print_verdicts(runs, task, console, unequal)
   _print_gaps(gaps, console)
-
-
-def _of_blocks(table):
-  from msa_jax.report import tables
-
-  blocks = [rows for _, rows in table.blocks]
-  return tables.ResultTable(table.title, table.names, blocks)
 
 
 def export(runs, studies: Sequence[str], kind: str, published: bool = True) -> str:
@@ -122,7 +116,7 @@ def export(runs, studies: Sequence[str], kind: str, published: bool = True) -> s
     if not studies_lib.is_sweep(lines):
       groups.append(studies_lib.runs(folder, lines)[0])
     elif ranking := studies_lib.ranking(folder, []):  # settings have no test figures
-      made.append(_of_blocks(ranking))
+      made.append(ranking)
   made += [
     _of_runs(group, task, published)
     for group in groups

@@ -42,8 +42,8 @@ def drawing(runs: Sequence[Run], task: str) -> Drawing | None:
   rows = np.concatenate([truth[None, part], said[:, part]])
   figure = _strip(rows, ["truth", *[run.name for run in kept]], names, ids[part])
   caption = (
-    f"{rows.shape[1]} samples in a row, where the runs differ most; a cross marks what"
-    " is wrong. Mean over seeds."
+    f"{rows.shape[1]} samples of {kept[0].split} in a row, where the runs differ most;"
+    " a cross marks what is wrong. Mean over seeds."
   )
   return Drawing(f"cases_{task}", f"Cases of {task}", caption, figure)
 

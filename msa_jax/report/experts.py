@@ -8,8 +8,7 @@ import numpy as np
 from msa_jax.report import style
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
-
-_HEADLINE = ("mae", "wa", "f1")
+from msa_jax.report.terminal import headline
 
 
 def drawings(run: Run) -> list[Drawing]:
@@ -22,7 +21,7 @@ def drawings(run: Run) -> list[Drawing]:
   made = [
     _worth(run, gates, rows, task, metric)
     for task, figures in tasks.items()
-    if (metric := next((name for name in _HEADLINE if name in figures), None))
+    if (metric := headline(figures))
   ]
   return [*made, _by_kind(run, gates)]
 

@@ -6,9 +6,7 @@ from msa_jax.report import style
 from msa_jax.report.figures import Drawing
 from msa_jax.report.heat import heat, shown_gates
 from msa_jax.report.reading import Run, expert_names
-from msa_jax.report.terminal import directed
-
-_HEADLINE = ("mae", "wa", "f1")
+from msa_jax.report.terminal import directed, headline
 
 
 def drawings(run: Run) -> list[Drawing]:
@@ -20,7 +18,7 @@ def drawings(run: Run) -> list[Drawing]:
     made += [activation] if activation else []
     tasks = rows[0].get("figures", {}) if rows else {}
     for task, figures in tasks.items():
-      metric = next((name for name in _HEADLINE if name in figures), None)
+      metric = headline(figures)
       if metric is not None:
         made.append(_draw(run, entry, grid, rows, task, metric))
   return made

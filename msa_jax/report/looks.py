@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
 from msa_jax import models
 from msa_jax.models.system import Look
@@ -34,16 +35,21 @@ def drawings(run: Run, sample: str = "") -> list[Drawing]:
   inside = Inside(run)
   row = row_of(inside.split.ids, inside.data, sample)
   others = [i for i in range(len(inside.split)) if i != row][: SAMPLES - 1]
-  batch, sown = inside.sown([row, *others])
+  rows = [row, *others]
+  batch, sown = inside.sown(rows)
   masks = {name: np.asarray(each.mask) for name, each in batch.modalities.items()}
-  name, made = str(inside.split.ids[row]), []
+  sample, made = inside.split.ids[row], []
+  shown = {
+    "map": (_maps, f"Weights between the steps of each modality, {sample}"),
+    "histogram": (_histograms, f"All units at the real steps of {len(rows)} samples"),
+  }
   for number, look in enumerate(looks_of(run)):
     found = list(_leaves(sown, look, masks))
     if not found:
       continue
-    draw = {"map": _maps, "histogram": _histograms}[look.kind]
-    figure, caption = draw(found, masks, f"{name} of {run.split}", len(others) + 1)
-    made.append(Drawing(f"look_{number}", look.title, caption, figure))
+    draw, caption = shown[look.kind]
+    caption = f"{caption} of {run.split}, first seed."
+    made.append(Drawing(f"look_{number}", look.title, caption, draw(found, masks)))
   return made
 
 
@@ -57,7 +63,7 @@ def _leaves(sown, look: Look, masks) -> Iterator[tuple[str, str, np.ndarray]]:
       yield module, modality, np.asarray(leaf, np.float64)
 
 
-def _maps(found, masks, sample: str, count: int):
+def _maps(found, masks) -> Figure:
   figure, axes = style.panels(len(found), width=3.2, height=3.0)
   for axis, (module, modality, values) in zip(axes, found, strict=True):
     real = int(masks[modality][0].sum())
@@ -70,11 +76,10 @@ def _maps(found, masks, sample: str, count: int):
     axis.set_xlabel("key: step")
     axis.set_ylabel("query: step")
     axis.figure.colorbar(image, ax=axis, shrink=0.7)
-  caption = f"Weights between the steps of each modality, {sample}, first seed."
-  return figure, caption
+  return figure
 
 
-def _histograms(found, masks, sample: str, count: int):
+def _histograms(found, masks) -> Figure:
   figure, axes = style.panels(len(found), width=3.2, height=2.4)
   for axis, (module, modality, values) in zip(axes, found, strict=True):
     mask = masks[modality]
@@ -84,5 +89,4 @@ def _histograms(found, masks, sample: str, count: int):
     if len(real):
       axis.axvline(real.mean(), color=style.colour(1), lw=1.4)
       axis.set_xlabel(f"gate, mean {real.mean():.2f}")
-  caption = f"All units at the real steps of {count} samples, first seed."
-  return figure, caption
+  return figure

@@ -156,16 +156,16 @@ def write(
 
 def _cases(runs: Sequence[Run], folder: pathlib.Path) -> str:
   gaps: list[str] = []
-  makers = [(f"cases of {t}", lambda t=t: cases.drawing(runs, t)) for t in _heads(runs)]
   folder.mkdir(parents=True, exist_ok=True)
   with style.look():
-    shown = [_figure(drawing, folder) for drawing in _made(makers, gaps)]
+    shown = [_figure(drawing, folder) for drawing in _made(_of_cases(runs), gaps)]
   return "\n".join([_gaps(gaps), *shown])
 
 
-def _heads(runs: Sequence[Run]) -> list[str]:
-  """Tasks of runs, without heads that answer for one condition each."""
-  return [task for task in results.tasks(runs) if "@" not in task]
+def _of_cases(runs: Sequence[Run]) -> list[tuple[str, Callable[[], Any]]]:
+  """A strip for each task, without heads that answer for one condition each."""
+  tasks = [task for task in results.tasks(runs) if "@" not in task]
+  return [(f"cases of {t}", lambda t=t: cases.drawing(runs, t)) for t in tasks]
 
 
 def _section(run: Run, folder: pathlib.Path, sample: str) -> str:
@@ -188,27 +188,28 @@ def _study(study: str | pathlib.Path, folder: pathlib.Path) -> str:
   lines = studies_lib.read(path)
   runs, gaps = studies_lib.runs(path, lines)
   parts = [f"<h2>Study {html.escape(path.name)}</h2>"]
-  board = lines[0]["study"] == "leaderboard" and bool(runs)
-  sweep = studies_lib.is_sweep(lines)
   if tuning.is_search(lines):
     return "\n".join([*parts, *_search(path, lines, folder, gaps)])
-  if sweep and (ranking := studies_lib.ranking(path, gaps)):
-    parts.append(_table(ranking.title, "setting", ranking.names, ranking.blocks))
-  for table in studies_lib.result_tables(lines, runs):
-    if not (board and table.task in results.tasks(runs)):
-      parts.append(_table(table.title, "trial", table.names, table.blocks))
+  tested = runs
+  if studies_lib.is_sweep(lines):
+    tested = []  # the test split judges no setting
+    if ranking := studies_lib.ranking(path, gaps):
+      parts.append(_table(ranking, "setting"))
+  board = lines[0]["study"] == "leaderboard" and bool(runs)
+  for table in studies_lib.result_tables(lines, tested):
+    if not (board and table.task in results.tasks(tested)):
+      parts.append(_table(table, "trial"))
   if board:  # in full, beside all that is published of the corpora
-    parts.append(_tables(runs))
-  elif not sweep:
-    for task in results.tasks(runs):
-      parts += _verdicts(runs, task)
+    parts.append(_tables(tested))
+  else:
+    for task in results.tasks(tested):
+      parts += _verdicts(tested, task)
   makers = [
     ("the study's figures", lambda: studies_lib.drawings(lines)),
     ("balance", lambda: figures.balance(runs)),
   ]
-  for task in _heads(runs) if not sweep else ():  # a sweep shows no test figures
-    makers.append((f"cases of {task}", lambda task=task: cases.drawing(runs, task)))
-  for run in runs:
+  makers += _of_cases(tested)
+  for run in tested:
     makers.append((run.name, lambda run=run: _of_trial(run)))
   folder.mkdir(parents=True, exist_ok=True)
   with style.look():
@@ -223,17 +224,15 @@ def _study(study: str | pathlib.Path, folder: pathlib.Path) -> str:
 
 def _search(path, lines, folder: pathlib.Path, gaps: list[str]) -> list[str]:
   """What there is of a search: how it went and what it chose, of validation alone."""
-  parts, report = [], tuning.read(path, gaps)
+  parts, report = [], studies_lib.ranked(path, gaps, "state")
   if report is not None:
     parts.append(f"<pre>{html.escape(tuning.about(path))}</pre>")
-    ranked = tuning.table(report)
-    parts.append(_table(ranked.title, "trial", ranked.names, ranked.blocks))
+    parts.append(_table(tuning.table(report), "trial"))
     folder.mkdir(parents=True, exist_ok=True)
     with style.look():
       drawn = _made([("the search", lambda: tuning.drawings(report))], gaps)
       parts += [_figure(drawing, folder) for drawing in drawn]
-  for table in studies_lib.result_tables(lines, []):
-    parts.append(_table(table.title, "trial", table.names, table.blocks))
+  parts += [_table(each, "trial") for each in studies_lib.result_tables(lines, [])]
   return [*parts, _gaps(gaps)]
 
 
@@ -279,7 +278,7 @@ def _tables(runs: Sequence[Run]) -> str:
   for task in results.tasks(runs):
     own, others = results.local_rows(runs, task), results.published_rows(runs, task)
     names = results.columns([*own, *others])
-    parts.append(_table(task, "", names, (("own", own), ("published", others))))
+    parts.append(_table(results.ResultTable(task, names, (own, others))))
     parts += _verdicts(runs, task)
   parts.append(
     '<p class="remark">Mean ± standard deviation over seeds. A metric is named by its'
@@ -295,12 +294,13 @@ def _verdicts(runs: Sequence[Run], task: str) -> list[str]:
   return [f"<p>{html.escape(line)}</p>" for line in said if line]
 
 
-def _table(title: str, corner: str, names: Sequence[str], blocks) -> str:
+def _table(table: results.ResultTable, corner: str = "") -> str:
   """Rows by block; those that share a remark stand under it."""
+  names = table.names
   heads = (html.escape(name).replace("_", "_<wbr>") for name in (corner, *names))
   head = "".join(f"<th>{name}</th>" for name in heads)
   body, said = [], ""
-  for kind, rows in blocks:
+  for kind, rows in zip(("own", "published"), table.blocks, strict=False):
     for row in rows:
       if row.remark != said:
         said = row.remark
@@ -310,8 +310,8 @@ def _table(title: str, corner: str, names: Sequence[str], blocks) -> str:
         )
       body.append(_line(row, names, kind))
   return (
-    f'<h3>{html.escape(title)}</h3><div class="table"><table><thead><tr>{head}</tr>'
-    f"</thead><tbody>{''.join(body)}</tbody></table></div>"
+    f'<h3>{html.escape(table.title)}</h3><div class="table"><table>'
+    f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
   )
 
 

@@ -65,6 +65,22 @@ class Row(NamedTuple):
   remark: str
 
 
+class ResultTable(NamedTuple):
+  """A table of figures.
+
+  Attributes:
+    title: what it is of.
+    names: metrics, in the order of the columns.
+    blocks: groups of rows; own rows come first, published ones after them.
+    task: what was scored, of a study's table.
+  """
+
+  title: str
+  names: Sequence[str]
+  blocks: Sequence[Sequence[Row]]
+  task: str = ""
+
+
 def published() -> list[Published]:
   """Figures of the literature with their source; shares are in [0, 1]."""
   rows = _table("published.csv")
@@ -292,7 +308,7 @@ class Decisions(NamedTuple):
 
   Attributes:
     ids: [n].
-    truth: [n] index into `names`; -1 = no label.
+    truth: [n] index into `names`; -1 = no label, or one of zero, which has no sign.
     said: [n] the same of the mean prediction over seeds.
     names: of classes, or of the signs of a regression.
   """
@@ -303,7 +319,7 @@ class Decisions(NamedTuple):
   names: Sequence[str]
 
 
-_SIGNS = ("negative", "neutral", "positive")
+_SIGNS = ("negative", "positive")
 
 
 def decisions(run: Run, task: str, like: Run) -> Decisions | None:
@@ -322,13 +338,17 @@ def decisions(run: Run, task: str, like: Run) -> Decisions | None:
     return None
   labels = numbers(columns[f"{task}_label"])
   if options.get("kind") == "regression":
-    values = np.sign(numbers(columns[task])) + 1
-    truth = np.where(np.isfinite(labels), np.sign(labels) + 1, -1)
-    return Decisions(ids, truth.astype(int), values.astype(int), _SIGNS)
+    said = _signs(numbers(columns[task]))
+    return Decisions(ids, _signs(labels), said, _SIGNS)
   names = list(options.get("classes", ()))
   said = np.asarray([names.index(each) for each in columns[task]])
   truth = np.where(np.isfinite(labels), labels, -1).astype(int)
   return Decisions(ids, truth, said, names)
+
+
+def _signs(values: np.ndarray) -> np.ndarray:
+  """Index into `_SIGNS`; -1 where there is none."""
+  return np.where(np.isnan(values) | (values == 0), -1, values > 0)
 
 
 def _mae(values: np.ndarray, labels: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +15,13 @@ from msa_jax.errors import UserError
 from msa_jax.report import reading, results, style
 from msa_jax.report.figures import Drawing
 from msa_jax.report.reading import Run
+from msa_jax.report.results import ResultTable
 from msa_jax.report.terminal import SHOWN, directed, figure
 from msa_jax.safe_io import cells
 
 _NEEDED = ("study", "trial", "group", "axis", "x", "split", "task", "metric", "value")
 _PANELS = 6
+_RANKED = ("name", "valid", "std", "seeds", "diverged")
 _GATE = "gate "
 _ENTROPIES = ("router_entropy_dense_bits", "router_entropy_dense_normalised")
 Line = Mapping[str, str]
@@ -96,8 +98,7 @@ def collect(lines: Sequence[Line]) -> list[Part]:
   Gates are gathered into one part, whose places are the gates; so are the heads of a
   task that answer for one condition each.
   """
-  splits = {line["split"] for line in lines}
-  split = "test" if "test" in splits else min(splits)
+  split = _split(lines)
   chosen = [_gate(line) for line in lines if line["split"] == split]
   chosen = [line for line in chosen if line is not None]
   seen = collections.defaultdict(set)
@@ -117,6 +118,12 @@ def collect(lines: Sequence[Line]) -> list[Part]:
     for label in empty:  # gates that a trial leaves out
       del part.rows[label], part.places[label]
   return [part for part in parts.values() if part.rows]
+
+
+def _split(lines: Sequence[Line]) -> str:
+  """The split that is shown."""
+  splits = {line["split"] for line in lines}
+  return "test" if "test" in splits else min(splits)
 
 
 def _gate(line: Line) -> Line | None:
@@ -139,24 +146,8 @@ def tables(lines: Sequence[Line]) -> list[tuple[str, list[list[str]]]]:
     rows = [["trial", *metrics]]
     for label, figures in part.rows.items():
       rows.append([label, *[_text(figures.get(metric, ())) for metric in metrics]])
-    made.append((f"{lines[0]['study']}: {part.title}", rows))
+    made.append((f"{lines[0]['study']}: {part.title}, {_split(lines)}", rows))
   return made
-
-
-class ResultTable(NamedTuple):
-  """A table of a study: its own rows and published ones.
-
-  Attributes:
-    title: study, task and by what rows differ.
-    task: what was scored.
-    names: metrics, the columns.
-    blocks: `own` and `published` with their rows.
-  """
-
-  title: str
-  task: str
-  names: Sequence[str]
-  blocks: Sequence[tuple[str, Sequence[results.Row]]]
 
 
 def result_tables(lines: Sequence[Line], runs: Sequence[Run]) -> list[ResultTable]:
@@ -175,8 +166,7 @@ def result_tables(lines: Sequence[Line], runs: Sequence[Run]) -> list[ResultTabl
     ]
     place = names.index("f1_non0") + 1 if "f1_non0" in names else len(names)
     names[place:place] = [n for n in results.columns(published) if n not in names]
-    blocks = (("own", own), ("published", published))
-    made.append(ResultTable(title, part.task, names, blocks))
+    made.append(ResultTable(title, names, (own, published), part.task))
     published = []
   return made
 
@@ -186,29 +176,41 @@ def is_sweep(lines: Sequence[Line]) -> bool:
   return lines[0]["study"] in ("sweep", "tune")
 
 
-def ranking(folder: str | pathlib.Path, gaps: list[str]) -> ResultTable | None:
-  """Settings of a sweep from best to worst by validation, from its study.json.
+def ranked(
+  folder: str | pathlib.Path, gaps: list[str], *needed: str
+) -> dict[str, Any] | None:
+  """study.json of a study that tries settings.
 
   Args:
     folder: of the study.
     gaps: gets a line where the file is absent or damaged.
+    needed: keys of the ranking's entries, beside those of every such study.
   """
   path = pathlib.Path(folder).expanduser() / "study.json"
   try:
     report = json.loads(path.read_text())
-    criterion = str(report["selected_by"])
-    rows = []
-    for place, entry in enumerate(report["ranking"], 1):
-      shown = figure({"mean": entry["valid"], "std": entry["std"]})
-      cells = {criterion: "diverged" if entry["diverged"] else shown}
-      rows.append(results.Row(f"{place}. {entry['name']}", cells, ""))
+    for entry in report["ranking"]:
+      _ = dict(entry["changes"]), [entry[key] for key in (*_RANKED, *needed)]
+    _ = report["selected_by"]
+    return report
   except FileNotFoundError:
-    gaps.append("study.json is absent: the sweep has not finished")
-    return None
+    gaps.append("study.json is absent: the study has not finished")
   except (OSError, ValueError, KeyError, TypeError) as error:
     gaps.append(f"study.json is damaged ({type(error).__name__})")
+  return None
+
+
+def ranking(folder: str | pathlib.Path, gaps: list[str]) -> ResultTable | None:
+  """Settings of a sweep from best to worst by validation; see `ranked`."""
+  report = ranked(folder, gaps)
+  if report is None:
     return None
-  return ResultTable("settings by validation", "", [criterion], [("own", rows)])
+  criterion, rows = report["selected_by"], []
+  for place, entry in enumerate(report["ranking"], 1):
+    shown = figure({"mean": entry["valid"], "std": entry["std"]})
+    cells = {criterion: "diverged" if entry["diverged"] else shown}
+    rows.append(results.Row(f"{place}. {entry['name']}", cells, ""))
+  return ResultTable("settings by validation", [criterion], [rows])
 
 
 def runs(
@@ -256,9 +258,12 @@ def drawings(lines: Sequence[Line]) -> list[Drawing]:
     if part.numeric() and len(groups) > 1:
       axes[0].legend(fontsize=7)
     seeds = max(len(values) for row in part.rows.values() for values in row.values())
-    caption = "One seed, from study.csv."
+    caption = f"One seed on {_split(lines)}, from study.csv."
     if seeds > 1:
-      caption = f"Mean and standard deviation over {seeds} seeds, from study.csv."
+      caption = (
+        f"Mean and standard deviation over {seeds} seeds on {_split(lines)}, from"
+        " study.csv."
+      )
       if not part.numeric():
         caption += " Small grey points are single seeds."
     title = f"Study {name}: {part.title}"

@@ -4,13 +4,12 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
 
 from msa_jax.metrics import METRICS, better
-from msa_jax.report.results import Row
+from msa_jax.report.results import ResultTable, Row
 from msa_jax.safe_io import cells as safe_cells
 
 # Metrics as papers write them; others keep their name.
@@ -34,20 +33,6 @@ _LATEX = str.maketrans(
 _NAME_WIDTH = 26  # of a row on the terminal; longer names are folded
 
 
-class ResultTable(NamedTuple):
-  """A table of figures.
-
-  Attributes:
-    title: what it is of.
-    names: metrics, in the order of the columns.
-    blocks: groups of rows; own rows come first, published ones after them.
-  """
-
-  title: str
-  names: Sequence[str]
-  blocks: Sequence[Sequence[Row]]
-
-
 def fitted(table: ResultTable, width: int) -> Iterator[Table]:
   """A table's columns in as many tables as a terminal needs to cut no cell.
 
@@ -57,8 +42,7 @@ def fitted(table: ResultTable, width: int) -> Iterator[Table]:
     table: what to show.
     width: of the terminal, in characters.
   """
-  rows = [row for block in table.blocks for row in block]
-  marks = _marks(rows)
+  rows, marks = _rows(table), _marks(table)
   names = [_marked(row, marks) for row in rows]
   head = min(max(map(len, names), default=0), _NAME_WIDTH) + 4
   groups: list[list[str]] = [[]]
@@ -90,12 +74,15 @@ def _of_columns(table: ResultTable, names: Sequence[str], marks) -> Table:
 
 def notes(table: ResultTable) -> list[str]:
   """The remarks of a table's rows, each once: `[1] mosi; their source`."""
-  marks = _marks([row for block in table.blocks for row in block])
-  return [f"[{number}] {remark}" for remark, number in marks.items()]
+  return [f"[{number}] {remark}" for remark, number in _marks(table).items()]
 
 
-def _marks(rows: Sequence[Row]) -> dict[str, int]:
-  remarks = dict.fromkeys(row.remark for row in rows if row.remark)
+def _rows(table: ResultTable) -> list[Row]:
+  return [row for block in table.blocks for row in block]
+
+
+def _marks(table: ResultTable) -> dict[str, int]:
+  remarks = dict.fromkeys(row.remark for row in _rows(table) if row.remark)
   return {remark: number for number, remark in enumerate(remarks, 1)}
 
 
@@ -105,7 +92,7 @@ def _marked(row: Row, marks) -> str:
 
 def latex(table: ResultTable) -> str:
   """A booktabs table: best own figure of each column bold, `±` as a subscript."""
-  best, marks = _best(table), _marks([r for rows in table.blocks for r in rows])
+  best, marks = _best(table), _marks(table)
   lines = [
     f"% {table.title}; needs \\usepackage{{booktabs}}",
     f"\\begin{{tabular}}{{l{'r' * len(table.names)}}}",
@@ -140,14 +127,14 @@ def _latex_cell(cell: str, is_best: bool) -> str:
 
 def markdown(table: ResultTable) -> str:
   """A table in Markdown: best own figure of each column bold, remarks below."""
-  best, marks = _best(table), _marks([r for rows in table.blocks for r in rows])
+  best, marks = _best(table), _marks(table)
   lines = [
     f"**{table.title}**",
     "",
     "| | " + " | ".join(DISPLAY.get(n, n) for n in table.names) + " |",
     "|---" * (len(table.names) + 1) + "|",
   ]
-  for row in (row for block in table.blocks for row in block):
+  for row in _rows(table):
     cells = [row.cells.get(name, "") for name in table.names]
     cells = [
       f"**{cell}**" if (id(row), name) in best else cell
@@ -166,7 +153,7 @@ def csv_text(table: ResultTable) -> str:
   writer = csv.writer(stream, lineterminator="\n")
   columns = [f"{name}{part}" for name in table.names for part in ("", "_std")]
   writer.writerow(["name", *columns, "remark"])
-  for row in (row for block in table.blocks for row in block):
+  for row in _rows(table):
     parts = [row.cells.get(name, "").partition(" ± ") for name in table.names]
     figures = [part for mean, _, spread in parts for part in (mean, spread)]
     writer.writerow(

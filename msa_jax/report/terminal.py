@@ -22,6 +22,11 @@ SYNTHETIC = (
 )
 
 
+def headline(figures: Mapping[str, Any]) -> str | None:
+  """The metric that is shown of a task where there is room for one."""
+  return next((name for name in ("mae", "wa", "f1") if name in figures), None)
+
+
 def directed(metric: str) -> str:
   """A metric's name and where it is better, if it has a direction."""
   if metric not in METRICS:

@@ -1,6 +1,5 @@
 """A search for options' values (`msa-jax tune`): its tables and figures."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 
 from msa_jax.report import results, style
 from msa_jax.report.figures import Drawing
-from msa_jax.report.studies import ResultTable
+from msa_jax.report.results import ResultTable
 from msa_jax.report.terminal import figure
 
 _MARKS = {"whole": ("o", "with all seeds"), "stopped": ("v", "stopped after fewer")}
@@ -19,28 +18,6 @@ _SLICES = 12
 def is_search(lines: Sequence[Mapping[str, str]]) -> bool:
   """Whether a study is a search."""
   return lines[0]["study"] == "tune"
-
-
-def read(folder: str | pathlib.Path, gaps: list[str]) -> dict[str, Any] | None:
-  """study.json of a search.
-
-  Args:
-    folder: of the search.
-    gaps: gets a line where the file is absent or damaged.
-  """
-  path = pathlib.Path(folder).expanduser() / "study.json"
-  try:
-    report = json.loads(path.read_text())
-    for entry in report["ranking"]:
-      _ = (entry["name"], dict(entry["changes"]), entry["state"], entry["seeds"])
-      _ = (entry["valid"], entry["std"], entry["diverged"])
-    _ = (report["selected_by"], dict(report["importances"]), report["space"])
-    return report
-  except FileNotFoundError:
-    gaps.append("study.json is absent: the search has not finished")
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    gaps.append(f"study.json is damaged ({type(error).__name__})")
-  return None
 
 
 def about(folder: str | pathlib.Path) -> str:
@@ -55,7 +32,7 @@ def table(report: Mapping[str, Any]) -> ResultTable:
   """Every trial, best first: state, figure, seeds, values.
 
   Args:
-    report: from `read`.
+    report: from `studies.ranked`.
   """
   options = list(dict.fromkeys(p for e in report["ranking"] for p in e["changes"]))
   names = ["state", report["selected_by"], "seeds", *options]
@@ -68,14 +45,14 @@ def table(report: Mapping[str, Any]) -> ResultTable:
     cells["seeds"] = str(len(entry["seeds"]))
     own = " (the config's own values)" if entry["name"] == report.get("own") else ""
     rows.append(results.Row(f"{place}. {entry['name']}{own}", cells, ""))
-  return ResultTable("trials by validation", "", names, [("own", rows)])
+  return ResultTable("trials by validation", names, [rows])
 
 
 def drawings(report: Mapping[str, Any]) -> list[Drawing]:
   """Course of the search, importances, and the figure over each option's values.
 
   Args:
-    report: from `read`.
+    report: from `studies.ranked`.
   """
   makers = (_course, _importances, _slices)
   return [drawn for make in makers if (drawn := make(report)) is not None]

@@ -15,7 +15,7 @@ from msa_jax.models.outputs import output_specs
 from msa_jax.models.system import Placed, Table
 from msa_jax.names import fold_folder, held_out_split
 from msa_jax.report import reading, results
-from msa_jax.report.terminal import SHOWN, verdict
+from msa_jax.report.terminal import SHOWN, figure, verdict
 from msa_jax.runs.references import LEVEL
 from msa_jax.studies import runner
 from msa_jax.studies.changes import changed, changes_of
@@ -145,12 +145,6 @@ def as_text(report: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> 
       for task, found in parts["compared"].items()
     ]
   return "\n".join(lines)
-
-
-def figure(entry: Mapping[str, Any]) -> str:
-  """Mean and, over several seeds, standard deviation of one figure."""
-  spread = "" if entry["std"] is None else f" ± {entry['std']:.3f}"
-  return f"{entry['mean']:.3f}{spread}"
 
 
 def metrics_of(workdir: str | pathlib.Path, report: Mapping[str, Any]) -> list[str]:

@@ -19,12 +19,12 @@ from msa_jax.errors import UserError
 from msa_jax.models.outputs import primary_output
 from msa_jax.models.system import one_loss
 from msa_jax.names import held_out_split
+from msa_jax.report.terminal import figure
 from msa_jax.runs import prepare
 from msa_jax.runs.open import open_run
 from msa_jax.runs.summary import over_seeds
 from msa_jax.step.objective import task_losses
 from msa_jax.studies import probes, runner
-from msa_jax.studies.ablation import figure
 from msa_jax.studies.changes import changed
 from msa_jax.training import scoring
 from msa_jax.training.run_directory import RunDirectory

@@ -20,7 +20,7 @@ from msa_jax.errors import UserError
 from msa_jax.metrics import better
 from msa_jax.metrics.routing import routing_metrics
 from msa_jax.metrics.specialisation import kinds_of, label_information, weights_by_kind
-from msa_jax.report.terminal import figure
+from msa_jax.report.terminal import figure, headline
 from msa_jax.runs import prepare
 from msa_jax.runs.open import OpenRun, open_run
 from msa_jax.runs.summary import over_seeds
@@ -231,8 +231,3 @@ def as_text(report: Mapping[str, Any]) -> str:
         f"  {row['gate']}, {what}: {metric} worse by {figure(figures[metric])}"
       )
   return "\n".join(lines)
-
-
-def headline(figures: Mapping[str, Any]) -> str | None:
-  """The metric that is shown of a task."""
-  return next((name for name in ("mae", "wa", "f1") if name in figures), None)

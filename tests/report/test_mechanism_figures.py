@@ -46,7 +46,7 @@ def test_decisions_follow_the_order_of_another_run(runs):
   signs = {"id": ["a", "b"], "mood_label": ["-1.5", "0"], "mood": ["2.0", "-0.1"]}
   one = run_of(first.path, signs, "regression")
   found = results.decisions(one, "mood", one)
-  assert (found.truth.tolist(), found.said.tolist()) == ([0, 1], [2, 0])
+  assert (found.truth.tolist(), found.said.tolist()) == ([0, -1], [1, 0])
 
 
 def test_cases_are_the_stretch_in_which_the_runs_differ_most(runs):

@@ -13,7 +13,7 @@ from msa_jax import models
 from msa_jax.config.experiment import experiment
 from msa_jax.errors import UserError
 from msa_jax.models.system import Placed
-from msa_jax.report import studies
+from msa_jax.report import studies, terminal
 from msa_jax.runs import prepare
 from msa_jax.studies import ablation
 from msa_jax.studies.changes import changed, changes_of, current
@@ -131,5 +131,5 @@ def test_unknown_tables_and_systems_without_tables_are_refused(monkeypatch, tmp_
 
 
 def test_figures_of_one_seed_have_no_deviation():
-  assert ablation.figure({"mean": 0.5, "std": None}) == "0.500"
-  assert ablation.figure({"mean": 0.5, "std": 0.25}) == "0.500 ± 0.250"
+  assert terminal.figure({"mean": 0.5, "std": None}) == "0.500"
+  assert terminal.figure({"mean": 0.5, "std": 0.25}) == "0.500 ± 0.250"

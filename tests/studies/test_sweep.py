@@ -6,6 +6,7 @@ import io
 import json
 import math
 
+import hidden
 import numpy as np
 import pytest
 import toy
@@ -213,7 +214,21 @@ def test_a_report_shows_the_ranking_and_no_test_figures(swept, tmp_path):
   terminal.compare_study(str(tmp_path), console)
   said = console.file.getvalue()
   assert "not there: study.json is damaged (JSONDecodeError)" in said
-  assert "not there: study.json is absent: the sweep has not finished" in said
+  assert "not there: study.json is absent: the study has not finished" in said
+
+
+def test_what_the_test_split_says_changes_nothing_that_is_shown(swept, tmp_path):
+  del swept
+  study = tmp_path / "optim.learning_rate=0.05"
+  before = hidden.shown(tmp_path, tmp_path / "page")
+  hidden.disturb(study)
+  assert hidden.shown(tmp_path, tmp_path / "page") == before
+  # Where runs are tested, all of it is shown.
+  written = tmp_path / "study.csv"
+  written.write_text(written.read_text().replace("sweep,", "router_compare,"))
+  page_, figures, said = hidden.shown(tmp_path, tmp_path / "other")
+  assert "Cases of sentiment" in page_ and "Expert activation" in page_
+  assert len(figures) > len(before[1]) and "minus" in page_ and "minus" in said
 
 
 def test_a_sweep_where_all_diverge_is_refused(tmp_path):
