@@ -8,7 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from msa_jax.errors import UserError
 from msa_jax.layers.masking import masked_softmax
@@ -43,12 +43,18 @@ def select_top_k(
   scores = jax.lax.stop_gradient(scores)
   if available is None:
     available = jnp.ones(scores.shape, bool)
+  return available & (ranks(scores, available) < k)
+
+
+def ranks(
+  scores: Float[Array, "*n e"], available: Bool[Array, "*n e"]
+) -> Int[Array, "*n e"]:
+  """How many available candidates come before each; see `select_top_k`."""
   index = jnp.arange(scores.shape[-1])
   earlier = index[None, :] < index[:, None]  # [e e]: column comes before row
   rival, own = scores[..., None, :], scores[..., :, None]
   beats = (rival > own) | ((rival == own) & _like(earlier, rival.ndim))
-  rank = jnp.sum(beats & available[..., None, :], axis=-1)  # [*n e]
-  return available & (rank < k)
+  return jnp.sum(beats & available[..., None, :], axis=-1)
 
 
 def route(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from msa_jax.layers.masking import has_content, masked_softmax
+from msa_jax.layers.routing import ranks
 from msa_jax.step.recipe import Recipe
 from msa_jax.typing import Batch, Collections, Params, Routing
 
@@ -112,21 +113,10 @@ def changed_routing(
   logits = jnp.where(change.permute, routing.logits[source], routing.logits)
   selected = routing.combine > 0
   most = jnp.max(jnp.sum(selected, axis=-1))  # experts that a row uses
-  kept = available & (_rank(logits, available) < most)
+  kept = available & (ranks(logits, available) < most)
   weights = masked_softmax(logits, kept)
   # A single expert is weighted by its probability among all; see `layers.routing`.
   alone = (most == 1) & (jnp.max(jnp.sum(routing.probs > 0, axis=-1)) > 1)
   probs = masked_softmax(logits, available)
   combine = jnp.where(alone, jnp.where(kept, probs, 0.0), weights)
   return routing.replace(probs=probs, combine=combine, logits=logits)
-
-
-def _rank(
-  scores: Float[Array, "b e"], available: Bool[Array, "b e"]
-) -> Float[Array, "b e"] | Array:
-  """[b e] how many available candidates come before each, ties in order of index."""
-  index = jnp.arange(scores.shape[-1])
-  rival, own = scores[:, None, :], scores[:, :, None]
-  earlier = (index[None, :] < index[:, None])[None]
-  before = (rival > own) | ((rival == own) & earlier)
-  return jnp.sum(before & available[:, None, :], axis=-1)

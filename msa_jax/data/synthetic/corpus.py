@@ -15,6 +15,7 @@ import numpy as np
 
 from msa_jax.data.synthetic import generator as worlds
 from msa_jax.data.synthetic.generator import (
+  SPLITS,
   FrameLaw,
   SyntheticOptions,
   World,
@@ -33,7 +34,6 @@ from msa_jax.data.synthetic.posterior import (
 from msa_jax.names import TEXT_STEPS, TEXT_WORDS
 from msa_jax.typing import MODALITIES, Corpus, Sequences, Split, Task
 
-SPLITS = ("train", "valid", "test")
 _PART = 4096  # samples of a large training split drawn at once
 
 
@@ -154,6 +154,20 @@ def _ratings(rng, options: SyntheticOptions, expression, lengths):
   return np.where(lengths > 0, ratings.mean(axis=1), np.nan).astype(np.float32)
 
 
+def _labels(rng, options: SyntheticOptions, latents, lengths):
+  """Labels of the tasks asked for, by task."""
+  labels = {}
+  if "sentiment" in options.tasks:
+    labels["sentiment"] = latents["label"].astype(np.float32)
+  if "emotion" in options.tasks:
+    labels["emotion"] = emotion_of(latents["sentiment"])
+  for name, task in worlds.ALONE.items():
+    if task in options.tasks:
+      expression = build_world(options).expression[latents[name]]
+      labels[task] = _ratings(rng, options, expression, lengths[name])
+  return labels
+
+
 def _names(rng: np.random.Generator, size: int, videos: int, first: int):
   """Ids `video$_$clip` and groups of samples spread unevenly over the videos."""
   extra = rng.multinomial(size - videos, rng.dirichlet(np.full(videos, 4.0)))
@@ -214,15 +228,7 @@ def draw(
     lost = _lost(rng, lengths[name], options.steps[column], options.lost[column])
     features[lost] = 0.0
     modalities[name] = Sequences(features, lengths[name], lost)
-  labels = {}
-  if "sentiment" in options.tasks:
-    labels["sentiment"] = latents["label"].astype(np.float32)
-  if "emotion" in options.tasks:
-    labels["emotion"] = emotion_of(latents["sentiment"])
-  for name, task in worlds.ALONE.items():
-    if task in options.tasks:
-      expression = world.expression[latents[name]]
-      labels[task] = _ratings(rng, options, expression, lengths[name])
+  labels = _labels(rng, options, latents, lengths)
   # Before the first and after the last word stand [CLS] and [SEP].
   outer = (words == worlds.CLS) | (words == worlds.SEP)
   extras = {"words": words, TEXT_WORDS: np.where(outer, -1, words).astype(np.int32)}
@@ -265,6 +271,25 @@ def training_parts(options: SyntheticOptions, size: int) -> list[Callable[[], Sp
   ]
 
 
+def _with_optimum(options: SyntheticOptions, split: Split):
+  """The split with its posterior, and the least error in each condition."""
+  likelihoods = log_likelihoods(options, split)
+  posteriors = {
+    visible: posterior_from(options, likelihoods, visible) for visible in CONDITIONS
+  }
+  conditions = {
+    "+".join(visible): optimum(posterior, split)
+    for visible, posterior in posteriors.items()
+  }
+  full = posteriors[MODALITIES]
+  bayes = {
+    "bayes_median": full.median,
+    "bayes_mean": full.mean,
+    "bayes_positive": full.positive,
+  }
+  return dataclasses.replace(split, extras={**split.extras, **bayes}), conditions
+
+
 def synthetic(
   options: SyntheticOptions | ml_collections.ConfigDict | None = None,
 ) -> Corpus:
@@ -302,25 +327,10 @@ def synthetic(
       videos=options.videos[number],
       first_video=sum(options.videos[:number]),
     )
-    likelihoods = log_likelihoods(options, split)
-    posteriors = {
-      visible: posterior_from(options, likelihoods, visible) for visible in CONDITIONS
-    }
-    conditions[name] = {
-      "+".join(visible): optimum(posterior, split)
-      for visible, posterior in posteriors.items()
-    }
+    splits[name], conditions[name] = _with_optimum(options, split)
     best[name] = conditions[name]["+".join(MODALITIES)]
-    full = posteriors[MODALITIES]
-    bayes = {
-      "bayes_median": full.median,
-      "bayes_mean": full.mean,
-      "bayes_positive": full.positive,
-    }
-    splits[name] = dataclasses.replace(split, extras={**split.extras, **bayes})
-  sentiment = Task("regression", low=-3.0, high=3.0, protocol="mosi")
   tasks = {
-    **dict.fromkeys(("sentiment", *worlds.ALONE.values()), sentiment),
+    **dict.fromkeys(("sentiment", *worlds.ALONE.values()), worlds.SENTIMENT),
     "emotion": Task("classes", classes=worlds.EMOTIONS, protocol="classes"),
   }
   return Corpus(

@@ -27,13 +27,15 @@ from jaxtyping import Float
 
 from msa_jax import memory
 from msa_jax.errors import UserError
-from msa_jax.typing import MODALITIES
+from msa_jax.typing import MODALITIES, Task
 
+SPLITS = ("train", "valid", "test")
 CLS, SEP, UNK, PARTICLE = 0, 1, 2, 3
 SPECIAL_TOKENS = ("[CLS]", "[SEP]", "[UNK]", "zhah")
 # Labels of one modality, each the mean of ratings of what it alone expresses.
 ALONE = {name: f"sentiment_{name}" for name in MODALITIES}
 TASKS = ("sentiment", "emotion", *ALONE.values())
+SENTIMENT = Task("regression", low=-3.0, high=3.0, protocol="mosi")
 EMOTIONS = ("angry", "sad", "calm", "happy")
 # Regions of the latent sentiment that the emotions name.
 EMOTION_EDGES = (-1.25, 0.0, 1.25)

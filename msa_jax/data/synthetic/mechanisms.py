@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from msa_jax.data.synthetic.generator import SyntheticOptions
+from msa_jax.data.synthetic.generator import SENTIMENT, SPLITS, SyntheticOptions
 from msa_jax.typing import Corpus, Sequences, Split, Task
 
 STEPS, WIDTH = 16, 16
@@ -98,29 +98,27 @@ def _factors(rng, size: int) -> np.ndarray:
   return np.concatenate([signs, rng.uniform(0.0, 1.0, (size, 1))], axis=1)
 
 
-def _corpus(name: str, draw: Callable, tasks: Mapping[str, Task]):
+def _corpus(world: str, draw: Callable, tasks: Mapping[str, Task]):
   def made(options: SyntheticOptions) -> Corpus:
     splits, first = {}, 0
-    parts = zip(options.sizes, options.videos, strict=True)
-    for number, (size, videos) in enumerate(parts):
+    parts = zip(SPLITS, options.sizes, options.videos, strict=True)
+    for number, (name, size, videos) in enumerate(parts):
       modalities, labels, extras = draw(options, number)
       groups = np.sort(first + np.arange(size) % videos)
       ids = [f"video{group:03d}$_${row}" for row, group in enumerate(groups)]
       kept = {"groups": np.array([f"video{g:03d}" for g in groups]), "extras": extras}
-      split = ("train", "valid", "test")[number]
-      splits[split] = Split(np.array(ids), modalities, labels, **kept)
+      splits[name] = Split(np.array(ids), modalities, labels, **kept)
       first += videos
-    return Corpus(name, splits, dict(tasks), {"seed": options.seed})
+    return Corpus(world, splits, dict(tasks), {"seed": options.seed})
 
   return made
 
 
-_SENTIMENT = Task("regression", low=-3.0, high=3.0, protocol="mosi")
 _QUADRANT = Task("classes", classes=QUADRANTS, protocol="classes")
 # World -> its corpus.
 MECHANISMS: Mapping[str, Callable[[SyntheticOptions], Corpus]] = {
   "conflict": _corpus(
-    "conflict", _conflict, {"sentiment": _SENTIMENT, "emotion": _QUADRANT}
+    "conflict", _conflict, {"sentiment": SENTIMENT, "emotion": _QUADRANT}
   ),
-  "echo": _corpus("echo", _echo, {"sentiment": _SENTIMENT}),
+  "echo": _corpus("echo", _echo, {"sentiment": SENTIMENT}),
 }
