@@ -79,6 +79,13 @@ STUDIES = {
 }
 _TABLED = ("ablation", "balance")  # by --table
 _SINGLE = (*_TABLED, "sweep")  # studies of one system on its own data
+# Flag -> the studies that take it.
+_TAKERS = {
+  "table": _TABLED,
+  "grids": ("missing",),
+  "sweep": ("sweep",),
+  "rows": ("ablation",),
+}
 
 
 def listing() -> str:
@@ -108,7 +115,7 @@ def execute(
     grids: of a missing study.
     sweeps: of a sweep, see `sweep.settings`.
     rows: of an ablation's table; () = all.
-    search: `tune.Search` of a search.
+    search: `search.Search` of a search.
 
   Returns:
     What to print.
@@ -120,20 +127,8 @@ def execute(
   from msa_jax.studies import ablation, balance, catalogue, robustness, runner, sweep
   from msa_jax.studies.changes import changed
 
-  if name not in STUDIES:
-    raise UserError(f"choose a study: {', '.join(STUDIES)}; or list.")
-  if (len(configs) > 1 or files) and name in _SINGLE:
-    raise UserError(f"{name} takes no --also and no --data.")
-  if name == "tune" and (len(configs) > 1 or len(files) > 1):
-    raise UserError("tune takes no --also, and --data once.")
-  if table is not None and name not in _TABLED:
-    raise UserError(f"{name} takes no --table; {' and '.join(_TABLED)} do.")
-  if grids is not None and name != "missing":
-    raise UserError(f"{name} takes no --grids; missing does.")
-  if sweeps and name != "sweep":
-    raise UserError(f"{name} takes no --sweep; sweep does.")
-  if rows and name != "ablation":
-    raise UserError(f"{name} takes no --rows; ablation does.")
+  given = {"table": table, "grids": grids, "sweep": sweeps, "rows": rows}
+  _check(name, configs, files, given)
   workdir = pathlib.Path(workdir).expanduser()
   if name == "ablation":
     report = ablation.study(configs[0], workdir, table or "", rows)
@@ -155,6 +150,21 @@ def execute(
   else:
     runner.run_trials(name, catalogue.STUDIES[name](configs, files), workdir)
   return f"study: {workdir / 'study.csv'}"
+
+
+def _check(name: str, configs, files, given: dict[str, Any]) -> None:
+  """Refuses options that a study does not take."""
+  if name not in STUDIES:
+    raise UserError(f"choose a study: {', '.join(STUDIES)}; or list.")
+  if (len(configs) > 1 or files) and name in _SINGLE:
+    raise UserError(f"{name} takes no --also and no --data.")
+  if name == "tune" and (len(configs) > 1 or len(files) > 1):
+    raise UserError("tune takes no --also, and --data once.")
+  for flag, value in given.items():
+    takers = _TAKERS[flag]
+    if (value or value == "") and name not in takers:
+      verb = "do" if len(takers) > 1 else "does"
+      raise UserError(f"{name} takes no --{flag}; {' and '.join(takers)} {verb}.")
 
 
 def _tune(config: Experiment, files: Sequence[str], workdir, search: Any) -> str:
@@ -207,16 +217,16 @@ def _main(arguments: list[str]) -> None:
 
 def _search(study: str) -> Any:
   """What the flags ask of a search."""
-  from msa_jax.studies import tune
-
   if study != "tune":
     for flag in (_SPACE, _TRIALS, _HALVING):
       if flag.present:
         raise UserError(f"{study} takes no --{flag.name}; tune does.")
     return None
+  from msa_jax.studies.search import Search
+
   flag = config_flags.get_config_filename(flags.FLAGS["config"])
   name = files.name_of(flag)
-  return tune.Search(name, _SPACE.value, _TRIALS.value, _HALVING.value)
+  return Search(name, _SPACE.value, _TRIALS.value, _HALVING.value)
 
 
 def run_main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -9,6 +9,7 @@ from msa_jax.config import files
 from msa_jax.config.experiment import Experiment, experiment, flatten, to_tree
 from msa_jax.errors import UserError
 from msa_jax.safe_io import durable
+from msa_jax.studies.search import Search
 
 
 class Choice(NamedTuple):
@@ -64,11 +65,11 @@ def _set(config: Any, path: str, value: Any) -> None:
   config[key] = value
 
 
-def command_of(search: Any, config: Experiment, trials: int) -> str:
+def command_of(search: Search, config: Experiment, trials: int) -> str:
   """The command line of a search.
 
   Args:
-    search: `tune.Search`.
+    search: what was asked for.
     config: unresolved.
     trials: that there have been.
   """

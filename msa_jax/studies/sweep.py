@@ -22,10 +22,10 @@ from msa_jax.errors import UserError
 from msa_jax.metrics import better
 from msa_jax.models.outputs import output_specs
 from msa_jax.models.system import Changes
+from msa_jax.report.terminal import figure
 from msa_jax.runs import prepare
 from msa_jax.step import compose
 from msa_jax.studies import runner
-from msa_jax.studies.ablation import figure
 from msa_jax.studies.changes import changed, parse_values
 from msa_jax.training import scoring, selection
 from msa_jax.training.run_directory import RunDirectory
@@ -252,23 +252,35 @@ def ranked(
   for setting in chosen:
     summary = summaries[trial_name(setting)]
     figures = [sign * value for value in values_of(summary, criterion)]
-    known = bool(figures) and all(map(math.isfinite, figures))
-    several = known and len(figures) > 1
-    rows.append(
-      {
-        "name": trial_name(setting),
-        "changes": dict(setting),
-        "valid": float(np.mean(figures)) if known else None,
-        "std": float(np.std(figures, ddof=1)) if several else None,
-        "seeds": figures,
-        "diverged": summary.get("diverged", ""),
-      }
-    )
+    why = summary.get("diverged", "")
+    rows.append(row_of(trial_name(setting), setting, figures, why))
 
   def order(row: Mapping[str, Any]) -> float:
     return -math.inf if row["valid"] is None else sign * row["valid"]
 
   return sorted(rows, key=order, reverse=True)
+
+
+def row_of(
+  name: str, changes: Changes, figures: Sequence[float], why: str = ""
+) -> dict[str, Any]:
+  """An entry of `ranking`, see `study`.
+
+  Args:
+    name, changes: of the trial.
+    figures: of its seeds.
+    why: it diverged.
+  """
+  known = bool(figures) and all(map(math.isfinite, figures))
+  several = known and len(figures) > 1
+  return {
+    "name": name,
+    "changes": dict(changes),
+    "valid": float(np.mean(figures)) if known else None,
+    "std": float(np.std(figures, ddof=1)) if several else None,
+    "seeds": figures,
+    "diverged": why,
+  }
 
 
 def shown_sign(criterion: Criterion) -> float:

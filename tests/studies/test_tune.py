@@ -5,6 +5,7 @@ import json
 import math
 import sys
 
+import hidden
 import numpy as np
 import pytest
 import toy
@@ -20,10 +21,10 @@ from msa_jax.report import __main__ as terminal
 from msa_jax.report import page
 from msa_jax.runs import prepare, run
 from msa_jax.studies import __main__ as command
-from msa_jax.studies import chosen, proposals, spaces, sweep, tune
+from msa_jax.studies import chosen, proposals, spaces, tune
 from msa_jax.studies.changes import changed, current
 from msa_jax.studies.proposals import Outcome
-from msa_jax.studies.tune import Search
+from msa_jax.studies.search import STATE, Search, goes_on, rungs
 from msa_jax.training import loop
 
 CONFIG = """
@@ -202,13 +203,13 @@ def test_where_all_settings_have_been_tried_nothing_is_proposed(config):
 
 
 def test_rungs_multiply_seeds_and_the_best_third_goes_on():
-  assert tune.rungs(5, 3) == [1, 3, 5]
-  assert tune.rungs(5, 2) == [1, 2, 4, 5]
-  assert tune.rungs(3, 1) == [3] and tune.rungs(1, 3) == [1]
-  assert tune.goes_on(0.1, [], 3)
-  assert not tune.goes_on(0.1, [0.2], 3) and tune.goes_on(0.3, [0.2], 3)
+  assert rungs(5, 3) == [1, 3, 5]
+  assert rungs(5, 2) == [1, 2, 4, 5]
+  assert rungs(3, 1) == [3] and rungs(1, 3) == [1]
+  assert goes_on(0.1, [], 3)
+  assert not goes_on(0.1, [0.2], 3) and goes_on(0.3, [0.2], 3)
   others = [0.1, 0.2, 0.3, 0.4, 0.5]  # with one more, two of six go on
-  assert tune.goes_on(0.45, others, 3) and not tune.goes_on(0.35, others, 3)
+  assert goes_on(0.45, others, 3) and not goes_on(0.35, others, 3)
 
 
 def test_a_search_finds_the_valley_and_writes_its_config(
@@ -322,7 +323,7 @@ def test_bad_input_is_refused_before_anything_is_trained(
   ):
     with pytest.raises(UserError, match=what):
       tune.study(changed_config, tmp_path / "t", asked)
-  state = tmp_path / "t" / tune.STATE
+  state = tmp_path / "t" / STATE
   kept = state.read_text()
   state.write_text(kept.replace('"adam"', '"moon"'))
   with pytest.raises(UserError, match="holds a search|is damaged"):
@@ -369,4 +370,6 @@ def test_one_real_search_trains_runs_that_are_there_to_be_read(
     assert summary["seeds"] == [0, 1][: len(row["seeds"])]
     valid = summary["splits"]["valid"]["sentiment"]["mae"]
     assert row["seeds"] == valid["values"]
-  assert sweep.FIXED  # what trials may not differ in is the sweep's
+  before = hidden.shown(tmp_path / "t", tmp_path / "page")
+  hidden.disturb(tmp_path / "t" / "trial-000")
+  assert hidden.shown(tmp_path / "t", tmp_path / "page") == before
