@@ -9,7 +9,7 @@
 
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import flags, logging
@@ -60,15 +60,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
-  # Imported here: a wrong flag is answered before JAX starts.
-  from msa_jax.clips import listing
-  from msa_jax.config.experiment import experiment
+  # Imported here, and what a mode needs there: a wrong flag is answered before JAX
+  # starts, and a training loads nothing of the rest.
   from msa_jax.devices import compilation, processes
-  from msa_jax.report import terminal
-  from msa_jax.report.missing import print_grids
-  from msa_jax.runs import run
-  from msa_jax.studies import experts
-  from msa_jax.studies.missing import grid
 
   compilation.configure_process()
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file otherwise
@@ -81,39 +75,13 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
     if _EXPERTS.value and (_MODE.value != "evaluate" or _MISSING.value):
       raise UserError("--experts needs --mode=evaluate, without --missing.")
     if _MODE.value == "train":
-      if _CONFIG.value is None:
-        raise UserError(
-          "training needs --config=NAME[:variants], e.g. --config=hgem or a file."
-        )
-      if _COORDINATOR.value and not _WORKDIR.value:
-        raise UserError("several processes need --workdir, a folder they all share.")
-      config = experiment(_CONFIG.value)
-      workdir = _WORKDIR.value or run.default_workdir(config)
-      summary = run.train(config, workdir)
-      say(terminal.training(summary, workdir))
-      return
-    if _WORKDIR.value is None:
+      _train(say)
+    elif _WORKDIR.value is None:
       raise UserError(f"--mode={_MODE.value} needs --workdir, the folder of a run.")
-    if _MISSING.value:
-      print_grids(grid(_WORKDIR.value, _MISSING.value, _INPUT.value))
-      return
-    if _EXPERTS.value:
-      say(experts.as_text(experts.measure(_WORKDIR.value, _INPUT.value)))
-      return
-    if _MODE.value == "evaluate":
-      evaluation = run.score(_WORKDIR.value, _INPUT.value)
-      say(terminal.evaluation(evaluation.splits))
-      evaluation.keep()
-      return
-    if not _INPUT.value:
-      raise UserError("--mode=predict needs --input, the file to predict.")
-    output = pathlib.Path(_OUTPUT.value)
-    if output.exists() and not _FORCE.value:
-      raise UserError(f"{output} exists; --force replaces it, --output=FILE keeps it.")
-    if listing.is_clips(_INPUT.value):
-      sys.exit(_predict_clips(_WORKDIR.value))
-    written = run.predict(_WORKDIR.value, _INPUT.value, output)
-    say(f"predictions: {written}")
+    elif _MODE.value == "evaluate":
+      _evaluate(_WORKDIR.value, say)
+    else:
+      _predict(_WORKDIR.value, say)
   except stopping.Interrupted as interruption:
     say(interruption, file=sys.stderr)
     sys.exit(stopping.EXIT_CODE)
@@ -125,6 +93,56 @@ def _main(arguments: list[str], stop: stopping.StopRequest) -> None:
   except Exception as error:
     processes.abort_process(error)
     raise
+
+
+Say = Callable[..., None]  # `print`, in the process that speaks
+
+
+def _train(say: Say) -> None:
+  from msa_jax.config.experiment import experiment
+  from msa_jax.report import terminal
+  from msa_jax.runs import run
+
+  if _CONFIG.value is None:
+    raise UserError(
+      "training needs --config=NAME[:variants], e.g. --config=hgem or a file."
+    )
+  if _COORDINATOR.value and not _WORKDIR.value:
+    raise UserError("several processes need --workdir, a folder they all share.")
+  config = experiment(_CONFIG.value)
+  workdir = _WORKDIR.value or run.default_workdir(config)
+  say(terminal.training(run.train(config, workdir), workdir))
+
+
+def _evaluate(workdir: str, say: Say) -> None:
+  from msa_jax.report import terminal
+  from msa_jax.report.missing import print_grids
+  from msa_jax.runs import run
+  from msa_jax.studies import experts
+  from msa_jax.studies.missing import grid
+
+  if _MISSING.value:
+    print_grids(grid(workdir, _MISSING.value, _INPUT.value))
+  elif _EXPERTS.value:
+    say(experts.as_text(experts.measure(workdir, _INPUT.value)))
+  else:
+    evaluation = run.score(workdir, _INPUT.value)
+    say(terminal.evaluation(evaluation.splits))
+    evaluation.keep()
+
+
+def _predict(workdir: str, say: Say) -> None:
+  from msa_jax.clips import listing
+  from msa_jax.runs import run
+
+  if not _INPUT.value:
+    raise UserError("--mode=predict needs --input, the file to predict.")
+  output = pathlib.Path(_OUTPUT.value)
+  if output.exists() and not _FORCE.value:
+    raise UserError(f"{output} exists; --force replaces it, --output=FILE keeps it.")
+  if listing.is_clips(_INPUT.value):
+    sys.exit(_predict_clips(workdir))
+  say(f"predictions: {run.predict(workdir, _INPUT.value, output)}")
 
 
 def _predict_clips(workdir: str) -> int:

@@ -19,26 +19,13 @@ from docs.generate.tables import code
 from msa_jax import models
 from msa_jax.config import described
 from msa_jax.config.defaults import SECTIONS
-from msa_jax.config.described import Group, Option, literal
+from msa_jax.config.described import READ, Group, literal
 from msa_jax.config.experiment import Experiment, experiment, flatten, to_tree
 from msa_jax.config.options import BalanceConfig
 from msa_jax.models.system import System, no_auxiliary
 from msa_jax.report import results
 from msa_jax.studies.changes import changes_of
 from msa_jax.testing.data import spec_for
-
-# Options that are read against the corpus, before there is a network.
-_READ = {
-  "task": Option(
-    "task", "str", "auto", "the task predicted; `auto` = sentiment, else emotion."
-  ),
-  "tasks": Option(
-    "tasks",
-    "tuple[str, ...]",
-    (),
-    "the tasks predicted; () = sentiment and emotion, as the corpus has.",
-  ),
-}
 
 _CORPORA = {
   "mosi": "CMU-MOSI",
@@ -181,10 +168,10 @@ def groups(made: Entry) -> list[Group]:
   owners = described.owners(made.network, made.home)
   found = [group for owner in owners for group in described.groups(owner, names)]
   told = {each.key.partition(".")[0] for group in found for each in group.options}
-  unknown = [name for name in names if name not in {*told, *_READ}]
+  unknown = [name for name in names if name not in {*told, *READ}]
   if unknown:
     raise ValueError(f"{made.key}: no docstring tells of the option {unknown[0]}")
-  read = tuple(_READ[name] for name in names if name not in told)
+  read = tuple(READ[name] for name in names if name not in told)
   first, *rest = found
   return [first._replace(options=(*read, *first.options)), *rest]
 

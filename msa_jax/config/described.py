@@ -44,6 +44,20 @@ class Group(NamedTuple):
   options: tuple[Option, ...]
 
 
+# Options that are read against the corpus, before there is a network.
+READ = {
+  "task": Option(
+    "task", "str", "auto", "the task predicted; `auto` = sentiment, else emotion."
+  ),
+  "tasks": Option(
+    "tasks",
+    "tuple[str, ...]",
+    (),
+    "the tasks predicted; () = sentiment and emotion, as the corpus has.",
+  ),
+}
+
+
 def groups(owner: type, only: Collection[str] | None = None) -> list[Group]:
   """The options of a dataclass, then those of each dataclass in its fields.
 

@@ -93,8 +93,7 @@ def for_own_data(text: str) -> str:
   Raises:
     UserError: no such config, or a file that cannot be run.
   """
-  located = locate(text)
-  found = _run(located, text)
+  located, found = locate(text), contents(text)
   sets, chosen = found.get("DATA_SETS", ()), set(split_names((located.variants,)))
   if OWN not in sets or chosen & set(sets):
     return text
@@ -112,8 +111,7 @@ def get_config(text: str) -> Any:
   Raises:
     UserError: no such config, a file that cannot be run, or an unknown variant.
   """
-  located = locate(text)
-  found = _run(located, text)
+  located, found = locate(text), contents(text)
   if "get_config" not in found:
     raise UserError(
       f"--config={text}: {located.path} has no get_config; give a config file."
@@ -121,7 +119,16 @@ def get_config(text: str) -> Any:
   return found["get_config"](*([located.variants] if located.variants else []))
 
 
-def _run(located: Located, text: str) -> dict[str, Any]:
+def contents(text: str) -> dict[str, Any]:
+  """What the file of a config defines: `get_config`, `VARIANTS`, ...
+
+  Args:
+    text: `<name or path>[:variants]`.
+
+  Raises:
+    UserError: no such config, or a file that cannot be run.
+  """
+  located = locate(text)
   try:
     return runpy.run_path(str(located.path))
   except Exception as error:  # noqa: BLE001  Whatever a file of the user's raises.

@@ -5,25 +5,16 @@ msa-jax configs hgem         options of H-GEM: type, default, meaning
 msa-jax configs hgem:mosi    the same with the values of a variant
 """
 
-import runpy
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from msa_jax import command
-from msa_jax.config import described, files
+from msa_jax.config import files
 from msa_jax.errors import UserError
 
 _WIDTH = 88
-_READ = {
-  "model.name": ("str", "name of the system"),
-  "model.task": ("str", "the task predicted; `auto` = sentiment, else emotion"),
-  "model.tasks": (
-    "tuple[str, ...]",
-    "the tasks predicted; () = sentiment and emotion, as the corpus has",
-  ),
-}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,8 +31,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def systems() -> Iterator[str]:
   """A paragraph per shipped config: what it is, and its variants."""
-  for name, path in files.shipped().items():
-    found = runpy.run_path(str(path))
+  for name in files.shipped():
+    found = files.contents(name)
     first = (found["__doc__"] or "").strip().splitlines()[0]
     yield f"{name:<12} {first}"
     yield from _folded(
@@ -58,10 +49,11 @@ def options(name: str) -> Iterator[str]:
   Raises:
     UserError: no such config.
   """
+  from msa_jax.config.described import literal
   from msa_jax.config.experiment import experiment, flatten, to_tree
 
   made = experiment(files.get_config(name))
-  told = {**_READ, **_meanings(made)}
+  told = {"model.name": ("str", "name of the system"), **_meanings(made)}
   tree: dict[str, Any] = to_tree(made)
   for section, values in tree.items():
     if not isinstance(values, Mapping):
@@ -69,9 +61,7 @@ def options(name: str) -> Iterator[str]:
     yield f"{section}:"
     for key, value in flatten(values, f"{section}.").items():
       kind, meaning = _of(key, told)
-      yield f"  --config.{key}={described.literal(value)}" + (
-        f"  ({kind})" if kind else ""
-      )
+      yield f"  --config.{key}={literal(value)}" + (f"  ({kind})" if kind else "")
       yield from _folded(meaning, 6)
 
 
@@ -87,6 +77,7 @@ def _of(key: str, told: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
 def _meanings(made: Any) -> dict[str, tuple[str, str]]:
   """Dotted key -> type and meaning, as far as docstrings tell of them."""
   from msa_jax import models
+  from msa_jax.config import described
   from msa_jax.config.defaults import SECTIONS
   from msa_jax.config.options import BalanceConfig
   from msa_jax.testing.data import spec_for
@@ -94,7 +85,9 @@ def _meanings(made: Any) -> dict[str, tuple[str, str]]:
   system = models.get(made.system)
   network = described.network_of(system, made.model, spec_for(made.data))
   home = described.home_of(system, network)
-  found = {}
+  found = {
+    f"model.{each.key}": (each.type, each.meaning) for each in described.READ.values()
+  }
   owners = [("model", owner) for owner in described.owners(network, home)]
   owners += [*SECTIONS.items(), ("balance", BalanceConfig)]
   for prefix, owner in owners:

@@ -171,7 +171,7 @@ def local_rows(runs: Sequence[Run], task: str) -> list[Row]:
     remark = f"{run.model}, {seeds} seeds, {run.split}, {run.unit}"
     if folds := run.summary.get(FOLDS):
       remark += f", {len(folds)} folds (deviation over them)"
-    if at(run.config, "data").get("path") == "":
+    if at(run.data, "notes").get("bayes"):
       remark += ", synthetic corpus"
     if cells:
       rows.append(Row(run.name, cells, remark))

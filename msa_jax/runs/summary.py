@@ -121,28 +121,9 @@ def write(
   Returns:
     The contents of summary.json.
   """
-  seeds = list(config.replicas.seeds)
-  valid = corpus.splits.get("valid")
-  labelled = None if valid is None else scoring.label_arrays(valid, corpus.tasks)
-  spec = config.corpus_spec
-  outputs = output_specs(config.model, spec)
-  last = compose.stages_of(config)[-1]
-  tracks = selection.tracks(last, spec.tasks, outputs, labelled)
-  judge = corpus.notes.get("selected_on", "valid")
-  summary: dict[str, Any] = {
-    "model": config.system,
-    "corpus": {"name": corpus.name, "synthetic": "bayes" in corpus.notes},
-    "seeds": seeds,
-    "parameters": parameter_count(trained[0].params),
-    "parameter_hash": hashes(trained),
-    "selected_by": ", ".join(f"{judge} {each}" for each in tracks.values())
-    if valid is not None
-    else "nothing: the last epoch",
-    "selected_epoch": [one.best_epoch for one in trained],
-    "epochs": [one.epoch for one in trained],
-    "train_seconds": [round(one.seconds, 2) for one in trained],
-    "trained_together": [one.together for one in trained],
-    **({"init": _origin(config)} if config.init.from_run else {}),
+  seeds, spec = list(config.replicas.seeds), config.corpus_spec
+  summary = {
+    **_training(config, corpus, trained),
     "splits": {},
     "routing": {},
     "without_content": {},
@@ -169,6 +150,32 @@ def write(
   summary["bayes"] = _bayes(summary, corpus)
   run.write_json("summary.json", summary)
   return summary
+
+
+def _training(
+  config: Experiment, corpus: Corpus, trained: Sequence[TrainResult]
+) -> dict[str, Any]:
+  """What was trained, on what, and what selected its epoch."""
+  spec, judge = config.corpus_spec, corpus.notes.get("selected_on", "valid")
+  chosen = "nothing: the last epoch"
+  if "valid" in corpus.splits:
+    labelled = scoring.label_arrays(corpus.splits["valid"], corpus.tasks)
+    last, outputs = compose.stages_of(config)[-1], output_specs(config.model, spec)
+    tracks = selection.tracks(last, spec.tasks, outputs, labelled)
+    chosen = ", ".join(f"{judge} {each}" for each in tracks.values())
+  return {
+    "model": config.system,
+    "corpus": {"name": corpus.name, "synthetic": "bayes" in corpus.notes},
+    "seeds": list(config.replicas.seeds),
+    "parameters": parameter_count(trained[0].params),
+    "parameter_hash": hashes(trained),
+    "selected_by": chosen,
+    "selected_epoch": [one.best_epoch for one in trained],
+    "epochs": [one.epoch for one in trained],
+    "train_seconds": [round(one.seconds, 2) for one in trained],
+    "trained_together": [one.together for one in trained],
+    **({"init": _origin(config)} if config.init.from_run else {}),
+  }
 
 
 def _origin(config: Experiment) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping
-from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -26,19 +25,11 @@ class TrainingProgress:
     epochs: most epochs of the seed.
   """
 
-  def __init__(
-    self,
-    title: str,
-    total: int,
-    done: int,
-    epochs: int = 0,
-    file: TextIO | None = None,
-  ):
-    stream = sys.stderr if file is None else file
+  def __init__(self, title: str, total: int, done: int, epochs: int):
     self.total, self.epochs = total, epochs
-    self._title, self._stream = title, stream
-    self._draws = stream.isatty() and processes.is_primary()
-    self._writes = not stream.isatty() and processes.is_primary()
+    self._title, self._stream = title, sys.stderr
+    draws = self._stream.isatty()
+    self._writes = processes.is_primary() and not draws
     self._bar = Progress(
       TextColumn("{task.description}"),
       BarColumn(),
@@ -46,8 +37,8 @@ class TrainingProgress:
       TimeElapsedColumn(),
       TextColumn("left"),
       TimeRemainingColumn(),
-      console=Console(file=stream),
-      disable=not self._draws,
+      console=Console(file=self._stream),
+      disable=not (processes.is_primary() and draws),
     )
     self._task = self._bar.add_task(
       title, total=total, completed=done, figures="compiling"

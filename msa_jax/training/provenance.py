@@ -1,4 +1,4 @@
-"""Which code trained a run: version, commit, and a hash of the system's source."""
+"""Which code trained a run: the commit, and a hash of the system's source."""
 
 import functools
 import hashlib
@@ -6,13 +6,9 @@ import inspect
 import pathlib
 import subprocess
 import sys
-from importlib import metadata
 from typing import Any
 
 from msa_jax import models
-
-# A finished run repeated under another one of these would not be what it says.
-DECISIVE = ("msa_jax", "system_sha256")
 
 
 def source(system: str) -> dict[str, str]:
@@ -22,16 +18,15 @@ def source(system: str) -> dict[str, str]:
     system: its name.
 
   Returns:
-    `msa_jax`: version of the package; `commit`: of the checkout that the system's
-    source lies in, with `+` where files have changed since, "" outside of one;
-    `system_sha256`: of the system's source files, "" where there are none.
+    `commit`: of the checkout that the system's source lies in, with `+` where files
+    beside it have changed since, "" outside of one; `system_sha256`: of the system's
+    source files, "" where there are none.
   """
   files = _files(system)
   digest = hashlib.sha256()
   for file in files:
     digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
   return {
-    "msa_jax": metadata.version("msa_jax"),
     "commit": _commit(files[0].parent) if files else "",
     "system_sha256": digest.hexdigest() if files else "",
   }
@@ -71,7 +66,7 @@ def _commit(folder: pathlib.Path) -> str:
   git = ["git", "-C", str(folder)]
   try:
     head = _output([*git, "rev-parse", "HEAD"])
-    return head + ("+" if _output([*git, "status", "--porcelain", "-uno"]) else "")
+    return head + ("+" if _output([*git, "status", "--porcelain", "-uno", "."]) else "")
   except (OSError, subprocess.SubprocessError):
     return ""
 

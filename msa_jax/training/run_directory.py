@@ -12,7 +12,7 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
@@ -131,14 +131,12 @@ class RunDirectory:
       UserError: the package is another version, or the system's source has changed.
     """
     try:
-      then = self.read_json("environment.json")["source"]
+      then = _decisive(self.read_json("environment.json"))
     except (UserError, KeyError, TypeError):
       return
-    now = provenance.source(system)
+    now = _decisive(environment(system))
     changed = [
-      f"{key} {then.get(key)}, now {now[key]}"
-      for key in provenance.DECISIVE
-      if then.get(key) != now[key]
+      f"{key} {then[key]}, now {now[key]}" for key in now if then[key] != now[key]
     ]
     if changed:
       raise UserError(
@@ -292,16 +290,22 @@ def _plain(value: Any) -> Any:
   return value if value is None or isinstance(value, str | int) else str(value)
 
 
-def environment(
-  system: str = "", arguments: Sequence[str] | None = None
-) -> dict[str, Any]:
-  """Versions, devices and command line of this process; source of `system`."""
+def environment(system: str) -> dict[str, Any]:
+  """Versions, devices and command line of this process; source of a system."""
   return {
-    **({"source": provenance.source(system)} if system else {}),
-    "command": list(sys.argv if arguments is None else arguments),
+    "source": provenance.source(system),
+    "command": list(sys.argv),
     "python": platform.python_version(),
     "platform": platform.platform(),
     "processes": jax.process_count(),
     "packages": {name: metadata.version(name) for name in _PACKAGES},
     "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+  }
+
+
+def _decisive(found: Mapping[str, Any]) -> dict[str, str]:
+  """What of an environment a finished run, repeated under another, would not be."""
+  return {
+    "msa_jax": found["packages"]["msa_jax"],
+    "system_sha256": found["source"]["system_sha256"],
   }

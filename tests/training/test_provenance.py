@@ -2,7 +2,6 @@
 
 import importlib.util
 import subprocess
-from importlib import metadata
 
 import pytest
 
@@ -45,10 +44,7 @@ def mine(tmp_path, monkeypatch):
 
 def test_the_hash_is_of_the_systems_own_source(mine, tmp_path):
   first = mine(SOURCE)
-  assert (
-    first["msa_jax"] == metadata.version("msa_jax")
-    and len(first["system_sha256"]) == 64
-  )
+  assert len(first["system_sha256"]) == 64
   assert first["commit"] == ""  # no checkout
   (tmp_path / "other.py").write_text("1")
   assert mine(SOURCE) == first
